@@ -1,0 +1,180 @@
+"""The naming convention, and the only file that knows it: from a slug to every path that belongs to it.
+
+A course is a folder with `labml_style_src/` and `lessons/`. A lesson is a folder `lessons/NN_slug/`; the
+number gives the order and the slug is the key under which every other piece is found:
+
+    labml_style_src/annotated_attention/slug.py     the mechanism (none for a companion lesson)
+    tests/annotated_attention/test_slug.py          its proof
+    lessons/NN_slug/lesson.py, lesson.ipynb         its notebook
+    lessons/NN_slug/exercise.py, test_exercise.py, misconceptions.py
+    lessons/NN_slug/figures.py                      its figures, as functions that return SVG
+
+Nothing is registered anywhere: a lesson exists when its folder does.
+"""
+
+import ast
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+SOURCE_ROOT = "labml_style_src"
+CONTENT_PACKAGE = "annotated_attention"
+LESSON_FOLDER = re.compile(r"(?P<number>\d\d)_(?P<slug>[a-z][a-z0-9_]*)")
+
+
+class CourseError(Exception):
+    """Something about the course's files is not as the convention says; the message is for the user."""
+
+
+class UnknownSlug(CourseError):
+    """No lesson has this slug; the message names the nearest one."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson and the paths of its pieces, whether or not they exist."""
+
+    root: Path
+    number: int
+    slug: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "lessons" / f"{self.number:02d}_{self.slug}"
+
+    @property
+    def source(self) -> Path:
+        return self.root / SOURCE_ROOT / CONTENT_PACKAGE / f"{self.slug}.py"
+
+    @property
+    def module(self) -> str:
+        """The import name of the mechanism."""
+        return f"{CONTENT_PACKAGE}.{self.slug}"
+
+    @property
+    def test(self) -> Path:
+        return self.root / "tests" / CONTENT_PACKAGE / f"test_{self.slug}.py"
+
+    @property
+    def notebook(self) -> Path:
+        """The lesson as `py:percent` text, the half of the pair that people edit."""
+        return self.folder / "lesson.py"
+
+    @property
+    def ipynb(self) -> Path:
+        return self.folder / "lesson.ipynb"
+
+    @property
+    def exercise(self) -> Path:
+        return self.folder / "exercise.py"
+
+    @property
+    def checks(self) -> Path:
+        return self.folder / "test_exercise.py"
+
+    @property
+    def misconceptions(self) -> Path:
+        return self.folder / "misconceptions.py"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures.py"
+
+    @cached_property
+    def is_companion(self) -> bool:
+        """Whether the lesson's docstring opens with `companion`: such a lesson has no mechanism file."""
+        text = self.notebook.read_text("utf-8") if self.notebook.exists() else ""
+        return bool(re.match(r'\s*(?:#[^\n]*\n)*\s*r?"""companion\b', text))
+
+    @cached_property
+    def title(self) -> str:
+        """The H1 of the mechanism's docstring, or of the lesson for a companion."""
+        path = self.notebook if self.is_companion else self.source
+        if not path.exists():
+            return self.slug.replace("_", " ")
+        text = path.read_text("utf-8")
+        prose = text if self.is_companion else (ast.get_docstring(ast.parse(text)) or "")
+        match = re.search(r"^(?:# )?# (.+)$", prose, re.MULTILINE)
+        if match is None:
+            raise CourseError(f"{path}: the module docstring needs a first line '# Title'")
+        return match.group(1).strip()
+
+    def pieces(self) -> list[Path]:
+        """Every file that the convention asks for."""
+        mechanism = [] if self.is_companion else [self.source, self.test, self.figures]
+        lesson = [self.notebook, self.ipynb, self.exercise, self.checks, self.misconceptions]
+        return mechanism + lesson
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course whose files lie under `root`."""
+
+    root: Path
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        """Every lesson that has a folder, in order."""
+        folders = sorted((self.root / "lessons").iterdir()) if (self.root / "lessons").is_dir() else []
+        matches = [LESSON_FOLDER.fullmatch(folder.name) for folder in folders if folder.is_dir()]
+        return [Lesson(self.root, int(match["number"]), match["slug"]) for match in matches if match]
+
+    def lesson(self, slug: str) -> Lesson:
+        """The lesson with this slug. Raises `UnknownSlug`, naming the nearest slug, if there is none."""
+        for lesson in self.lessons:
+            if lesson.slug == slug:
+                return lesson
+        known = [lesson.slug for lesson in self.lessons]
+        # A lesson is as often asked for by its folder's name or number as by its slug.
+        by_folder = {lesson.folder.name: lesson.slug for lesson in self.lessons}
+        by_number = {str(lesson.number): lesson.slug for lesson in self.lessons}
+        near = by_folder.get(slug) or by_number.get(slug.lstrip("0"))
+        near = near or next(iter(difflib.get_close_matches(slug, known, n=1, cutoff=0.4)), None)
+        hint = f"did you mean '{near}'?" if near else f"the lessons are: {', '.join(known)}"
+        raise UnknownSlug(f"no lesson is called '{slug}': {hint}")
+
+    def neighbours(self, lesson: Lesson) -> tuple[Lesson | None, Lesson | None]:
+        """The lessons before and after this one."""
+        place = self.lessons.index(lesson)
+        before = self.lessons[place - 1] if place else None
+        after = self.lessons[place + 1] if place + 1 < len(self.lessons) else None
+        return before, after
+
+    def problems(self) -> list[str]:
+        """Every missing piece and every orphan, one sentence each; an empty list is a sound course."""
+        missing = [
+            f"lesson '{lesson.slug}' lacks {path.relative_to(self.root).as_posix()}"
+            for lesson in self.lessons
+            for path in lesson.pieces()
+            if not path.exists()
+        ]
+        slugs = {lesson.slug for lesson in self.lessons}
+        content = self.root / SOURCE_ROOT / CONTENT_PACKAGE
+        tests = self.root / "tests" / CONTENT_PACKAGE
+        owned = {path: path.stem for path in content.glob("*.py") if path.stem != "__init__"}
+        owned |= {path: path.stem.removeprefix("test_") for path in tests.glob("test_*.py")}
+        orphans = [
+            f"{path.relative_to(self.root).as_posix()} belongs to no lesson: no folder lessons/NN_{stem}/"
+            for path, stem in sorted(owned.items())
+            if not any(stem == slug or stem.startswith(f"{slug}_") for slug in slugs)
+        ]
+        numbers = [lesson.number for lesson in self.lessons]
+        doubled = [
+            f"lesson number {number:02d} is taken by {numbers.count(number)} folders"
+            for number in sorted(set(numbers))
+            if numbers.count(number) > 1
+        ]
+        return missing + orphans + doubled
+
+
+def find_course(start: Path | None = None) -> Course:
+    """The course around `start` (the working directory by default), or the one this package was installed
+    from. Raises `CourseError` if neither is a course."""
+    here = (start or Path.cwd()).resolve()
+    installed = Path(__file__).resolve()
+    for folder in [here, *here.parents, *installed.parents]:
+        if (folder / SOURCE_ROOT).is_dir() and (folder / "lessons").is_dir():
+            return Course(folder)
+    raise CourseError(f"no course here: neither {here} nor a folder above it has {SOURCE_ROOT}/ and lessons/")
