@@ -1,0 +1,45 @@
+"""For every test: shapes are enforced in the mechanisms, errors reach the reports, devices are visible."""
+
+import sys
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+from jaxtyping import install_import_hook
+
+# The course's types are documentation to its reader; here, and only here, a wrong shape is an error.
+install_import_hook("annotated_attention", "beartype.beartype")
+
+# The same examples on every machine: a failure that comes and goes teaches nobody.
+hypothesis.settings.register_profile("proof", derandomize=True, deadline=None, max_examples=40)
+hypothesis.settings.load_profile("proof")
+
+
+def pytest_report_collectionfinish() -> str | None:
+    proof = sys.modules.get("tests.proof")
+    return None if proof is None else f"proof: seed {proof.SEED}"
+
+
+# Of session scope, so that Hypothesis accepts it beside `@given`.
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each case is collected for both devices, and visibly skipped where there is no GPU."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs CUDA: this machine has none")
+    return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Each comparison becomes one `("measured", [error, bound])` of the test's report, also under xdist."""
+    # A test that compares nothing has not imported `proof`, and need not wait for torch.
+    proof = sys.modules.get("tests.proof")
+    if proof is not None:
+        proof.measured.clear()
+    try:
+        return (yield)
+    finally:
+        if proof is not None:
+            item.user_properties += [("measured", list(pair)) for pair in proof.measured]
