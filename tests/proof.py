@@ -1,7 +1,7 @@
 """What every mechanism's proof is made of: named random inputs, the cases, the plain formula, the comparison.
 
-A test reads as a claim. `each_case`, `each_dtype` and `each_mask` spread it over the cases; `assert_agrees` holds
-a function and its gradients against a peer in the same dtype and against an oracle in float64.
+A test reads as a claim. `each_case`, `each_dtype` and `each_mask` spread it over the cases; `assert_agrees`
+holds a function and its gradients against a peer in the same dtype and against an oracle in float64.
 """
 
 import zlib
@@ -23,8 +23,8 @@ measured: list[tuple[float, float]] = []
 
 
 def normal(name: str, *shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
-    """Standard normal numbers. The name chooses the stream, so `query` and `key` of one shape differ, and each
-    is the same in every test, dtype and device (up to the rounding of the dtype)."""
+    """Standard normal numbers. The name chooses the stream, so `query` and `key` of one shape differ, and
+    each is the same in every test, dtype and device (up to the rounding of the dtype)."""
     generator = torch.Generator().manual_seed(SEED + zlib.crc32(name.encode()))
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
@@ -97,8 +97,8 @@ each_mask = pytest.mark.parametrize("mask_kind", MASKS)
 
 
 def draw_mask(kind: str, case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
-    """A mask of one of the kinds in `MASKS`. True means attend; a float mask is added to the scores and holds both
-    finite numbers and -inf. Of `empty-rows` every other row, from the first on, allows no key at all."""
+    """A mask of one of the kinds in `MASKS`. True means attend; a float mask is added to the scores and holds
+    both finite numbers and -inf. Of `empty-rows` every other row, from the first, allows no key at all."""
     form, _, what = kind.partition("-")
     shapes = {"rank-2": (), "rank-3": (case.h,), "rank-4": (case.b, case.h), "empty-rows": (case.b, case.h)}
     shape = (*shapes[what], case.t, case.s)
@@ -128,9 +128,9 @@ def causal(t: int, s: int, device: str = "cpu") -> Tensor:
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """The formula as on paper, with the whole matrix of scores: the oracle on float64 inputs, and the peer where
-    PyTorch has no such mechanism. Below float32 it computes in float32 and rounds once, at the end. A float mask
-    is added at the wider precision, so a bias need not be rounded to the dtype of the query."""
+    """The formula as on paper, with the whole matrix of scores: the oracle on float64 inputs, and the peer
+    where PyTorch has no such mechanism. Below float32 it computes in float32 and rounds once, at the end. A
+    float mask is added at the wider precision, so a bias need not be rounded to the dtype of the query."""
     wide = torch.promote_types(query.dtype, torch.float32)
     repeat = query.shape[1] // key.shape[1]
     q, k, v = query.to(wide), key.to(wide), value.to(wide)
@@ -187,9 +187,9 @@ def assert_agrees(
     oracle: Callable[..., Any] | None = None,
     names: Sequence[str] = ("query", "key", "value"),
 ) -> None:
-    """Outputs within factor 2 and gradients within factor 3 of the peer's error; with gradients switched off, the
-    same outputs to the last bit. The oracle is `oracle` (default: the peer) on the same inputs in float64. What
-    the functions close over, such as a mask, must suit both dtypes: see `masked`."""
+    """Outputs within factor 2 and gradients within factor 3 of the peer's error; with gradients switched off,
+    the same outputs to the last bit. The oracle is `oracle` (default: the peer) on the same inputs in float64.
+    What the functions close over, such as a mask, must suit both dtypes: see `masked`."""
     results, gradients = with_gradients(ours, inputs)
     peer_results, peer_gradients = with_gradients(peer, inputs)
     exact_results, exact_gradients = with_gradients(oracle or peer, [x.double() for x in inputs])
