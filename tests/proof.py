@@ -187,9 +187,9 @@ def assert_agrees(
     oracle: Callable[..., Any] | None = None,
     names: Sequence[str] = ("query", "key", "value"),
 ) -> None:
-    """Outputs within factor 2, gradients within factor 3 of the peer's error; with gradients switched off, the
-    same outputs to the last bit. The oracle is `oracle` (default: the peer) on the same inputs in float64.
-    What the functions close over, such as a mask, must suit both dtypes: see `masked`."""
+    """Outputs within factor 2 and gradients within factor 3 of the peer's error; with gradients switched off,
+    the same outputs to the last bit. The oracle is `oracle` (by default the peer) on the same inputs in
+    float64. What the functions close over, such as a mask, must suit both dtypes: see `masked`."""
     results, gradients = with_gradients(ours, inputs)
     peer_results, peer_gradients = with_gradients(peer, inputs)
     exact_results, exact_gradients = with_gradients(oracle or peer, [x.double() for x in inputs])
