@@ -1,0 +1,37 @@
+"""Names for rows that outlive an edit: derived from qualified names and assignments, not from counts."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from coursekit.pages.lines import Lines
+from coursekit.pages.rows import Row
+
+
+def name_rows(lines: Lines, rows: list[Row]) -> Iterator[Row]:
+    """The rows, with an anchor of its own for each row and heading.
+
+    It is the first of these that is still free: the qualified name, that and a name assigned in the row, that
+    and the word of one of its statements (`return`, `for`); a number follows only when all are taken.
+    """
+    taken: set[str] = set()
+    reserved = {found.qualname for found in lines.definitions}
+    for row in rows:
+        options = _options(lines, row)
+        free = [option for option in options if option == row.qualname or option not in reserved]
+
+        def take(free: list[str] = free) -> str:
+            numbered = (f"{free[-1]}-{n}" for n in itertools.count(2))
+            anchor = next(option for option in itertools.chain(free, numbered) if option not in taken)
+            taken.add(anchor)
+            return anchor
+
+        heading = replace(row.heading, anchor=take()) if row.heading else None
+        yield replace(row, heading=heading, anchor=take())
+
+
+def _options(lines: Lines, row: Row) -> list[str]:
+    assigned = [name for line in row.lines for name in lines.names.get(line, [])]
+    words = [lines.words[line] for line in row.lines if line in lines.words]
+    prefix = f"{row.qualname}." if row.qualname else ""
+    return [*filter(None, [row.qualname]), *(prefix + word for word in [*assigned, *words, "code"])]
