@@ -1,7 +1,70 @@
 r"""# Scaled dot-product attention
 
-(first version; the chapter follows)
+A network that reads a sentence into one vector has the same few hundred numbers for five words as for fifty.
+What does not fit is lost before the first word is written.
+
+Attention keeps a vector for every position and decides at each step what to read. A *query* is compared with
+the *key* of every position; the better the match, the more of that position's *value* enters the answer:
+
+$$O = \operatorname{softmax}\!\Big(\frac{Q K^\top}{\sqrt d}\Big)\, V .$$
+
+![One query meets six keys. Each match becomes a weight, and the output is the values blended by
+weight.](figure:blend)
+
+## What came before
+
+Bahdanau, Cho and Bengio opened the bottleneck in 2014. Their decoder, in state $s_{i-1}$, scores every
+encoder state $h_j$ with a small network, turns the scores into weights and takes the average:
+
+$$e_{ij} = v_a^\top \tanh(W_a s_{i-1} + U_a h_j), \qquad
+\alpha_{ij} = \frac{e^{e_{ij}}}{\sum_k e^{e_{ik}}}, \qquad c_i = \sum_j \alpha_{ij} h_j .$$
+
+Two of these formulas are still in use. The first one changed: it runs a network for every pair $(i, j)$,
+where a dot product, tried by Luong, Pham and Manning, does all pairs in one matrix product. Vaswani et al.
+divided it by $\sqrt d$ and split $h_j$ in two, a key to be found by and a value to be read, each with a width
+of its own [check:test_value_width_is_free].
+
+## Why the square root
+
+Let the components of a query and a key be independent, with mean 0 and variance 1. The product of two
+components then has mean 0 and variance 1, and $d$ such products are added:
+
+$$\operatorname{Var}[\mathbf{q}_i^\top \mathbf{k}_j] = \sum_n \operatorname{E}[q_{in}^2]\, \operatorname{E}[k_{jn}^2] = d .$$
+
+So scores grow like $\sqrt d$ [check:test_scores_have_variance_d], and the softmax of scores that lie far
+apart is a choice of one. There its derivative vanishes, and with it the gradient that could correct the
+choice: from $d = 4$ to $d = 1024$ the derivative at the median query falls a thousandfold. Divided by
+$\sqrt d$, scores have variance 1 at every width, and the derivative stays
+[check:test_unscaled_softmax_saturates]. This is an argument about the start of training; from there on a
+network sets its own sharpness.
+
+![Weights of one query over 24 keys, sorted, at four widths. Above, unscaled: one key takes all. Below,
+divided by the square root of the width: the shape stays.](figure:saturation)
+
+## Notation
+
+| symbol | code | shape | meaning |
+|---|---|---|---|
+| $Q$, $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ looks for |
+| $K$, $\mathbf{k}_j$ | `key` | `b g s d` | what position $j$ is found by |
+| $V$, $\mathbf{v}_j$ | `value` | `b g s e` | what position $j$ holds |
+| $M$, $M_{ij}$ | `attn_mask` | `... t s` | $-\infty$ forbids; any other number is added |
+| $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
+| $S$, $S_{ij}$ | `scores` | `b h t s` | how well key $j$ matches query $i$ |
+| $m_i$ | `maximum` | `b h t 1` | the best score of query $i$ |
+| $P$, $P_{ij}$ | `weights` | `b h t s` | how much of value $j$ query $i$ takes |
+| $O$, $\mathbf{o}_i$ | `output` | `b h t e` | the blend of values |
+
+The axes: `b` batch, `h` query heads, `g` key heads (as many, unless they are shared), `t` queries, `s` keys,
+`d` width of queries and keys, `e` width of values.
+
+**Source.** Vaswani et al. (2017), arXiv:1706.03762, equation 1 and footnote 4; their $d_k$ is our $d$, their
+$d_v$ is $e$. Bahdanau et al. (2014), arXiv:1409.0473, equations 5 and 6 and appendix A.1.2; their $e_{ij}$ is
+our $S_{ij}$, $\alpha_{ij}$ is $P_{ij}$, $c_i$ is $\mathbf{o}_i$. Luong et al. (2015), arXiv:1508.04025,
+section 3.1.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -9,13 +72,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "attention_weights",
-    "numpy_attention",
-    "numpy_attention_backward",
-    "numpy_weights",
-    "scaled_dot_product_attention",
-]
+__all__ = ["numpy_attention", "numpy_attention_backward", "numpy_weights"]
+__all__ += ["attention_cost", "attention_weights", "cached_attention", "scaled_dot_product_attention"]
 
 
 def numpy_weights(
@@ -25,17 +83,46 @@ def numpy_weights(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Float[np.ndarray, "b h t s"]:
-    check_inputs(query, key, None, attn_mask, is_causal)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * np.einsum("b h t d, b h s d -> b h t s", query, key, dtype=np.float64)
+    r"""## The weights
+
+    First in NumPy, where every step shows, and always in float64, so that it can judge the others:
+
+    $$S_{ij} = \lambda\, \mathbf{q}_i^\top \mathbf{k}_j + M_{ij}, \qquad
+    P_{ij} = \frac{e^{S_{ij} - m_i}}{\sum_k e^{S_{ik} - m_i}}, \qquad m_i = \max_k S_{ik} .$$
+
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, the result is `b h t s`. Its rows sum to one
+    [check:test_rows_sum_to_one].
+    """
+    check_inputs(query, key, key, attn_mask, is_causal)
+
+    # $\lambda$ is applied here, once. Whoever scaled the queries beforehand has divided by $d$ in the end,
+    # not by $\sqrt d$, and should pass `scale=1.0` [check:test_scale_is_applied_once].
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    query, key = query.astype(np.float64), key.astype(np.float64)
+    scores = scale * np.einsum("b h t d, b h s d -> b h t s", query, key)
+
+    # Query $i$ sees the keys $j \le i$, counted from the first key also when $t \ne s$: PyTorch's top-left
+    # alignment. A single new query in front of a cache would see only the oldest key
+    # [check:test_is_causal_is_aligned_top_left].
     if is_causal:
         attn_mask = np.tri(*scores.shape[-2:], dtype=bool)
+
+    # True means *attend*. A forbidden score becomes $-\infty$, not some large negative number: with -1e9, a
+    # query that may see nothing returns the mean of all values [check:test_finite_mask_returns_the_mean].
     if attn_mask is not None and attn_mask.dtype == bool:
         scores = np.where(attn_mask, scores, -np.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
+
+    # Subtracting $m_i$ divides numerator and denominator by $e^{m_i}$. That moves no weight
+    # [check:test_shift_invariance], and with no exponent above 0 nothing overflows
+    # [check:test_large_scores_do_not_overflow]. The lower limit is for a row of $-\infty$ alone, where
+    # $-\infty - m_i$ must not become $-\infty + \infty$.
     maximum = scores.max(axis=-1, keepdims=True, initial=np.finfo(np.float64).min)
     exponentials = np.exp(scores - maximum)
+
+    # The best key contributes $e^0$, so a sum is at least 1, or 0 in a row that has no key at all. A floor of
+    # 1 touches only that row, whose weights become 0 and not 0/0 [check:test_empty_rows_are_zero].
     total = exponentials.sum(axis=-1, keepdims=True)
     return exponentials / np.maximum(total, 1.0)
 
@@ -48,6 +135,13 @@ def numpy_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Float[np.ndarray, "b h t e"]:
+    r"""## The blend
+
+    $O = P V$. Each $\mathbf{o}_i = \sum_j P_{ij} \mathbf{v}_j$ is an average, so no component of it leaves
+    the range of that component over the values [check:test_output_lies_between_the_values]: attention selects
+    and mixes, it never amplifies. The result is rounded once, to the dtype of `query`
+    [check:test_numpy_agrees].
+    """
     check_inputs(query, key, value, attn_mask, is_causal)
     weights = numpy_weights(query, key, attn_mask, is_causal, scale)
     output = np.einsum("b h t s, b h s e -> b h t e", weights, value)
@@ -62,17 +156,49 @@ def numpy_attention_backward(
     attn_mask: Shaped[np.ndarray, "..."] | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-) -> tuple[
-    Float[np.ndarray, "b h t d"], Float[np.ndarray, "b h s d"], Float[np.ndarray, "b h s e"]
-]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""## The gradient by hand
+
+    Write $dX$ for the gradient of the loss with respect to $X$. Given $dO$, walk $S \to P \to O$ backwards.
+    Two of the steps are matrix products. The softmax between them ties the keys of a row together
+    [check:test_softmax_jacobian]:
+
+    $$\frac{\partial P_{ij}}{\partial S_{ik}} = P_{ij}\,(\delta_{jk} - P_{ik}) .$$
+
+    The chain rule sums over every weight that the score $S_{ik}$ moves:
+
+    $$dS_{ik} = \sum_j dP_{ij}\, P_{ij}\,(\delta_{jk} - P_{ik})
+    = P_{ik}\,\Big(dP_{ik} - \sum_j dP_{ij}\, P_{ij}\Big) .$$
+
+    A score is moved by how far its weight's gradient lies above the row's average. The three results agree
+    with PyTorch's autograd to $10^{-10}$ in float64 [check:test_numpy_backward_equals_autograd].
+
+    | symbol | code | shape | meaning |
+    |---|---|---|---|
+    | $dO$ | `grad_output` | `b h t e` | gradient at the output |
+    | $dP$, $dP_{ij}$ | `dp` | `b h t s` | gradient at the weights |
+    | $dS$, $dS_{ij}$ | `ds` | `b h t s` | gradient at the scores, and at a float mask |
+    | $dQ$ | `dq` | `b h t d` | gradient at the queries |
+    | $dK$ | `dk` | `b h s d` | gradient at the keys |
+    | $dV$ | `dv` | `b h s e` | gradient at the values |
+    """
     check_inputs(query, key, value, attn_mask, is_causal)
     weights = numpy_weights(query, key, attn_mask, is_causal, scale)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+
+    # $O = P V$ is linear in both factors: $dV = P^\top dO$ and $dP = dO\, V^\top$.
     dv = np.einsum("b h t s, b h t e -> b h s e", weights, grad_output)
-    d_weights = np.einsum("b h t e, b h s e -> b h t s", grad_output, value)
-    d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
-    dq = scale * np.einsum("b h t s, b h s d -> b h t d", d_scores, key)
-    dk = scale * np.einsum("b h t s, b h t d -> b h s d", d_scores, query)
+    dp = np.einsum("b h t e, b h s e -> b h t s", grad_output, value)
+
+    # $dS = P \circ (dP - \operatorname{rowsum}(dP \circ P))$. The mask needs no line: where it forbids,
+    # $P_{ij} = 0$ stops the gradient [check:test_empty_rows_are_zero]. The row sum is also
+    # $\operatorname{rowsum}(dO \circ O)$, which needs no weights: lesson 13 lives on that
+    # [check:test_row_sum_needs_no_weights].
+    ds = weights * (dp - (dp * weights).sum(axis=-1, keepdims=True))
+
+    # $S = \lambda\, Q K^\top + M$: $dQ = \lambda\, dS\, K$ and $dK = \lambda\, dS^\top Q$.
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    dq = scale * np.einsum("b h t s, b h s d -> b h t d", ds, key)
+    dk = scale * np.einsum("b h t s, b h t d -> b h s d", ds, query)
     return dq.astype(query.dtype), dk.astype(query.dtype), dv.astype(query.dtype)
 
 
@@ -83,16 +209,33 @@ def attention_weights(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t s"]:
-    check_inputs(query, key, None, attn_mask, is_causal)
+    r"""## The weights in PyTorch
+
+    The same steps with autograd, on any device and in any floating dtype. A mask broadcasts from the right:
+    rank two is `t s`, rank three `h t s`, rank four `b h t s`. Padding, `b s`, must enter as `b 1 1 s`; a
+    mask `b t s` is refused, unless $b = h$, when it is silently read as one mask a head
+    [check:test_rank_three_mask_means_heads]. And `torch.nn.MultiheadAttention` means the opposite: its True
+    *forbids* [check:test_multihead_attention_masks_the_opposite].
+    """
+    check_inputs(query, key, key, attn_mask, is_causal)
+
+    # bf16 keeps 8 significant bits, fp16 keeps 11: near a score of 1000 they step by 4 and by 1/2. So scores
+    # and softmax are computed in float32 and rounded once, at the end
+    # [check:test_half_precision_rounds_once].
     wide = torch.promote_types(query.dtype, torch.float32)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * torch.einsum("b h t d, b h s d -> b h t s", query.to(wide), key.to(wide))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    products = torch.einsum("b h t d, b h s d -> b h t s", query.to(wide), key.to(wide))
+    scores = scale * products
     if is_causal:
         attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask.to(wide)
+
+    # `torch.softmax` subtracts the maximum itself, but makes NaN of a row of $-\infty$. To overwrite the NaN
+    # is not enough: the backward pass multiplies it by 0, and it stays. So the row gets harmless scores
+    # before and zero weights after, and each fill stops the gradient [check:test_empty_rows_are_zero].
     empty = (scores == -torch.inf).all(dim=-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1)
     return weights.masked_fill(empty, 0.0).to(query.dtype)
@@ -108,47 +251,118 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Float[Tensor, "b h t e"]:
+    r"""## PyTorch's contract
+
+    Arguments, defaults and results are those of `torch.nn.functional.scaled_dot_product_attention`, in every
+    dtype [check:test_agrees_with_pytorch], with every mask [check:test_masks_agree_with_pytorch], and in the
+    gradients [check:test_gradcheck]. Two things differ on purpose. PyTorch takes any number of leading axes,
+    the course always `b h`. And wrong input, a mask together with `is_causal` included, is a `ValueError`
+    that says what is wanted [check:test_wrong_input_is_named], where PyTorch raises a `RuntimeError`.
+    """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa)
-    if not 0 <= dropout_p <= 1:
+    if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p is {dropout_p}: it must lie between 0 and 1")
-    if enable_gqa:
-        shared = query.shape[1] // key.shape[1]
-        key = key.repeat_interleave(shared, dim=1)
-        value = value.repeat_interleave(shared, dim=1)
+
+    # Neighbours share a key head: with six query heads on two, heads 0, 1 and 2 read key head 0. That is
+    # `repeat_interleave`. `repeat` deals the key heads out in turn: right shape, wrong answer
+    # [check:test_gqa_shares_neighbouring_heads].
+    shared = query.shape[1] // key.shape[1] if enable_gqa else 1
     wide = torch.promote_types(query.dtype, torch.float32)
-    weights = attention_weights(query.to(wide), key.to(wide), attn_mask, is_causal, scale)
-    if dropout_p > 0:
+    key_heads = key.to(wide).repeat_interleave(shared, dim=1)
+    value_heads = value.to(wide).repeat_interleave(shared, dim=1)
+    weights = attention_weights(query.to(wide), key_heads, attn_mask, is_causal, scale)
+
+    # Dropout acts on the weights, after the softmax, and multiplies the survivors by $1/(1 - p)$: right on
+    # average, though a row no longer sums to one. A function knows no training mode: a `dropout_p` that is
+    # passed is applied, in evaluation too [check:test_dropout_is_that_of_pytorch].
+    if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
-    output = torch.einsum("b h t s, b h s e -> b h t e", weights, value.to(wide))
+    output = torch.einsum("b h t s, b h s e -> b h t e", weights, value_heads)
     return output.to(query.dtype)
 
 
-def check_inputs(query, key, value=None, attn_mask=None, is_causal=False, enable_gqa=False):
-    arrays = {"query": query, "key": key} | ({} if value is None else {"value": value})
+def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> None:
+    """## What is refused
+
+    Broadcasting would accept many a mistake and return numbers. Each rule names the argument, what came and
+    what is wanted [check:test_wrong_input_is_named]. A mask may be broadcast to the scores, but not enlarge
+    them.
+    """
+    arrays = {"query": query, "key": key, "value": value}
     for name, array in arrays.items():
-        if array.ndim != 4:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}: it must have four axes, b h t d")
-        if array.dtype != query.dtype or "float" not in str(array.dtype):
-            raise ValueError(f"{name} is {array.dtype}, query is {query.dtype}: one floating dtype is wanted")
-    b, h, t, d = query.shape
-    _, g, s, _ = key.shape
-    if key.shape[0] != b:
-        raise ValueError(f"key has batch {key.shape[0]}, query has {b}: they must be equal")
-    if key.shape[3] != d:
-        raise ValueError(f"key has width {key.shape[3]}, query has {d}: they must be equal")
-    if enable_gqa and h % g:
-        raise ValueError(f"key has {g} heads, query has {h}: query heads must be a multiple of key heads")
-    if not enable_gqa and h != g:
-        raise ValueError(f"key has {g} heads, query has {h}: they must be equal unless enable_gqa")
-    if value is not None and value.shape[:3] != key.shape[:3]:
-        raise ValueError(f"value is {tuple(value.shape)}, key is {tuple(key.shape)}: b, heads and s must be equal")
-    if attn_mask is None:
-        return
-    if is_causal:
-        raise ValueError("attn_mask and is_causal are both set: fold the causal part into the mask")
-    if not any(kind in str(attn_mask.dtype) for kind in ("bool", "float")):
-        raise ValueError(f"attn_mask is {attn_mask.dtype}: it must be bool (True = attend) or floating (added)")
-    wanted = (b, h, t, s)[-attn_mask.ndim :]
-    fits = all(size in (1, full) for size, full in zip(attn_mask.shape, wanted, strict=False))
-    if not (2 <= attn_mask.ndim <= 4 and fits):
-        raise ValueError(f"attn_mask has shape {tuple(attn_mask.shape)}: it must broadcast to {(b, h, t, s)}")
+        sound = array.ndim == 4 and array.shape[3] > 0 and "float" in str(array.dtype)
+        if not sound or array.dtype != query.dtype:
+            came = f"{name} is {array.dtype} of shape {tuple(array.shape)}"
+            raise ValueError(f"{came}: b h t d, d > 0, in one floating dtype is wanted")
+    (b, h, t, d), (g, s) = query.shape, key.shape[1:3]
+    for name, wanted in {"key": (b, g, s, d), "value": (b, g, s, value.shape[3])}.items():
+        if tuple(arrays[name].shape) != wanted:
+            came = f"{name} has shape {tuple(arrays[name].shape)}"
+            raise ValueError(f"{came}, query {tuple(query.shape)}: {wanted} is wanted")
+    if h != g and (not enable_gqa or g == 0 or h % g):
+        wanted = "be a multiple of" if enable_gqa else "without enable_gqa equal"
+        came = f"key has {g} heads, query has {h}"
+        raise ValueError(f"{came}: query heads must {wanted} key heads")
+    if attn_mask is not None:
+        came = f"attn_mask is {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
+        if is_causal:
+            raise ValueError(f"{came}: together with is_causal, None is wanted")
+        if not any(kind in str(attn_mask.dtype) for kind in ("bool", "float")):
+            raise ValueError(f"{came}: bool (True attends) or floating is wanted")
+        sizes = zip(attn_mask.shape[::-1], (s, t, h, b), strict=False)
+        if not 2 <= attn_mask.ndim <= 4 or any(size not in (1, full) for size, full in sizes):
+            raise ValueError(f"{came}: rank 2 to 4, broadcastable to {(b, h, t, s)}, is wanted")
+
+
+def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int, int]:
+    r"""## What it costs, and when it fails
+
+    Returns the floating-point operations of one forward pass and the number of its weights. Two matrix
+    products multiply and add, $2\,b h t s\,(d + e)$ operations [check:test_cost_counts_the_matrix_products]:
+    twice the text, four times the work. Memory hurts first. Written out in bf16, the weights of 32 heads on
+    32,768 tokens are 64 GiB [check:test_weights_of_a_long_text_fill_64_gib]; lesson 13 never writes them.
+
+    What the formula cannot do:
+
+    - *See order.* Shuffle keys and values together and nothing changes [check:test_key_order_is_invisible].
+      Positions must be put in: lessons 5 and 6.
+    - *Abstain.* Weights sum to one, so a query that finds nothing takes something all the same: lesson 10.
+    - *Stay sharp in a long text.* If no score is larger than $B$ in size, no weight is larger than
+      $e^{2B} / (e^{2B} + s - 1)$, and every further key lowers that [check:test_long_texts_dilute].
+    - *Ignore garbage.* Zero times NaN is NaN: even a forbidden value must be finite, in PyTorch as here
+      [check:test_forbidden_values_must_be_finite].
+    """
+    return 2 * b * h * t * s * (d + e), b * h * t * s
+
+
+def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    r"""## In production
+
+    Call `F.scaled_dot_product_attention`. It picks a fused kernel (FlashAttention, memory-efficient, cuDNN)
+    by what it is given, or falls back on plain products; `torch.nn.attention.sdpa_kernel` pins the choice.
+    FlexAttention compiles scores of one's own into a kernel. Transformers makes this call under
+    `attn_implementation="sdpa"`; vLLM's kernels read keys and values from the pages of its cache.
+
+    They differ in alignment. With a cache, the $t$ queries are the *last* of $s$ positions, and query $i$
+    sees the keys $j \le i + s - t$: bottom-right, which is what `causal` means in flash-attn since 2.1. Here
+    `is_causal` would be wrong [check:test_cached_attention_is_aligned_bottom_right]. An explicit mask is
+    right but rules FlashAttention out; `torch.nn.attention.bias.causal_lower_right` says the same and does
+    not.
+    """
+    t, s = query.shape[-2], key.shape[-2]
+    lower_right = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=lower_right)
+
+
+def example(axes: dict[str, int]) -> None:
+    """Run once, on primes such as `b=2, t=5`: the shapes beside the code are read off this run."""
+    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
+    query, key, value = (torch.randn(b, g * r, n, w) for n, w in ((t, d), (s, d), (s, e)))
+    arrays = [tensor.numpy() for tensor in (query, key, value)]
+    numpy_weights(*arrays[:2], is_causal=True)
+    output = numpy_attention(*arrays, is_causal=True)
+    numpy_attention_backward(output, *arrays)
+    attention_weights(query, key, is_causal=True)
+    scaled_dot_product_attention(query, key[:, :g], value[:, :g], dropout_p=0.1, enable_gqa=True)
+    attention_cost(b, g * r, t, s, d, e)
+    cached_attention(query, key, value)
