@@ -8,8 +8,7 @@ the *key* of every position; the better the match, the more of that position's *
 
 $$O = \operatorname{softmax}\!\Big(\frac{Q K^\top}{\sqrt d}\Big)\, V .$$
 
-![One query meets six keys. Each match becomes a weight, and the output is the values blended by
-weight.](figure:blend)
+![One query meets six keys: matches become weights, and the output is their blend of values.](figure:blend)
 
 ## What came before
 
@@ -20,23 +19,22 @@ $$e_{ij} = v_a^\top \tanh(W_a s_{i-1} + U_a h_j), \qquad
 \alpha_{ij} = \frac{e^{e_{ij}}}{\sum_k e^{e_{ik}}}, \qquad c_i = \sum_j \alpha_{ij} h_j .$$
 
 Two of these formulas are still in use. The first one changed: it runs a network for every pair $(i, j)$,
-where a dot product, tried by Luong, Pham and Manning, does all pairs in one matrix product. Vaswani et al.
-divided it by $\sqrt d$ and split $h_j$ in two, a key to be found by and a value to be read, each with a width
-of its own [check:test_value_width_is_free].
+where the dot product of Luong, Pham and Manning takes one matrix product for all. Vaswani et al. divided it
+by $\sqrt d$ and split $h_j$ into a key to be found by and a value to be read, whose width is free
+[check:test_value_width_is_free].
 
 ## Why the square root
 
 Let the components of a query and a key be independent, with mean 0 and variance 1. The product of two
 components then has mean 0 and variance 1, and $d$ such products are added:
 
-$$\operatorname{Var}[\mathbf{q}_i^\top \mathbf{k}_j] = \sum_n \operatorname{E}[q_{in}^2]\, \operatorname{E}[k_{jn}^2] = d .$$
+$$\mathrm{Var}[\mathbf{q}_i^\top \mathbf{k}_j] = \sum_n \mathrm{E}[q_{in}^2]\, \mathrm{E}[k_{jn}^2] = d .$$
 
 So scores grow like $\sqrt d$ [check:test_scores_have_variance_d], and the softmax of scores that lie far
 apart is a choice of one. There its derivative vanishes, and with it the gradient that could correct the
 choice: from $d = 4$ to $d = 1024$ the derivative at the median query falls a thousandfold. Divided by
-$\sqrt d$, scores have variance 1 at every width, and the derivative stays
-[check:test_unscaled_softmax_saturates]. This is an argument about the start of training; from there on a
-network sets its own sharpness.
+$\sqrt d$, scores have variance 1 at every width, and it stays [check:test_unscaled_softmax_saturates]. So
+much for the start of training; later, a network sets its own sharpness.
 
 ![Weights of one query over 24 keys, sorted, at four widths. Above, unscaled: one key takes all. Below,
 divided by the square root of the width: the shape stays.](figure:saturation)
@@ -55,16 +53,12 @@ divided by the square root of the width: the shape stays.](figure:saturation)
 | $P$, $P_{ij}$ | `weights` | `b h t s` | how much of value $j$ query $i$ takes |
 | $O$, $\mathbf{o}_i$ | `output` | `b h t e` | the blend of values |
 
-The axes: `b` batch, `h` query heads, `g` key heads (as many, unless they are shared), `t` queries, `s` keys,
-`d` width of queries and keys, `e` width of values.
+Axes: `b` batch, `h` query and `g` key heads, `t` queries, `s` keys, `d` width of keys, `e` width of values.
 
 **Source.** Vaswani et al. (2017), arXiv:1706.03762, equation 1 and footnote 4; their $d_k$ is our $d$, their
 $d_v$ is $e$. Bahdanau et al. (2014), arXiv:1409.0473, equations 5 and 6 and appendix A.1.2; their $e_{ij}$ is
-our $S_{ij}$, $\alpha_{ij}$ is $P_{ij}$, $c_i$ is $\mathbf{o}_i$. Luong et al. (2015), arXiv:1508.04025,
-section 3.1.
+our $S_{ij}$, $\alpha_{ij}$ is $P_{ij}$, $c_i$ is $\mathbf{o}_i$. Luong et al. (2015), arXiv:1508.04025.
 """
-
-import math
 
 import numpy as np
 import torch
@@ -72,7 +66,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["numpy_attention", "numpy_attention_backward", "numpy_weights"]
+__all__ = ["check_inputs", "numpy_attention", "numpy_attention_backward", "numpy_weights"]
 __all__ += ["attention_cost", "attention_weights", "cached_attention", "scaled_dot_product_attention"]
 
 
@@ -90,19 +84,18 @@ def numpy_weights(
     $$S_{ij} = \lambda\, \mathbf{q}_i^\top \mathbf{k}_j + M_{ij}, \qquad
     P_{ij} = \frac{e^{S_{ij} - m_i}}{\sum_k e^{S_{ik} - m_i}}, \qquad m_i = \max_k S_{ik} .$$
 
-    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, the result is `b h t s`. Its rows sum to one
-    [check:test_rows_sum_to_one].
+    **Shapes.** The result is `b h t s`. Its rows sum to one [check:test_rows_sum_to_one].
     """
     check_inputs(query, key, key, attn_mask, is_causal)
 
     # $\lambda$ is applied here, once. Whoever scaled the queries beforehand has divided by $d$ in the end,
     # not by $\sqrt d$, and should pass `scale=1.0` [check:test_scale_is_applied_once].
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key = query.astype(np.float64), key.astype(np.float64)
     scores = scale * np.einsum("b h t d, b h s d -> b h t s", query, key)
 
-    # Query $i$ sees the keys $j \le i$, counted from the first key also when $t \ne s$: PyTorch's top-left
-    # alignment. A single new query in front of a cache would see only the oldest key
+    # Query $i$ sees the keys $j \le i$, counted from the first key even if $t \ne s$: PyTorch's top-left
+    # alignment. One new query in front of a cache would see the oldest key alone
     # [check:test_is_causal_is_aligned_top_left].
     if is_causal:
         attn_mask = np.tri(*scores.shape[-2:], dtype=bool)
@@ -114,10 +107,10 @@ def numpy_weights(
     elif attn_mask is not None:
         scores = scores + attn_mask
 
-    # Subtracting $m_i$ divides numerator and denominator by $e^{m_i}$. That moves no weight
+    # Subtracting $m_i$ divides numerator and denominator by $e^{m_i}$: no weight moves
     # [check:test_shift_invariance], and with no exponent above 0 nothing overflows
-    # [check:test_large_scores_do_not_overflow]. The lower limit is for a row of $-\infty$ alone, where
-    # $-\infty - m_i$ must not become $-\infty + \infty$.
+    # [check:test_large_scores_do_not_overflow]. Even a row of $-\infty$ gets a finite $m_i$:
+    # $-\infty + \infty$ is NaN.
     maximum = scores.max(axis=-1, keepdims=True, initial=np.finfo(np.float64).min)
     exponentials = np.exp(scores - maximum)
 
@@ -137,10 +130,9 @@ def numpy_attention(
 ) -> Float[np.ndarray, "b h t e"]:
     r"""## The blend
 
-    $O = P V$. Each $\mathbf{o}_i = \sum_j P_{ij} \mathbf{v}_j$ is an average, so no component of it leaves
-    the range of that component over the values [check:test_output_lies_between_the_values]: attention selects
-    and mixes, it never amplifies. The result is rounded once, to the dtype of `query`
-    [check:test_numpy_agrees].
+    $O = P V$. Each $\mathbf{o}_i = \sum_j P_{ij} \mathbf{v}_j$ is an average, and stays within the range of
+    the values in every component [check:test_output_lies_between_the_values]: attention selects and mixes, it
+    never amplifies. The result is rounded once, to the dtype of `query` [check:test_numpy_agrees].
     """
     check_inputs(query, key, value, attn_mask, is_causal)
     weights = numpy_weights(query, key, attn_mask, is_causal, scale)
@@ -161,13 +153,10 @@ def numpy_attention_backward(
 
     Write $dX$ for the gradient of the loss with respect to $X$. Given $dO$, walk $S \to P \to O$ backwards.
     Two of the steps are matrix products. The softmax between them ties the keys of a row together
-    [check:test_softmax_jacobian]:
+    [check:test_softmax_jacobian], and the chain rule sums over every weight that a score moves:
 
-    $$\frac{\partial P_{ij}}{\partial S_{ik}} = P_{ij}\,(\delta_{jk} - P_{ik}) .$$
-
-    The chain rule sums over every weight that the score $S_{ik}$ moves:
-
-    $$dS_{ik} = \sum_j dP_{ij}\, P_{ij}\,(\delta_{jk} - P_{ik})
+    $$\frac{\partial P_{ij}}{\partial S_{ik}} = P_{ij}\,(\delta_{jk} - P_{ik}), \qquad
+    dS_{ik} = \sum_j dP_{ij}\, \frac{\partial P_{ij}}{\partial S_{ik}}
     = P_{ik}\,\Big(dP_{ik} - \sum_j dP_{ij}\, P_{ij}\Big) .$$
 
     A score is moved by how far its weight's gradient lies above the row's average. The three results agree
@@ -191,12 +180,12 @@ def numpy_attention_backward(
 
     # $dS = P \circ (dP - \operatorname{rowsum}(dP \circ P))$. The mask needs no line: where it forbids,
     # $P_{ij} = 0$ stops the gradient [check:test_empty_rows_are_zero]. The row sum is also
-    # $\operatorname{rowsum}(dO \circ O)$, which needs no weights: lesson 13 lives on that
+    # $\operatorname{rowsum}(dO \circ O)$, and needs no weights. Lesson 13 lives on that
     # [check:test_row_sum_needs_no_weights].
     ds = weights * (dp - (dp * weights).sum(axis=-1, keepdims=True))
 
     # $S = \lambda\, Q K^\top + M$: $dQ = \lambda\, dS\, K$ and $dK = \lambda\, dS^\top Q$.
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     dq = scale * np.einsum("b h t s, b h s d -> b h t d", ds, key)
     dk = scale * np.einsum("b h t s, b h t d -> b h s d", ds, query)
     return dq.astype(query.dtype), dk.astype(query.dtype), dv.astype(query.dtype)
@@ -219,13 +208,11 @@ def attention_weights(
     """
     check_inputs(query, key, key, attn_mask, is_causal)
 
-    # bf16 keeps 8 significant bits, fp16 keeps 11: near a score of 1000 they step by 4 and by 1/2. So scores
-    # and softmax are computed in float32 and rounded once, at the end
-    # [check:test_half_precision_rounds_once].
+    # bf16 keeps 8 significant bits: near a score of 1000 it steps by 4. So scores and softmax are computed in
+    # float32 and rounded once, at the end [check:test_half_precision_rounds_once].
     wide = torch.promote_types(query.dtype, torch.float32)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    products = torch.einsum("b h t d, b h s d -> b h t s", query.to(wide), key.to(wide))
-    scores = scale * products
+    scores = torch.einsum("b h t d, b h s d -> b h t s", query.to(wide), key.to(wide))
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -260,11 +247,9 @@ def scaled_dot_product_attention(
     that says what is wanted [check:test_wrong_input_is_named], where PyTorch raises a `RuntimeError`.
     """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa)
-    if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}: it must lie between 0 and 1")
 
-    # Neighbours share a key head: with six query heads on two, heads 0, 1 and 2 read key head 0. That is
-    # `repeat_interleave`. `repeat` deals the key heads out in turn: right shape, wrong answer
+    # Neighbours share a key head: of six query heads on two, 0, 1 and 2 read key head 0. `repeat` would deal
+    # the key heads out in turn, with the right shape and the wrong answer
     # [check:test_gqa_shares_neighbouring_heads].
     shared = query.shape[1] // key.shape[1] if enable_gqa else 1
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -275,7 +260,7 @@ def scaled_dot_product_attention(
     # Dropout acts on the weights, after the softmax, and multiplies the survivors by $1/(1 - p)$: right on
     # average, though a row no longer sums to one. A function knows no training mode: a `dropout_p` that is
     # passed is applied, in evaluation too [check:test_dropout_is_that_of_pytorch].
-    if dropout_p > 0.0:
+    if dropout_p != 0.0:
         weights = F.dropout(weights, dropout_p)
     output = torch.einsum("b h t s, b h s e -> b h t e", weights, value_heads)
     return output.to(query.dtype)
@@ -285,7 +270,7 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
     """## What is refused
 
     Broadcasting would accept many a mistake and return numbers. Each rule names the argument, what came and
-    what is wanted [check:test_wrong_input_is_named]. A mask may be broadcast to the scores, but not enlarge
+    what is wanted [check:test_wrong_input_is_named]. A mask may broadcast to the scores, but not enlarge
     them.
     """
     arrays = {"query": query, "key": key, "value": value}
@@ -300,9 +285,8 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
             came = f"{name} has shape {tuple(arrays[name].shape)}"
             raise ValueError(f"{came}, query {tuple(query.shape)}: {wanted} is wanted")
     if h != g and (not enable_gqa or g == 0 or h % g):
-        wanted = "be a multiple of" if enable_gqa else "without enable_gqa equal"
-        came = f"key has {g} heads, query has {h}"
-        raise ValueError(f"{came}: query heads must {wanted} key heads")
+        wanted = "a multiple of key heads" if enable_gqa else "as many without enable_gqa"
+        raise ValueError(f"key has {g} heads, query has {h}: query heads must be {wanted}")
     if attn_mask is not None:
         came = f"attn_mask is {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
         if is_causal:
@@ -317,10 +301,10 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
 def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
-    Returns the floating-point operations of one forward pass and the number of its weights. Two matrix
-    products multiply and add, $2\,b h t s\,(d + e)$ operations [check:test_cost_counts_the_matrix_products]:
-    twice the text, four times the work. Memory hurts first. Written out in bf16, the weights of 32 heads on
-    32,768 tokens are 64 GiB [check:test_weights_of_a_long_text_fill_64_gib]; lesson 13 never writes them.
+    Returns the operations of one forward pass, $2\,b h t s\,(d + e)$ for two matrix products
+    [check:test_cost_counts_the_matrix_products], and the number of weights. Twice the text is four times of
+    both, and memory hurts first: in bf16, the weights of 32 heads on 32,768 tokens are 64 GiB
+    [check:test_weights_of_a_long_text_fill_64_gib]. Lesson 13 never writes them out.
 
     What the formula cannot do:
 
@@ -344,12 +328,11 @@ def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     `attn_implementation="sdpa"`; vLLM's kernels read keys and values from the pages of its cache.
 
     They differ in alignment. With a cache, the $t$ queries are the *last* of $s$ positions, and query $i$
-    sees the keys $j \le i + s - t$: bottom-right, which is what `causal` means in flash-attn since 2.1. Here
-    `is_causal` would be wrong [check:test_cached_attention_is_aligned_bottom_right]. An explicit mask is
-    right but rules FlashAttention out; `torch.nn.attention.bias.causal_lower_right` says the same and does
-    not.
+    sees the keys $j \le i + s - t$: bottom-right, which is what `causal` means in flash-attn since 2.1.
+    `is_causal` would be wrong [check:test_cached_attention_is_aligned_bottom_right]. A mask is right, but on
+    a GPU it rules FlashAttention out; `torch.nn.attention.bias.causal_lower_right` does not.
     """
-    t, s = query.shape[-2], key.shape[-2]
+    t, s = query.shape[2], key.shape[2]
     lower_right = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=lower_right)
 
@@ -358,10 +341,10 @@ def example(axes: dict[str, int]) -> None:
     """Run once, on primes such as `b=2, t=5`: the shapes beside the code are read off this run."""
     b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
     query, key, value = (torch.randn(b, g * r, n, w) for n, w in ((t, d), (s, d), (s, e)))
-    arrays = [tensor.numpy() for tensor in (query, key, value)]
-    numpy_weights(*arrays[:2], is_causal=True)
-    output = numpy_attention(*arrays, is_causal=True)
-    numpy_attention_backward(output, *arrays)
+    q, k, v = (tensor.numpy() for tensor in (query, key, value))
+    numpy_weights(q, k, is_causal=True)
+    output = numpy_attention(q, k, v, is_causal=True)
+    numpy_attention_backward(output, q, k, v)
     attention_weights(query, key, is_causal=True)
     scaled_dot_product_attention(query, key[:, :g], value[:, :g], dropout_p=0.1, enable_gqa=True)
     attention_cost(b, g * r, t, s, d, e)
