@@ -185,7 +185,7 @@ class Lines:
         for node in ast.walk(self.tree):
             if isinstance(node, ASSIGNMENTS):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                leaves = [leaf for target in targets for leaf in _leaves(target)]
+                leaves = [leaf for target in targets for leaf in _leaves(target) if leaf != "_"]
                 names.setdefault(node.lineno, []).extend(leaves)
         return names
 

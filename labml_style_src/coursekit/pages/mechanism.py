@@ -1,0 +1,178 @@
+"""The page of a mechanism: its chapter as Markdown, derivation on the left and code on the right.
+
+The page is for Python-Markdown with attr_list, md_in_html, tables, fenced_code, toc and
+coursekit.pages.markdown. Code is raw HTML inside the rows; headings stand between the rows, or search would
+file all code under the title.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from coursekit.course import CONTENT_PACKAGE
+from coursekit.pages.checks import Checks
+from coursekit.pages.code import highlight_lines, numbered_line
+from coursekit.pages.front import front_matter
+from coursekit.pages.headings import Heading, fenced
+from coursekit.pages.inserts import Figures
+from coursekit.pages.lines import Prose
+from coursekit.pages.markdown import FORMULA
+from coursekit.pages.problems import PageError, Problem
+from coursekit.pages.records import Record
+from coursekit.pages.rows import Row
+from coursekit.pages.source import Chapter, Section
+from coursekit.pages.symbols import Notation, link_prose
+
+# What a reader needs, in seconds: for a word, for a displayed formula, for a line of code.
+SECONDS = (0.3, 20, 5)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a page says that is not in its source.
+
+    `number` and `slug` are the lesson's. `notation` comes from `symbols.read_scopes`; `shapes` maps a line of
+    the file to the shape shown at its end (`ShapeRecord.lines`); `tests` are the mirrored test file's tests
+    with their lines (`records.known_tests`), `lookup(test)` their records; `figures` maps a name to its SVG.
+    `problems` were found elsewhere (shapes that disagree, a figure that raises) and are reported with the
+    page's own; the notation's are read from it.
+    """
+
+    number: int
+    slug: str
+    notation: Notation
+    tests: Mapping[str, int]
+    lookup: Callable[[str], Sequence[Record]]
+    shapes: Mapping[int, str]
+    figures: Mapping[str, str]
+    problems: Sequence[Problem] = ()
+
+
+def render_mechanism(chapter: Chapter, facts: Facts) -> str:
+    """The Markdown of the page /mechanisms/<slug>/.
+
+    Raises `PageError` with every problem of the chapter: those of its grammar and its notation, unknown and
+    failed checks, unknown figures, and `facts.problems`. TeX is not checked here; see `formulas`.
+    """
+    page = Page(chapter, facts)
+    text = "\n\n".join(page.parts())
+    problems = [*chapter.problems, *facts.notation.problems, *facts.problems]
+    problems += page.checks.problems + page.figures.problems
+    if problems:
+        raise PageError(problems)
+    return (
+        front_matter(title=chapter.title, template="chapter.html", hide=["navigation", "toc"]) + text + "\n"
+    )
+
+
+def formulas(chapter: Chapter) -> list[tuple[str, bool, int]]:
+    """Every formula of the chapter: its TeX, whether it is displayed, and its line in the file."""
+    return [
+        (match["inline"] or match["display"], match["display"] is not None, prose.line + newlines)
+        for prose in _all_prose(chapter)
+        for text in [_without_fences(prose.text)]
+        for match in FORMULA.finditer(text)
+        if match["literal"] is None
+        for newlines in [text.count("\n", 0, match.start())]
+    ]
+
+
+def reading_minutes(chapter: Chapter) -> int:
+    """How long the chapter takes to read, at least a minute."""
+    words = sum(len(re.findall(r"[^\W\d_]{2,}", prose.text)) for prose in _all_prose(chapter))
+    displayed = sum(display for _, display, _ in formulas(chapter))
+    code = sum(len(row.lines) for row in chapter.rows)
+    counts = (words, displayed, code)
+    return max(1, round(sum(n * seconds for n, seconds in zip(counts, SECONDS, strict=True)) / 60))
+
+
+def _all_prose(chapter: Chapter) -> Iterator[Prose]:
+    """The chapter's Markdown, headings included."""
+    yield from chapter.proses
+    yield from (Prose(row.heading.text, row.heading.line) for row in chapter.rows if row.heading)
+
+
+def _without_fences(markdown: str) -> str:
+    """The Markdown with the lines of fenced code emptied."""
+    lines = markdown.split("\n")
+    return "\n".join("" if code else line for line, code in zip(lines, fenced(lines), strict=True))
+
+
+def _block(kind: str, *parts: str) -> str:
+    """An element whose content is read as Markdown."""
+    return "\n\n".join([f'<div class="{kind}" markdown="1">', *filter(None, parts), "</div>"])
+
+
+class Page:
+    """One page while it is written: badges are counted and problems collected on the way."""
+
+    def __init__(self, chapter: Chapter, facts: Facts) -> None:
+        self.chapter, self.facts = chapter, facts
+        self.source = f"../../source/{CONTENT_PACKAGE}/{PurePath(chapter.path).stem}/"
+        tests = f"../../source/tests/{facts.slug}/"
+        self.checks = Checks(chapter.path, facts.tests, facts.lookup, tests)
+        self.figures = Figures(chapter.path, facts.figures)
+        self.code = highlight_lines(chapter.text, self._attributes)
+
+    def parts(self) -> Iterator[str]:
+        yield self._opening()
+        if self.chapter.body.text:
+            yield self._prose(self.chapter.body, "")
+        if self.chapter.sections:
+            rows = (part for section in self.chapter.sections for part in self._section(section))
+            yield _block("sheet", *rows)
+
+    def _opening(self) -> str:
+        slug = self.facts.slug
+        eyebrow = " · ".join(
+            [
+                f"Lesson {self.facts.number}",
+                f"{reading_minutes(self.chapter)} min",
+                f'<a href="../../notebooks/{slug}/">notebook</a>',
+                f'<a href="../../exercises/{slug}/">exercise</a>',
+            ]
+        )
+        text, figure = self.figures.take_first(self._linked(self.chapter.opening, ""))
+        title = f'<p class="eyebrow">{eyebrow}</p>\n\n# {self.chapter.title}'
+        return _block("opening", _block("opening-text", title, self.figures.replace(text)), figure)
+
+    def _section(self, section: Section) -> Iterator[str]:
+        for row in section.rows:
+            if row.heading:
+                yield self._heading(row.heading, row.qualname)
+            prose = self._prose(Prose(row.prose, row.prose_line), row.qualname)
+            kind = "code" + " first" * (row is section.rows[0]) + " last" * (row is section.rows[-1])
+            code = (
+                f'<div class="{kind}" data-qualname="{row.qualname}" id="{row.anchor}">'
+                f"<pre><code>{self._code(row)}</code></pre></div>"
+            )
+            yield _block("row headed" if row.heading else "row", _block("prose", prose), code)
+
+    def _heading(self, heading: Heading, qualname: str) -> str:
+        text = self._linked(Prose(heading.text, heading.line), qualname)
+        return f"{'#' * heading.level} {text} {{#{heading.anchor}}}"
+
+    def _code(self, row: Row) -> str:
+        return "".join(
+            numbered_line(
+                self.code[n - 1],
+                n,
+                f"{self.source}#L{n}",
+                f' data-shape="{self.facts.shapes[n]}"' if self.facts.shapes.get(n) else "",
+            )
+            for n in row.lines
+        )
+
+    def _prose(self, prose: Prose, qualname: str) -> str:
+        return self.figures.replace(self._linked(prose, qualname)).strip("\n")
+
+    def _linked(self, prose: Prose, qualname: str) -> str:
+        """The Markdown with its badges and linked symbols; figures still as written."""
+        self.figures.check(prose.text, prose.line)
+        text = self.checks.replace(prose.text, prose.line)
+        return link_prose(text, self.facts.notation.scope(qualname))
+
+    def _attributes(self, line: int, name: str) -> str:
+        found = self.chapter.lines.definition_at(line)
+        return self.facts.notation.scope(found.qualname if found else "").attributes(name)
