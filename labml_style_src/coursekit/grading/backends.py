@@ -1,0 +1,188 @@
+"""Where the student's code runs: in this process, or in a second one that gets inputs and nothing else.
+
+Both have the same three methods, `ask`, `printed` and `close`; the checks cannot tell them apart.
+"""
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Any, Protocol
+
+from coursekit.grading import wire
+from coursekit.grading.session import Session, describe_error
+from coursekit.grading.submission import Submission
+from coursekit.grading.values import copied
+from coursekit.grading.verbs import StudentError
+
+CALL_SECONDS = 10.0
+LOAD_SECONDS = 60.0
+TIMEOUTS_ALLOWED = 3
+PRINT_LIMIT = 10_000
+# What a Python process needs to start, and no more: no token or key of the grader's.
+ENVIRONMENT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+_names = (f"submission_{number}" for number in itertools.count())
+
+
+class Backend(Protocol):
+    """Answers requests with plain values; `ask` raises `StudentError` for whatever goes wrong over there."""
+
+    def ask(self, request: dict[str, Any]) -> Any: ...
+
+    def printed(self) -> str:
+        """What the student's code has printed since the last time, as far as this backend keeps it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """The student's module in this process: a debugger works, and nothing limits it."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.submission = submission
+        self.session = Session(next(_names))
+        self.problem: StudentError | None = None
+        try:
+            self.session.load(submission.text, submission.filename)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.problem = self._told(error, loading=True)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        if self.problem is not None:
+            raise self.problem
+        try:
+            return self.session.run(copied(request))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # The student's frames stay at the end of the traceback, where a post-mortem debugger opens.
+            raise self._told(error).with_traceback(error.__traceback__) from None
+
+    def printed(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.session.close()
+
+    def _told(self, error: BaseException, loading: bool = False) -> StudentError:
+        return StudentError(describe_error(error, self.submission.filename), self.submission, loading=loading)
+
+
+class SecondProcess:
+    """The student's module in a process of its own, started at once and asked over pipes.
+
+    A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next check gets
+    a fresh process, until `TIMEOUTS_ALLOWED` calls were too slow.
+    """
+
+    def __init__(self, submission: Submission, seconds: float = CALL_SECONDS) -> None:
+        self.submission = submission
+        self.seconds = seconds
+        self.timeouts = 0
+        self.problem: StudentError | None = None
+        self._printed = ""
+        self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
+        self._loaded = False
+        self._process: subprocess.Popen[bytes] | None = self._start()
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        if self.problem is None and not self._loaded:
+            self._load()
+        if self.problem is not None:
+            raise self.problem
+        return self._exchange(request, self.seconds)
+
+    def printed(self) -> str:
+        printed, self._printed = self._printed, ""
+        return printed
+
+    def close(self) -> None:
+        self._end()
+        self._folder.cleanup()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start the process without waiting for it: it imports while this one goes on."""
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        return subprocess.Popen(
+            [sys.executable, "-I", "-m", "coursekit.grading.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            cwd=self._folder.name,
+        )
+
+    def _load(self) -> None:
+        self._process = self._process or self._start()
+        text, filename = self.submission.text, self.submission.filename
+        try:
+            self._exchange({"verb": "load", "text": text, "filename": filename}, LOAD_SECONDS)
+        except StudentError as error:
+            self.problem = error
+        self._loaded = True
+
+    def _exchange(self, request: dict[str, Any], seconds: float) -> Any:
+        """Send a request and wait for its answer, at most so many seconds."""
+        process, message = self._process, wire.encode(request)
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        expired = threading.Event()
+
+        def stop() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.start()
+        try:
+            process.stdin.write(message)
+            process.stdin.flush()
+            answer = wire.receive(process.stdout)
+        except (EOFError, OSError):
+            raise self._lost(request, seconds if expired.is_set() else None) from None
+        except wire.WireError as error:
+            self._end()
+            raise self._failure(request, "WireError", str(error)) from None
+        finally:
+            timer.cancel()
+        printed = answer.get("printed")
+        self._printed = (self._printed + printed)[:PRINT_LIMIT] if isinstance(printed, str) else ""
+        if "error" in answer:
+            raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
+        return answer.get("value")
+
+    def _lost(self, request: dict[str, Any], seconds: float | None) -> StudentError:
+        """The process is gone: it was too slow (after so many seconds), or it ended by itself."""
+        code = self._end()
+        if seconds is None:
+            return self._failure(request, "Ended", f"exit code {code}")
+        slow = self._failure(request, "Timeout", f"{seconds:g} s")
+        self.timeouts += 1
+        if self.timeouts == TIMEOUTS_ALLOWED:
+            self.problem = slow
+        return slow
+
+    def _failure(self, request: dict[str, Any], kind: str, message: str) -> StudentError:
+        told = {"type": kind, "bases": [], "message": message, "lines": [], "raised": False}
+        told["name"] = request.get("name")
+        return StudentError(told, self.submission, loading=request["verb"] == "load")
+
+    def _end(self) -> int | None:
+        """End the process if there is one, and return its exit code."""
+        process, self._process, self._loaded = self._process, None, False
+        if process is None:
+            return None
+        process.kill()
+        code = process.wait()
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+        return code

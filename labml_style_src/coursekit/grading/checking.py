@@ -1,0 +1,128 @@
+"""One run of a lesson's checks: the submission behind its backend, each check's fixtures, its verdict.
+
+`plugin.py` hands pytest's events here; this module is imported only when a lesson's check was collected.
+"""
+
+import contextlib
+import inspect
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coursekit.course import Lesson
+from coursekit.grading.backends import Backend, InProcess, SecondProcess
+from coursekit.grading.diagnosis import (
+    NOT_DONE_KIND,
+    UNDIAGNOSED,
+    Failure,
+    Misconception,
+    Variant,
+    failure_of,
+    read_bank,
+)
+from coursekit.grading.draw import Draw, seed_of
+from coursekit.grading.expect import Expect
+from coursekit.grading.submission import Submission, read_submission
+from coursekit.grading.verbs import Student
+
+FIXTURES = ("student", "expect", "draw")
+
+
+class Bench:
+    """A lesson's submission, opened once for all its checks, and its misconceptions, opened when needed."""
+
+    def __init__(self, lesson: Lesson, submission: Submission, boundary: bool, diagnose: bool = True) -> None:
+        self.lesson = lesson
+        self.submission = submission
+        self.backend: Backend = SecondProcess(submission) if boundary else InProcess(submission)
+        self.diagnose = diagnose
+        self._variants: list[tuple[Misconception, Variant]] | None = None
+
+    @property
+    def variants(self) -> list[tuple[Misconception, Variant]]:
+        if self._variants is None:
+            self._variants = [(each, Variant(self.lesson, each)) for each in read_bank(self.lesson)]
+        return self._variants
+
+    def close(self) -> None:
+        self.backend.close()
+        for _, variant in self._variants or []:
+            variant.close()
+
+
+class Check:
+    """One check of the run: its fixtures, and how it failed."""
+
+    def __init__(self, item: pytest.Function, bench: Bench, seed: int) -> None:
+        self.item = item
+        self.bench = bench
+        self.seed = seed_of(seed, item.nodeid.rpartition(f"{item.path.name}::")[2])
+        self.student = Student(bench.backend)
+        self.expect = Expect()
+        self.draw = Draw(self.seed)
+        self.failure: Failure | None = None
+        self.printed = ""
+
+    def begin(self) -> None:
+        # Another fixture may have drawn already; a rerun draws what the check will draw from here.
+        self.next_draw = self.draw.fork()
+        self.student.begin(self.seed)
+
+    def failed(self, error: BaseException) -> None:
+        self.failure = failure_of(error, self.student.trace, self.expect.count)
+
+    def mistakes(self) -> list[Misconception]:
+        """The misconceptions whose variant fails this check just as the student's code does."""
+        if self.failure is None or self.failure.kind in UNDIAGNOSED or not self.bench.diagnose:
+            return []
+        return [known for known, variant in self.bench.variants if self.failure.equals(self._rerun(variant))]
+
+    def _rerun(self, variant: Variant) -> Failure | None:
+        student, expect, draw = Student(variant), Expect(), self.next_draw.fork()
+        fresh = dict(zip(FIXTURES, (student, expect, draw), strict=True))
+        known = self.item.funcargs | fresh
+        arguments = {name: known[name] for name in inspect.signature(self.item.obj).parameters}
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                student.begin(self.seed)
+                self.item.obj(**arguments)
+        except Exception as error:
+            return failure_of(error, student.trace, expect.count)
+        return None
+
+    def record(self, outcome: str) -> dict[str, Any]:
+        """The verdict as plain data: it travels with pytest's report, between processes too."""
+        task = task_of(self.item)
+        points = self.item.get_closest_marker("points")
+        # An answer that is right by accident is none: what failed outside the call counts as failed.
+        mistakes = self.mistakes() if outcome == "failed" else []
+        not_done = self.failure is not None and self.failure.kind == NOT_DONE_KIND
+        return {
+            "lesson": self.bench.lesson.slug,
+            "key": task["key"],
+            "title": task["title"],
+            "hints": task["hints"],
+            "check": self.item.originalname,
+            "case": self.item.name.removeprefix(self.item.originalname).strip("[]"),
+            "points": points.args[0] if points else 1,
+            "outcome": "not done" if not_done else outcome,
+            "broken": self.failure is not None and self.failure.kind == "unanswered",
+            "message": self.failure.message if self.failure else "",
+            "mistakes": [[each.name, each.sentence] for each in mistakes],
+            "printed": self.printed,
+        }
+
+
+def task_of(item: pytest.Function) -> dict[str, Any]:
+    """The task that a check belongs to. Raises `pytest.UsageError` if its class is not marked as one."""
+    mark = item.get_closest_marker("task")
+    if item.cls is None or mark is None or not mark.args:
+        wanted = '@pytest.mark.task("title", hints=[...])'
+        raise pytest.UsageError(f"{item.nodeid}: a check stands in a class marked {wanted}")
+    return {"key": item.cls.__name__, "title": mark.args[0], "hints": list(mark.kwargs.get("hints", []))}
+
+
+def open_bench(lesson: Lesson, path: Path | None, boundary: bool) -> Bench:
+    return Bench(lesson, read_submission(path or lesson.exercise), boundary)

@@ -1,0 +1,119 @@
+"""The bank of misconceptions, and naming a mistake: the check is run again with each wrong variant in the
+student's place, and a variant that fails at the same demand with the same answer is the mistake.
+
+In `misconceptions.py` a function or class `target__mistake` is a wrong variant of `target`, and its docstring
+is the tutor's sentence. Beside imports its body may use every name of `exercise.py`, `target` too: there
+these are the correct ones, while the exercise's own calls of `target` reach the variant.
+"""
+
+import ast
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from coursekit.course import Lesson
+from coursekit.grading.backends import InProcess
+from coursekit.grading.compare import same
+from coursekit.grading.expect import Unmet
+from coursekit.grading.submission import ExerciseError, Submission, read_submission
+from coursekit.grading.verbs import StudentError
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A wrong variant of one name of the exercise, and what a tutor says to who wrote it."""
+
+    name: str
+    target: str
+    sentence: str
+
+
+def read_bank(lesson: Lesson) -> list[Misconception]:
+    """The misconceptions of a lesson, in file order; none if it has no such file.
+
+    Raises `ExerciseError` if one has no docstring or varies a name that the exercise does not have.
+    """
+    if not lesson.misconceptions.exists():
+        return []
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    exercise = ast.parse(lesson.exercise.read_text("utf-8"))
+    known = {node.name for node in exercise.body if isinstance(node, definitions)}
+    bank = []
+    for node in ast.parse(lesson.misconceptions.read_text("utf-8")).body:
+        target, _, mistake = getattr(node, "name", "").partition("__")
+        if not isinstance(node, definitions) or not (target and mistake):
+            continue
+        place = f"{lesson.misconceptions}:{node.lineno}: {node.name}"
+        if target not in known:
+            raise ExerciseError(f"{place}: {lesson.exercise.name} has no {target}")
+        sentence = inspect.cleandoc(ast.get_docstring(node) or "")
+        if not sentence:
+            raise ExerciseError(f"{place} has no docstring: it is what the tutor says")
+        bank.append(Misconception(node.name, target, " ".join(sentence.split())))
+    return bank
+
+
+class Variant(InProcess):
+    """The lesson's solution with one name replaced by its wrong variant."""
+
+    def __init__(self, lesson: Lesson, misconception: Misconception) -> None:
+        super().__init__(read_submission(lesson.exercise))
+        if self.problem is not None:
+            raise ExerciseError(f"{lesson.exercise} cannot be imported: {self.problem.text}")
+        bank = read_submission(lesson.misconceptions)
+        module = self.session.module
+        names = dict(module.__dict__)
+        exec(compile(bank.text, bank.filename, "exec", dont_inherit=True), names)
+        setattr(module, misconception.target, names[misconception.name])
+
+
+def variant_submission(lesson: Lesson, misconception: Misconception) -> Submission:
+    """The variant as text, as a student who makes this mistake would hand it in."""
+    exercise = lesson.exercise.read_text("utf-8")
+    bank = lesson.misconceptions.read_text("utf-8")
+    # The bank runs among copies of the exercise's names, as in `Variant`.
+    tail = (
+        "\n_names = dict(globals())\n"
+        f"exec(compile({bank!r}, 'misconceptions.py', 'exec'), _names)\n"
+        f"{misconception.target} = _names[{misconception.name!r}]\n"
+    )
+    return Submission(exercise + tail, misconception.name, f"<{misconception.name}>")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a check failed. `kind` is how it was noticed, `count` how many demands came before, `answer` what
+    is compared with a variant's."""
+
+    kind: str
+    count: int
+    answer: Any
+    message: str
+
+    def equals(self, other: "Failure | None") -> bool:
+        """Whether the same mistake shows: at the same demand, in the same way, with the same answer."""
+        return (
+            other is not None
+            and (self.kind, self.count) == (other.kind, other.count)
+            and same(self.answer, other.answer)
+        )
+
+
+def failure_of(error: BaseException, trace: list[Any], count: int) -> Failure:
+    """A check's exception as a `Failure`. Where no single answer was judged, every answer of the student's
+    code up to then must agree, exceptions with their message."""
+    if isinstance(error, Unmet):
+        value = error.kind == "value"
+        return Failure(error.kind, error.count, error.actual if value else list(trace), str(error))
+    if isinstance(error, StudentError):
+        kind = NOT_DONE_KIND if error.not_done else "unanswered" if error.loading else "student"
+        return Failure(kind, count, list(trace), error.text)
+    if isinstance(error, AssertionError):
+        return Failure("assert", count, list(trace), str(error) or "an assertion of the check does not hold")
+    sentence = "the check cannot use what the code returns"
+    return Failure("check", count, list(trace), f"{sentence} ({type(error).__name__}: {error})")
+
+
+NOT_DONE_KIND = "not done"
+# Nothing to compare: the file does not load, the task is not begun.
+UNDIAGNOSED = (NOT_DONE_KIND, "unanswered")

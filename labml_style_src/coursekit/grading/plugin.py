@@ -1,0 +1,171 @@
+"""The pytest plugin of the lessons: `pytest lessons/06_alibi --submission work/alibi.py`.
+
+It is loaded by every pytest run of an environment that has this package, so it imports next to nothing and
+leaves every test alone that is not a lesson's `test_exercise.py`.
+"""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from coursekit.course import LESSON_FOLDER, Lesson
+
+if TYPE_CHECKING:
+    from coursekit.grading.checking import Bench, Check
+    from coursekit.grading.draw import Draw
+    from coursekit.grading.expect import Expect
+    from coursekit.grading.verbs import Student
+
+RECORD = "coursekit"
+BENCHES = pytest.StashKey[dict[Path, "Bench"]]()
+CHECK = pytest.StashKey["Check"]()
+LEDGER = pytest.StashKey["Ledger"]()
+# A program that runs the checks may hand over its own bench (see `exercise.run`).
+BENCH = pytest.StashKey["Bench"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("coursekit", "exercises of the course")
+    group.addoption(
+        "--submission", metavar="PATH", help="the .py or .ipynb to check, instead of the solution"
+    )
+    group.addoption("--boundary", action="store_true", help="run the submission in a second process")
+    group.addoption("--seed", type=int, default=0, help="seed of the inputs that the checks draw (0)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "task(title, hints=[...]): a class of checks, one task of an exercise")
+    config.addinivalue_line("markers", "points(n): what a check is worth (1)")
+    config.stash[BENCHES] = {}
+    config.stash[LEDGER] = Ledger()
+    config.pluginmanager.register(config.stash[LEDGER], "coursekit-ledger")
+
+
+def lesson_of(path: Path) -> Lesson | None:
+    """The lesson whose checks this file holds, if it does."""
+    match = LESSON_FOLDER.fullmatch(path.parent.name)
+    lesson = Lesson(path.parents[2], int(match["number"]), match["slug"]) if match else None
+    return lesson if lesson and lesson.checks == path and lesson.exercise.exists() else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse, before anything runs, what cannot be checked."""
+    lessons = {lesson for path in {item.path for item in items} if (lesson := lesson_of(path))}
+    if config.getoption("--submission") and len(lessons) != 1:
+        found = "none" if not lessons else ", ".join(sorted(lesson.slug for lesson in lessons))
+        raise pytest.UsageError(f"--submission belongs to one lesson; the tests chosen are of {found}")
+    for lesson in lessons:
+        _bench(config, lesson)
+
+
+def _bench(config: pytest.Config, lesson: Lesson) -> "Bench":
+    from coursekit.course import CourseError
+    from coursekit.grading.checking import open_bench
+
+    if BENCH in config.stash:
+        return config.stash[BENCH]
+    benches = config.stash[BENCHES]
+    if lesson.checks not in benches:
+        given = config.getoption("--submission")
+        path = config.invocation_params.dir / given if given else None
+        try:
+            benches[lesson.checks] = open_bench(lesson, path, bool(config.getoption("--boundary")))
+        except CourseError as error:
+            raise pytest.UsageError(str(error)) from None
+    return benches[lesson.checks]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for bench in config.stash.get(BENCHES, {}).values():
+        bench.close()
+
+
+def _check(item: pytest.Item) -> "Check":
+    if CHECK not in item.stash:
+        lesson = lesson_of(item.path)
+        if lesson is None or not isinstance(item, pytest.Function):
+            pytest.fail("the fixtures student, expect and draw belong to a lesson's test_exercise.py", False)
+        from coursekit.grading.checking import Check
+
+        item.stash[CHECK] = Check(item, _bench(item.config, lesson), item.config.getoption("--seed") or 0)
+    return item.stash[CHECK]
+
+
+@pytest.fixture
+def student(request: pytest.FixtureRequest) -> "Student":
+    """The submission's code, reached by `call`, `new` and `vjp`."""
+    return _check(request.node).student
+
+
+@pytest.fixture
+def expect(request: pytest.FixtureRequest) -> "Expect":
+    """What the check demands: `close`, `equal`, `unpack`, `true`, `raises`."""
+    return _check(request.node).expect
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest) -> "Draw":
+    """Random inputs: `draw(2, 3)`, `draw.integers(0, 9, 2, 3)`."""
+    return _check(request.node).draw
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    if lesson_of(pyfuncitem.path) is None:
+        return (yield)
+    check = _check(pyfuncitem)
+    try:
+        check.begin()
+        return (yield)
+    except Exception as error:
+        check.failed(error)
+        raise
+    finally:
+        check.printed = check.bench.backend.printed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the verdict to the report, and say to a student in words what pytest would show as our code."""
+    report = yield
+    if lesson_of(item.path) is None or not (report.when == "call" or report.failed):
+        return report
+    from coursekit.grading import feedback
+
+    record = _check(item).record(report.outcome)
+    report.user_properties.append((RECORD, record))
+    if report.failed and (text := feedback.failure_text(record)):
+        if item.config.getoption("--submission"):
+            report.longrepr = text
+        else:
+            # Without a submission the reference itself fails: its author needs pytest's own account as well.
+            report.sections.append(("What a student would read", text))
+    return report
+
+
+class Ledger:
+    """The verdicts of one run, in order, wherever the checks ran (pytest-xdist sends their reports here)."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        records: Any = [value for name, value in report.user_properties if name == RECORD]
+        if report.when != "teardown":
+            self.records += records
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        """A submission's points, task by task."""
+        if not (self.records and config.getoption("--submission")):
+            return
+        from coursekit.grading import feedback, report
+
+        terminalreporter.section("points")
+        terminalreporter.write_line(feedback.points_text(report.build(self.records)))

@@ -1,0 +1,46 @@
+"""What is remembered of a student's work on a lesson: `work/.progress/<slug>.json`."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Progress:
+    """How often the submission was checked, its best points, and how many hints of each task were shown."""
+
+    attempts: int = 0
+    best: float = 0
+    hints: dict[str, int] = field(default_factory=dict)
+
+
+def progress_path(work_dir: Path, slug: str) -> Path:
+    return work_dir / ".progress" / f"{slug}.json"
+
+
+def load(work_dir: Path, slug: str) -> Progress:
+    """What was remembered; nothing if there is no file or it cannot be read."""
+    try:
+        found = json.loads(progress_path(work_dir, slug).read_text("utf-8"))
+        return Progress(int(found["attempts"]), float(found["best"]), dict(found["hints"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Progress()
+
+
+def save(work_dir: Path, slug: str, progress: Progress) -> None:
+    write_text(progress_path(work_dir, slug), json.dumps(asdict(progress), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

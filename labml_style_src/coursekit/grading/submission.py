@@ -1,0 +1,95 @@
+"""A submission as text: a Python file, or a notebook whose code cells are joined into one.
+
+Line numbers of the joined text are told as the student sees them: `line 12`, or `code cell 3, line 2`.
+"""
+
+import ast
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coursekit.course import CourseError
+
+SIZE_LIMIT = 4_000_000
+MAGIC = re.compile(r"^(\s*)([%!?].*|[\w.]+\?{1,2}\s*)$")
+# These cell magics run the rest of the cell as Python; any other hands it to something else.
+PYTHON_CELL_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
+
+
+class ExerciseError(CourseError):
+    """Something about an exercise or a submission cannot be done; the message is for the student."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Text to run. `name` is what messages call it, `filename` what tracebacks and debuggers open; `cells`
+    has, for a notebook, the first line of each code cell in `text` (from 1)."""
+
+    text: str
+    name: str
+    filename: str
+    cells: list[int] = field(default_factory=list)
+
+    def where(self, line: int) -> str:
+        """A line of `text` as the student counts it."""
+        starts = [start for start in self.cells if start <= line]
+        return f"code cell {len(starts)}, line {line - starts[-1] + 1}" if starts else f"line {line}"
+
+    def line(self, number: int) -> str:
+        """The source of a line, stripped; empty if there is none."""
+        lines = self.text.splitlines()
+        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+
+
+def read_submission(path: Path) -> Submission:
+    """The submission in a `.py` or `.ipynb` file. Raises `ExerciseError` if it cannot be read as one."""
+    if path.suffix not in (".py", ".ipynb"):
+        raise ExerciseError(f"{path} is not a submission: a .py or .ipynb file is wanted")
+    if not path.is_file():
+        raise ExerciseError(f"there is no file {path}")
+    if path.stat().st_size > SIZE_LIMIT:
+        raise ExerciseError(f"{path} is larger than {SIZE_LIMIT // 1_000_000} MB: is it the right file?")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExerciseError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    if path.suffix == ".py":
+        return Submission(text, path.name, str(path.resolve()))
+    return read_notebook(text, path.name)
+
+
+def read_notebook(text: str, name: str) -> Submission:
+    """The code cells of a notebook, joined, with what only Jupyter understands commented out."""
+    try:
+        cells = json.loads(text)["cells"]
+        sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        sources = [source if isinstance(source, str) else "".join(source) for source in sources]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExerciseError(f"{name} is not a notebook: {type(error).__name__} {error}"[:300]) from None
+    joined: list[str] = []
+    starts = []
+    for source in sources:
+        starts.append(len(joined) + 1)
+        joined += [*without_magics(source).splitlines(), ""]
+    return Submission("\n".join(joined), name, f"<{name}>", starts)
+
+
+def without_magics(cell: str) -> str:
+    """A code cell as plain Python, line for line: magics and shell lines become comments.
+
+    A cell that is Python already stays as it is, since a line of a formula may begin with `%` too.
+    """
+    lines = cell.splitlines()
+    if cell.lstrip().startswith("%%"):
+        first = next(index for index, line in enumerate(lines) if line.strip())
+        if not lines[first].split()[0].startswith(PYTHON_CELL_MAGICS):
+            return "\n".join(f"# {line}" for line in lines)
+        rest = "\n".join(lines[first + 1 :])
+        return "\n".join([*(f"# {line}" for line in lines[: first + 1]), without_magics(rest)])
+    try:
+        ast.parse(cell)
+    except (SyntaxError, ValueError):
+        # `pass` keeps a block whole whose only line was a magic.
+        return "\n".join(MAGIC.sub(r"\1pass  # \2", line) for line in lines)
+    return cell

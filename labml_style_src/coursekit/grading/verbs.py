@@ -1,0 +1,161 @@
+"""The three verbs through which a check speaks to a student's code: `call`, `new` and `vjp`.
+
+slopes = student.call("alibi_slopes", 8)                     arrays in, arrays out
+cache = student.new("KVCache", window=4)                     a handle for an object with state
+cache.call("update", key, value), cache(x), cache.get("positions"), cache.vjp("forward", (x,), grad)
+dq, dk = student.vjp("attention", (query, key), grad)        a vector-Jacobian product
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from coursekit.grading.submission import Submission
+from coursekit.grading.values import Reference, walk
+
+if TYPE_CHECKING:
+    from coursekit.grading.backends import Backend
+
+NOT_DONE = "not done yet"
+
+
+class StudentError(Exception):
+    """The student's code raised an exception, or could not answer.
+
+    `type` and `bases` are names of exception classes, `message` is the exception's own, `where` has the
+    student's own lines, innermost last, in words.
+    """
+
+    def __init__(self, told: Any, submission: Submission, *, loading: bool = False) -> None:
+        told = told if isinstance(told, dict) else {}
+        self.submission = submission
+        self.loading = loading
+        self.type = _clean(told.get("type"), 100) or "Exception"
+        self.bases = [_clean(base, 100) for base in _items(told.get("bases"))]
+        self.message = _clean(told.get("message"), 2000)
+        self.name = told.get("name")
+        lines = [pair for pair in _items(told.get("lines")) if isinstance(pair, tuple) and len(pair) == 2]
+        self.where = [self._place(*pair) for pair in lines]
+        # Only the stub's own line says "not done yet"; PyTorch raises the same type for other reasons.
+        self.not_done = self.type == "NotImplementedError" and told.get("raised") is True
+        super().__init__(self.sentence)
+
+    @property
+    def sentence(self) -> str:
+        """What happened, for the student."""
+        name, file = self.name or self.message, self.submission.name
+        match self.type:
+            case _ if self.not_done:
+                return NOT_DONE
+            case "MissingName":
+                return f"{file} has no {name}: keep the names that the stub has"
+            case "SystemExit":
+                return "the code ends the program (sys.exit or quit): return a value instead"
+            case "RecursionError":
+                return "a function calls itself without end (RecursionError)"
+            case "Timeout":
+                what = f"{name} took" if self.name else "the file took"
+                return f"{what} longer than {self.message}: does a loop never end?"
+            case "Ended":
+                return f"the process that ran the code ended by itself ({self.message})"
+            case "WireError":
+                return f"the answer cannot be read: {self.message}"
+            case "SyntaxError" | "IndentationError" | "TabError" if self.loading:
+                return f"{file} is not valid Python: {self.message}"
+            case _:
+                return f"{self.type}: {self.message}" if self.message else self.type
+
+    @property
+    def text(self) -> str:
+        """The sentence, and under it the student's own lines."""
+        if self.not_done:
+            return NOT_DONE
+        return "\n".join([self.sentence, *self.where])
+
+    def _place(self, line: Any, function: Any) -> str:
+        number = line if isinstance(line, int) else 0
+        inside = "" if function == "<module>" else f", in {_clean(function, 100)}"
+        source = self.submission.line(number)
+        return f"{self.submission.where(number)}{inside}" + (f": {source}" if source else "")
+
+
+class Student:
+    """The student's code, as the checks see it. `trace` keeps every answer of this check, for diagnosis."""
+
+    def __init__(self, backend: "Backend") -> None:
+        self._backend = backend
+        self.trace: list[Any] = []
+
+    def begin(self, seed: int) -> None:
+        """A new check: the objects of the one before are forgotten, random numbers start anew."""
+        self._ask(verb="begin", seed=seed)
+
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a function of the submission."""
+        return self._ask(verb="call", target=None, name=name, args=args, kwargs=kwargs)
+
+    def new(self, name: str, /, *args: Any, **kwargs: Any) -> "Handle":
+        """A handle for the object that a class (or function) of the submission makes."""
+        return Handle(self, self._ask(verb="new", target=None, name=name, args=args, kwargs=kwargs))
+
+    def vjp(
+        self, name: "str | Handle", inputs: tuple[Any, ...], grad: Any, /, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """`grad` (one array per output) pulled back to each floating tensor of `inputs`; None for others."""
+        if isinstance(name, Handle):
+            return name.vjp("__call__", inputs, grad, **kwargs)
+        return self._ask(verb="vjp", target=None, name=name, args=inputs, kwargs=kwargs, grad=grad)
+
+    def _ask(self, **request: Any) -> Any:
+        try:
+            answer = self._backend.ask(walk(request, _reference))
+        except StudentError as error:
+            self.trace.append(error)
+            raise
+        self.trace.append(answer)
+        return answer
+
+
+class Handle:
+    """An object on the student's side: its methods and attributes are reached, it never comes over."""
+
+    def __init__(self, student: Student, reference: Reference) -> None:
+        self._student = student
+        self._reference = reference
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        return self._student._ask(verb="call", target=self._reference, name=method, args=args, kwargs=kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call("__call__", *args, **kwargs)
+
+    def get(self, attribute: str) -> Any:
+        """The value of an attribute; dots reach further (`"w_q.weight"`)."""
+        return self._student._ask(verb="get", target=self._reference, name=attribute)
+
+    def vjp(self, method: str, inputs: tuple[Any, ...], grad: Any, /, **kwargs: Any) -> tuple[Any, ...]:
+        return self._student._ask(
+            verb="vjp", target=self._reference, name=method, args=inputs, kwargs=kwargs, grad=grad
+        )
+
+
+def _reference(value: Any) -> Any:
+    return value._reference if isinstance(value, Handle) else value
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value)[:20] if isinstance(value, list | tuple) else []
+
+
+def _clean(value: Any, limit: int) -> str:
+    return clean(value, limit) if isinstance(value, str) else ""
+
+
+def clean(text: str, limit: int = 2000) -> str:
+    """Text of the student's, safe to print: bounded, with control characters (escape sequences among them)
+    made visible."""
+    kept = text[:limit]
+    shown = "".join(c if c.isprintable() or c == "\n" else "    " if c == "\t" else _escaped(c) for c in kept)
+    return shown + (" ... (cut)" if len(text) > limit else "")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

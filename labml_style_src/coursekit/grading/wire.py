@@ -1,0 +1,202 @@
+"""Messages between the grader and the student's process: a JSON header, then the raw bytes of the arrays.
+
+    4 bytes header length | 8 bytes body length | header (UTF-8 JSON) | body
+
+In the header an array is `{"array": [dtype, shape, order]}` and stands for the next bytes of the body;
+`order` lists its axes from the slowest in memory to the fastest. Nothing is ever unpickled: a dtype that is
+not in `values.DTYPES`, a length beyond the limit or bytes left over make a `WireError`.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from coursekit.grading import values
+from coursekit.grading.values import BFLOAT16, DTYPES, Other, Reference, dtype_name, is_tensor
+
+PREFIX = struct.Struct("<IQ")
+HEADER_LIMIT = 1 << 20
+BODY_LIMIT = 1 << 28
+AXES_LIMIT = 16
+
+
+class WireError(Exception):
+    """The bytes are not a message of this format."""
+
+
+def send(stream: IO[bytes], message: dict[str, Any]) -> None:
+    """Write one message. Raises `WireError` if it is longer than the format allows."""
+    stream.write(encode(message))
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> dict[str, Any]:
+    """Read one message. Raises `EOFError` if the stream ends first, `WireError` if it is malformed."""
+    header_length, body_length = PREFIX.unpack(_exactly(stream, PREFIX.size))
+    _check_lengths(header_length, body_length)
+    return decode(_exactly(stream, header_length), _exactly(stream, body_length))
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    buffers: list[bytes] = []
+    header = json.dumps(_described(message, buffers)).encode()
+    body = b"".join(buffers)
+    _check_lengths(len(header), len(body))
+    return PREFIX.pack(len(header), len(body)) + header + body
+
+
+def decode(header: bytes, body: bytes) -> dict[str, Any]:
+    view = _Body(body)
+    try:
+        message = _restored(json.loads(header), view, 0)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"malformed message: {type(error).__name__}") from None
+    if view.rest or not isinstance(message, dict):
+        raise WireError("malformed message: bytes left over" if view.rest else "malformed message")
+    return message
+
+
+def _check_lengths(header: int, body: int) -> None:
+    if header > HEADER_LIMIT or body > BODY_LIMIT:
+        raise WireError(f"the message is too long: {header} + {body} bytes")
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes:
+    parts = []
+    while length:
+        part = stream.read(min(length, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def _described(value: Any, buffers: list[bytes], depth: int = 0) -> Any:
+    """The JSON form of a value; the bytes of its arrays go to `buffers` in order."""
+    if depth > values.DEPTH_LIMIT + 5:
+        raise WireError("nested too deeply")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_described(part, buffers, depth + 1) for part in value]}
+    if isinstance(value, dict):
+        pairs = [[_key(key), _described(part, buffers, depth + 1)] for key, part in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, Reference):
+        return {"reference": value.number}
+    if isinstance(value, Other):
+        return {"other": value.kind}
+    if is_tensor(value):
+        import torch
+
+        name = str(value.dtype).removeprefix("torch.")
+        bits = value.detach().cpu()
+        bits = bits.view(torch.uint16) if name == "bfloat16" else bits
+        kind = "leaf" if value.requires_grad else "tensor"
+        return {kind: _array(bits.resolve_conj().resolve_neg().numpy(), name, buffers)}
+    if isinstance(value, np.ndarray):
+        name = dtype_name(value)
+        bits = (value.view(np.uint32) >> 16).astype(np.uint16) if name == "bfloat16" else value
+        return {"array": _array(bits, name, buffers)}
+    text = str(value)
+    if text.startswith("torch.") and text.removeprefix("torch.") in {*DTYPES, "bfloat16"}:
+        return {"dtype": text.removeprefix("torch.")}
+    raise WireError(f"a {type(value).__name__} cannot be sent")
+
+
+def _key(key: Any) -> str | int:
+    if isinstance(key, str | int):
+        return key
+    raise WireError(f"a dict's keys must be text or whole numbers, not {type(key).__name__}")
+
+
+def _array(array: np.ndarray, name: str, buffers: list[bytes]) -> list[Any]:
+    if name not in {*DTYPES, "bfloat16"}:
+        raise WireError(f"an array of {name} cannot be sent")
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    buffers.append(np.ascontiguousarray(array.transpose(order)).tobytes())
+    return [name, list(array.shape), order]
+
+
+class _Body:
+    """The bytes of the arrays, taken from the front."""
+
+    def __init__(self, body: bytes) -> None:
+        self.rest = memoryview(body)
+
+    def take(self, description: Any) -> tuple[str, np.ndarray]:
+        name, shape, order = description
+        dtype = np.dtype(np.uint16) if name == "bfloat16" else DTYPES[name]
+        sizes = all(type(size) is int and 0 <= size <= BODY_LIMIT for size in shape)
+        if not sizes or len(shape) > AXES_LIMIT or sorted(order) != list(range(len(shape))):
+            raise ValueError("shape")
+        length = math.prod(shape) * dtype.itemsize
+        if length > len(self.rest):
+            raise ValueError("length")
+        flat = np.frombuffer(bytearray(self.rest[:length]), dtype)
+        self.rest = self.rest[length:]
+        return name, flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def _restored(value: Any, body: _Body, depth: int) -> Any:
+    if depth > 2 * values.DEPTH_LIMIT + 10:
+        raise ValueError("depth")
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise TypeError("list")
+        return value
+    [(kind, content)] = value.items()
+    return _KINDS[kind](content, body, depth + 1)
+
+
+def _parts(content: Any, body: _Body, depth: int) -> Iterator[Any]:
+    return (_restored(part, body, depth) for part in content)
+
+
+def _restored_dict(content: Any, body: _Body, depth: int) -> dict[str | int, Any]:
+    return {_key(key): _restored(part, body, depth) for key, part in content}
+
+
+def _restored_array(content: Any, body: _Body, _depth: int) -> np.ndarray:
+    name, array = body.take(content)
+    if name == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(BFLOAT16)
+    return array
+
+
+def _restored_tensor(content: Any, body: _Body, _depth: int) -> Any:
+    import torch
+
+    name, array = body.take(content)
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
+
+
+def _restored_dtype(content: Any, _body: _Body, _depth: int) -> Any:
+    import torch
+
+    if content not in {*DTYPES, "bfloat16"}:
+        raise ValueError("dtype")
+    return getattr(torch, content)
+
+
+_KINDS = {
+    "list": lambda content, body, depth: list(_parts(content, body, depth)),
+    "tuple": lambda content, body, depth: tuple(_parts(content, body, depth)),
+    "dict": _restored_dict,
+    "complex": lambda content, _body, _depth: complex(*content),
+    "reference": lambda content, _body, _depth: Reference(int(content)),
+    "other": lambda content, _body, _depth: Other(str(content)[:80]),
+    "array": _restored_array,
+    "tensor": _restored_tensor,
+    "leaf": lambda content, body, depth: _restored_tensor(content, body, depth).requires_grad_(),
+    "dtype": _restored_dtype,
+}
