@@ -27,6 +27,11 @@ from coursekit.pages.symbols import Notation, link_prose
 # What a reader needs, in seconds: for a word, for a displayed formula, for a line of code.
 SECONDS = (0.3, 20, 5)
 
+# Hides the shapes of the whole page; the style sheet does it, so it works without scripts.
+SHAPES_SWITCH = (
+    '<div class="shapes"><label><input type="checkbox" id="shapes" checked>shapes, as recorded</label></div>'
+)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -119,9 +124,7 @@ class Page:
         yield self._opening()
         if self.chapter.body.text:
             yield self._prose(self.chapter.body, "")
-        if self.chapter.sections:
-            rows = (part for section in self.chapter.sections for part in self._section(section))
-            yield _block("sheet", *rows)
+        yield from self._sheets()
 
     def _opening(self) -> str:
         slug = self.facts.slug
@@ -137,17 +140,29 @@ class Page:
         title = f'<p class="eyebrow">{eyebrow}</p>\n\n# {self.chapter.title}'
         return _block("opening", _block("opening-text", title, self.figures.replace(text)), figure)
 
-    def _section(self, section: Section) -> Iterator[str]:
-        for row in section.rows:
-            if row.heading:
-                yield self._heading(row.heading, row.qualname)
-            prose = self._prose(Prose(row.prose, row.prose_line), row.qualname)
-            kind = "code" + " first" * (row is section.rows[0]) + " last" * (row is section.rows[-1])
-            code = (
-                f'<div class="{kind}" data-qualname="{row.qualname}" id="{row.anchor}">'
-                f"<pre><code>{self._code(row)}</code></pre></div>"
-            )
-            yield _block("row headed" if row.heading else "row", _block("prose", prose), code)
+    def _sheets(self) -> Iterator[str]:
+        """The code, one sheet a heading: in a grid of its own a heading stays close to its prose, however long
+        the code beside them is. The sheets touch, so the reader sees one."""
+        sheet = [SHAPES_SWITCH]
+        for section in self.chapter.sections:
+            for row in section.rows:
+                if row.heading and sheet != [SHAPES_SWITCH]:
+                    yield _block("sheet", *sheet)
+                    sheet = []
+                sheet += self._row(row, section)
+        if sheet != [SHAPES_SWITCH]:
+            yield _block("sheet", *sheet)
+
+    def _row(self, row: Row, section: Section) -> Iterator[str]:
+        if row.heading:
+            yield self._heading(row.heading, row.qualname)
+        prose = self._prose(Prose(row.prose, row.prose_line), row.qualname)
+        kind = "code" + " first" * (row is section.rows[0]) + " last" * (row is section.rows[-1])
+        code = (
+            f'<div class="{kind}" data-qualname="{row.qualname}" id="{row.anchor}">'
+            f"<pre><code>{self._code(row)}</code></pre></div>"
+        )
+        yield _block("row headed" if row.heading else "row", _block("prose", prose), code)
 
     def _heading(self, heading: Heading, qualname: str) -> str:
         text = self._linked(Prose(heading.text, heading.line), qualname)
