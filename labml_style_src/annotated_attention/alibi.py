@@ -11,8 +11,8 @@ $$P_{ij} = \operatorname{softmax}_j\Big(\tfrac{1}{\sqrt d}\,\mathbf{q}_i^\top \m
 
 Nothing is learned, and no table ends.
 
-![The weight of each of 48 past tokens beside that of the token itself, scores being equal, for the eight
-heads of a model. Each head looks twice as far as the one above it.](figure:decay)
+![What the last of 48 tokens sees of the others, scores being equal: the weight of each beside its own. Each
+head looks twice as far as the one above it.](figure:decay)
 
 ## What came before
 
@@ -64,6 +64,8 @@ since its numerator is at most $e^{S - m_h r}$ and the query's own key alone put
 denominator [check:test_weight_is_bounded_by_distance]. For $S = 4$ the weight is below a thousandth from 30
 tokens on when $m_h = 1/2$, from 3,817 on when $m_h = 1/256$. A longer text holds nothing new for such a head:
 it is a window with a soft edge.
+
+## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
@@ -178,8 +180,8 @@ def alibi_bias(
     i = torch.arange(offset, offset + t, device=device)
     j = torch.arange(s, device=device)
 
-    # A causal mask hides $j > i$, so there the sign is never seen. A bidirectional head needs $|i-j|$: with
-    # $i - j$ the end of the text would be rewarded for being far away.
+    # A causal mask hides $j > i$, so there the sign is never seen. A bidirectional head needs $|i-j|$:
+    # $i - j$ would reward a later key for being far away [check:test_bias_is_minus_slope_times_distance].
     distance = (i[:, None] - j[None, :]).abs().to(dtype)
     slopes = alibi_slopes(n_heads, dtype=dtype, device=device)
     return -torch.einsum("h, t s -> h t s", slopes, distance)
@@ -197,7 +199,7 @@ def alibi_attention(
     r"""## Attention
 
     With the bias in hand, ALiBi is scaled dot-product attention with a float mask, `scale` acting on the
-    product alone.
+    product alone [check:test_agrees_with_the_plain_formula].
 
     **Decoding.** `is_causal` hides the keys $j > i$, and `offset` says where the first query stands. It is 0
     unless given, which aligns the mask top-left as everywhere in this book, and it is never guessed from
@@ -220,10 +222,13 @@ def alibi_attention(
     check_inputs(query, key, value, None, is_causal)
     _, h, t, _ = query.shape
     s = key.shape[2]
+
+    # Below float32 the bias is wider than the queries: a far key whose score outweighs its distance is
+    # compared by the difference of two large numbers [check:test_bias_is_never_rounded_below_float32].
     wide = torch.promote_types(query.dtype, torch.float32)
     bias = alibi_bias(h, t, s, offset=offset, dtype=wide, device=query.device)
 
-    # `tril` counts rows from 0, where queries count from $o$.
+    # `tril` counts rows from 0, queries count from $o$.
     if is_causal:
         past = bias.new_ones(t, s, dtype=torch.bool).tril(offset)
         bias = bias.masked_fill(~past, -torch.inf)
@@ -260,10 +265,8 @@ class AlibiBias(nn.Module):
         *,
         offset: int = 0,
     ) -> Float[Tensor, "h t s"]:
-        r"""The bias for these queries and keys, on their device, ready to be a float mask: `alibi_bias` to the
-        last bit, with the future hidden [check:test_cache_equals_the_bias].
-
-        **Raises.** `ValueError` if `query` has not `n_heads` heads.
+        r"""The bias for these queries and keys, on their device, ready to be a float mask: `alibi_bias` to
+        the last bit, with the future hidden [check:test_cache_equals_the_bias].
         """
         _, h, t, _ = query.shape
         s = key.shape[2]

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -58,9 +60,6 @@ def plain_alibi(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, offs
     return plain_attention(query, key, value, bias)
 
 
-# Slopes
-
-
 def test_eight_heads() -> None:
     assert alibi_slopes(8).tolist() == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
 
@@ -87,9 +86,6 @@ def test_short_cut_is_wrong_at_12_heads() -> None:
     assert error.argmax() == 8
     assert error.max() == pytest.approx(0.69, abs=0.005)
     assert torch.equal(2.0 ** (-8 * torch.arange(1, 17) / 16), alibi_slopes(16))
-
-
-# The bias
 
 
 @given(t=lengths, s=lengths, offset=offsets, n=st.integers(1, 13))
@@ -148,24 +144,36 @@ def test_bfloat16_ruins_positions() -> None:
     assert rounded[-4:].unique().numel() == 1
 
 
-# Attention
-
-
 @both_directions
 @each_case
 @each_dtype
 def test_agrees_with_the_plain_formula(case: Case, dtype: torch.dtype, is_causal: bool, device: str) -> None:
+    # 17 heads: most of their slopes are irrational, so that a bias computed in too narrow a dtype shows.
     assert_agrees(
-        lambda q, k, v: alibi_attention(q, k, v, is_causal=is_causal),
-        lambda q, k, v: plain_alibi(q, k, v, is_causal),
-        case.inputs(dtype, device),
+        partial(alibi_attention, is_causal=is_causal),
+        partial(plain_alibi, is_causal=is_causal),
+        replace(case, g=17).inputs(dtype, device),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=["bfloat16", "float16"])
+def test_bias_is_never_rounded_below_float32(dtype: torch.dtype, device: str) -> None:
+    # The score of each key is slope * distance, in two coordinates that every dtype holds exactly: it cancels
+    # the bias, and the output is the plain mean of the values.
+    distance = torch.arange(8191, -1, -1, device=device)
+    key = torch.stack([distance // 256, distance % 256], -1).to(dtype).expand(1, 8, 8192, 2)
+    query = torch.einsum("h, d -> h d", alibi_slopes(8), torch.tensor([256.0, 1.0])).to(device, dtype)[
+        None, :, None
+    ]
+    value = normal("value", 1, 8, 8192, 3, dtype=dtype, device=device)
+    mean = value.double().mean(2, keepdim=True)
+    assert_close(alibi_attention(query, key, value, scale=1.0, offset=8191), mean.to(dtype), mean)
 
 
 @both_directions
 def test_gradcheck(is_causal: bool) -> None:
     inputs = Case("small", t=3, s=5, d=2, e=7).inputs()
-    assert_gradcheck(lambda q, k, v: alibi_attention(q, k, v, is_causal=is_causal, offset=1), inputs)
+    assert_gradcheck(partial(alibi_attention, is_causal=is_causal, offset=1), inputs)
 
 
 @pytest.mark.parametrize("scale", [0.13, 1.0, 3.0])
@@ -186,11 +194,8 @@ def test_weight_is_bounded_by_distance(score: float, seed: int) -> None:
     value = torch.eye(length, dtype=torch.float64).expand(1, n, length, length)
     weights = alibi_attention(query, key, value, scale=1.0)
     assert (weights <= torch.exp(2 * score + paper_bias(n, length, length)) * (1 + 1e-12)).all()
-
-
-def test_horizons() -> None:
-    for m, distance in [(1 / 2, 30), (1 / 256, 3817)]:
-        assert math.exp(2 * 4 - m * distance) < 1e-3 <= math.exp(2 * 4 - m * (distance - 1))
+    for m, horizon in [(1 / 2, 30), (1 / 256, 3817)]:
+        assert math.exp(2 * 4 - m * horizon) < 1e-3 <= math.exp(2 * 4 - m * (horizon - 1))
 
 
 @pytest.mark.parametrize("start", range(1, 7))
@@ -265,9 +270,6 @@ def test_wrong_input_is_refused() -> None:
         AlibiBias(8)(query, key)
 
 
-# The cache
-
-
 def sized(h: int, t: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     return normal("sized", 1, h, t, 2, dtype=dtype, device=device)
 
@@ -311,9 +313,6 @@ def test_cache_grows_by_doubling() -> None:
     assert [line.shape[1] // 2 for line in lines] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
 
-# In production
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=["float64", "float32"])
 def test_flex_attention_agrees(dtype: torch.dtype, device: str) -> None:
@@ -334,9 +333,7 @@ def test_torch_sdpa_agrees(dtype: torch.dtype, is_causal: bool, device: str) -> 
         bias = bias.masked_fill(~causal(7, 7, device), -torch.inf) if is_causal else bias
         return F.scaled_dot_product_attention(query, key, value, bias)
 
-    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return alibi_attention(query, key, value, is_causal=is_causal)
-
+    ours = partial(alibi_attention, is_causal=is_causal)
     assert_agrees(ours, torch_sdpa, SQUARE.inputs(dtype, device))
 
 
@@ -347,7 +344,6 @@ def test_padding_joins_the_bias(mask_kind: str, device: str) -> None:
     mask = draw_mask(mask_kind, case, torch.float64, device)
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float64).masked_fill(~mask, -torch.inf)
-    joined = alibi_bias(3, 5, 7, dtype=torch.float64, device=device) + mask
-    output = F.scaled_dot_product_attention(query, key, value, joined.expand(2, 3, 5, 7))
+    joined = (alibi_bias(3, 5, 7, dtype=torch.float64, device=device) + mask).expand(2, 3, 5, 7)
     exact = plain_attention(query, key, value, paper_bias(3, 5, 7).to(device) + mask)
-    assert_close(output, exact, exact)
+    assert_close(F.scaled_dot_product_attention(query, key, value, joined), exact, exact)
