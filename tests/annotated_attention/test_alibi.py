@@ -258,7 +258,9 @@ def test_queries_before_all_keys_return_zero(dtype: torch.dtype, device: str) ->
 
 def test_wrong_input_is_refused() -> None:
     query, key, value = Case("t<s").inputs()
-    with pytest.raises(ValueError, match="key"):
+    with pytest.raises(ValueError, match="query is"):
+        bare(alibi_attention)(query[0, 0], key, value)
+    with pytest.raises(ValueError, match="key has 2 heads, query has 3"):
         bare(alibi_attention)(query, key[:, :2], value[:, :2])
     with pytest.raises(ValueError, match="value"):
         bare(alibi_attention)(query, key, value.float())
