@@ -30,15 +30,14 @@ from coursekit.grading.verbs import Student
 FIXTURES = ("student", "expect", "draw")
 
 
-class Bench:
-    """A lesson's submission, opened once for all its checks, and its misconceptions, opened when needed."""
+class Bank:
+    """A lesson's wrong variants, opened when the first is needed, and how each fails each check. What a check
+    draws depends on its name and the seed only, so one bank serves many submissions."""
 
-    def __init__(self, lesson: Lesson, submission: Submission, boundary: bool, diagnose: bool = True) -> None:
+    def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
-        self.submission = submission
-        self.backend: Backend = SecondProcess(submission) if boundary else InProcess(submission)
-        self.diagnose = diagnose
         self._variants: list[tuple[Misconception, Variant]] | None = None
+        self._failures: dict[tuple[str, int, str], Failure | None] = {}
 
     @property
     def variants(self) -> list[tuple[Misconception, Variant]]:
@@ -46,10 +45,33 @@ class Bench:
             self._variants = [(each, Variant(self.lesson, each)) for each in read_bank(self.lesson)]
         return self._variants
 
+    def like(self, check: "Check", failure: Failure) -> list[Misconception]:
+        """The misconceptions whose variant fails this check just so."""
+        found = []
+        for known, variant in self.variants:
+            key = (check.item.nodeid, check.seed, known.name)
+            if key not in self._failures:
+                self._failures[key] = check.rerun(variant)
+            if failure.equals(self._failures[key]):
+                found.append(known)
+        return found
+
     def close(self) -> None:
-        self.backend.close()
         for _, variant in self._variants or []:
             variant.close()
+
+
+class Bench:
+    """A lesson's submission, opened once for all its checks, and the bank to name mistakes from, if any."""
+
+    def __init__(self, lesson: Lesson, submission: Submission, boundary: bool, bank: Bank | None) -> None:
+        self.lesson = lesson
+        self.backend: Backend = SecondProcess(submission) if boundary else InProcess(submission)
+        self.bank = bank
+
+    def close(self) -> None:
+        """End the submission; the bank may go on to serve others."""
+        self.backend.close()
 
 
 class Check:
@@ -75,11 +97,12 @@ class Check:
 
     def mistakes(self) -> list[Misconception]:
         """The misconceptions whose variant fails this check just as the student's code does."""
-        if self.failure is None or self.failure.kind in UNDIAGNOSED or not self.bench.diagnose:
+        if self.failure is None or self.failure.kind in UNDIAGNOSED or self.bench.bank is None:
             return []
-        return [known for known, variant in self.bench.variants if self.failure.equals(self._rerun(variant))]
+        return self.bench.bank.like(self, self.failure)
 
-    def _rerun(self, variant: Variant) -> Failure | None:
+    def rerun(self, variant: Variant) -> Failure | None:
+        """How a variant fails this check, on the same inputs; None if it passes."""
         student, expect, draw = Student(variant), Expect(), self.next_draw.fork()
         fresh = dict(zip(FIXTURES, (student, expect, draw), strict=True))
         known = self.item.funcargs | fresh
@@ -125,4 +148,4 @@ def task_of(item: pytest.Function) -> dict[str, Any]:
 
 
 def open_bench(lesson: Lesson, path: Path | None, boundary: bool) -> Bench:
-    return Bench(lesson, read_submission(path or lesson.exercise), boundary)
+    return Bench(lesson, read_submission(path or lesson.exercise), boundary, Bank(lesson))

@@ -15,7 +15,7 @@ import pytest
 
 from coursekit.course import Lesson
 from coursekit.grading import progress, stub
-from coursekit.grading.checking import Bench
+from coursekit.grading.checking import Bank, Bench
 from coursekit.grading.plugin import BENCH, LEDGER
 from coursekit.grading.report import Report, build
 from coursekit.grading.stub import make_stub
@@ -65,7 +65,7 @@ def check(
     """
     work_dir = work_dir or lesson.root / "work"
     path = submission or submission_path(lesson, work_dir)
-    report = run(lesson, read_submission(path), seed=seed, boundary=boundary)
+    report = run(lesson, read_submission(path), seed=seed, boundary=boundary, bank=Bank(lesson))
     report.submission = str(path)
     known = progress.load(work_dir, lesson.slug)
     # An untouched stub is no attempt.
@@ -91,15 +91,20 @@ def solution(lesson: Lesson, work_dir: Path | None = None) -> str:
 
 
 def run(
-    lesson: Lesson, submission: Submission, *, seed: int = 0, boundary: bool = False, diagnose: bool = True
+    lesson: Lesson,
+    submission: Submission,
+    *,
+    seed: int = 0,
+    boundary: bool = False,
+    bank: Bank | None = None,
 ) -> Report:
-    """Run a lesson's checks on a submission, without remembering anything.
+    """Run a lesson's checks on a submission, without remembering anything. Mistakes are named from `bank`.
 
     Raises `ExerciseError` if the lesson's checks themselves cannot be run.
     """
     if not lesson.checks.exists():
         raise ExerciseError(f"lesson '{lesson.slug}' has no {lesson.checks.name}")
-    runner = Runner(Bench(lesson, submission, boundary, diagnose))
+    runner = Runner(Bench(lesson, submission, boundary, bank))
     try:
         with fresh_lesson_modules():
             code = pytest.main(
@@ -137,6 +142,8 @@ class Runner:
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[BENCH] = self.bench
         self.records = config.stash[LEDGER].records
+        # Nobody sees pytest's own account of a failure: have it made as cheaply as can be.
+        config.option.tbstyle = "native"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coursekit.course import Lesson
-from coursekit.grading.diagnosis import read_bank, variant_submission
+from coursekit.grading.checking import Bank
+from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.exercise import run
-from coursekit.grading.report import Report
+from coursekit.grading.report import NOT_DONE, PASSED, Report
 from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 
@@ -17,28 +18,29 @@ def validate(lesson: Lesson, rewrites: Sequence[Path] = (), seeds: Iterable[int]
     The solution, and each differently written correct solution in `rewrites`, scores all on every seed; the
     stub scores nothing and fails with "not done yet" only; every misconception loses points and is named.
     """
-    problems = []
-    for path in (lesson.exercise, *rewrites):
-        for seed in seeds:
-            problems += right(
-                run(lesson, read_submission(path), seed=seed, diagnose=False), f"{path} (seed {seed})"
-            )
-    problems += untouched(lesson)
-    for known in read_bank(lesson):
-        report = run(lesson, variant_submission(lesson, known))
-        names = [mistake.name for mistake in report.mistakes]
+    problems = untouched(lesson)
+    for seed in seeds:
+        for path in (lesson.exercise, *rewrites):
+            report = run(lesson, read_submission(path), seed=seed)
+            problems += right(report, f"{path.name} (seed {seed})")
+    bank = Bank(lesson)
+    for known, _ in bank.variants:
+        report = run(lesson, variant_submission(lesson, known), bank=bank)
+        named = [mistake.name for mistake in report.mistakes]
         if report.passed:
             problems.append(f"{known.name} passes every check")
-        elif known.name not in names:
-            problems.append(
-                f"{known.name} loses points but is not named; named: {', '.join(names) or 'none'}"
-            )
+        elif known.name not in named:
+            problems.append(f"{known.name} is not named; named: {', '.join(named) or 'none'}")
+    bank.close()
     return problems
 
 
 def right(report: Report, what: str) -> list[str]:
-    wrong = [f"{what}: {check.name}: {check.message}" for check in report.checks if check.outcome != "passed"]
-    return [f"{what}: {report.problem}"] if report.problem else wrong
+    """What is wrong with a report that should have all points."""
+    failed = [check for check in report.checks if check.outcome != PASSED]
+    if report.problem:
+        return [f"{what}: {report.problem}"]
+    return [f"{what} fails {check.name}: {check.message}" for check in failed]
 
 
 def untouched(lesson: Lesson) -> list[str]:
@@ -48,10 +50,11 @@ def untouched(lesson: Lesson) -> list[str]:
     except ExerciseError as error:
         return [str(error)]
     report = run(lesson, Submission(text, "the stub", "<the stub>"))
+    if report.problem:
+        return [f"the stub: {report.problem}"]
     passing = [f"the stub passes {check.name}" for check in report.checks if check.earned]
-    failing = [
+    return passing + [
         f"the stub fails {check.name} with: {check.message}"
         for check in report.checks
-        if check.outcome not in ("passed", "not done")
+        if check.outcome not in (PASSED, NOT_DONE)
     ]
-    return [f"the stub: {report.problem}"] if report.problem else passing + failing
