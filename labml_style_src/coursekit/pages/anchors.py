@@ -16,22 +16,25 @@ def name_rows(lines: Lines, rows: list[Row]) -> Iterator[Row]:
     """
     taken: set[str] = set()
     reserved = {found.qualname for found in lines.definitions}
+
+    def take(row: Row) -> str:
+        inner = [option for option in _inside(lines, row) if option not in reserved] or [
+            f"{row.qualname}.code"
+        ]
+        numbered = (f"{inner[0]}-{n}" for n in itertools.count(2))
+        options = itertools.chain(filter(None, [row.qualname]), inner, numbered)
+        anchor = next(option for option in options if option not in taken)
+        taken.add(anchor)
+        return anchor
+
     for row in rows:
-        options = _options(lines, row)
-        free = [option for option in options if option == row.qualname or option not in reserved]
-
-        def take(free: list[str] = free) -> str:
-            numbered = (f"{free[-1]}-{n}" for n in itertools.count(2))
-            anchor = next(option for option in itertools.chain(free, numbered) if option not in taken)
-            taken.add(anchor)
-            return anchor
-
-        heading = replace(row.heading, anchor=take()) if row.heading else None
-        yield replace(row, heading=heading, anchor=take())
+        heading = replace(row.heading, anchor=take(row)) if row.heading else None
+        yield replace(row, heading=heading, anchor=take(row))
 
 
-def _options(lines: Lines, row: Row) -> list[str]:
+def _inside(lines: Lines, row: Row) -> list[str]:
+    """The anchors that the row's own statements suggest."""
     assigned = [name for line in row.lines for name in lines.names.get(line, [])]
     words = [lines.words[line] for line in row.lines if line in lines.words]
     prefix = f"{row.qualname}." if row.qualname else ""
-    return [*filter(None, [row.qualname]), *(prefix + word for word in [*assigned, *words, "code"])]
+    return [prefix + word for word in [*assigned, *words] or ["code"]]

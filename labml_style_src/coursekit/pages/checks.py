@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from coursekit.pages.problems import Problem
 from coursekit.pages.records import Record
 
-# Code comes first, so that a check written in a code span or a fence is left alone.
+# Code comes first, so that a check written in a code span or a fence is left alone. In a table the bar before
+# a label is written `\|`.
 CHECK = re.compile(
     r"""
     (?P<code> ^(?P<fence>```+|~~~+).*?(?:^(?P=fence)|\Z) | (?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`) )
-    | \[check:\s*(?P<name>[^]|]*?)\s*(?:\|(?P<label>[^]]*))?\]
+    | \[check:\s*(?P<name>[^]|\\]*?)\s*(?:\\?\|(?P<label>[^]]*))?\]
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )

@@ -191,13 +191,14 @@ class Lines:
 
     @cached_property
     def words(self) -> dict[int, str]:
-        """For each line, the statement that begins there as a word: return, if, for, def."""
-        words = {
-            node.lineno: type(node).__name__.removeprefix("Async").removeprefix("Function").lower()
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.stmt) and not isinstance(node, ASSIGNMENTS)
-        }
-        return {line: word.removesuffix("def") or "def" for line, word in words.items()}
+        """For each line, the statement that begins there as a word: return, if, for, def; code for a call."""
+        words: dict[int, str] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.stmt) and not isinstance(node, ASSIGNMENTS):
+                word = type(node).__name__.lower().removeprefix("async").removeprefix("function")
+                word = {"expr": "code", "classdef": "class"}.get(word, word)
+                words.setdefault(node.lineno, word)
+        return words
 
     @cached_property
     def _docstring_lines(self) -> set[int]:

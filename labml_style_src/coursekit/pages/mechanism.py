@@ -141,8 +141,8 @@ class Page:
         return _block("opening", _block("opening-text", title, self.figures.replace(text)), figure)
 
     def _sheets(self) -> Iterator[str]:
-        """The code, one sheet a heading: in a grid of its own a heading stays close to its prose, however long
-        the code beside them is. The sheets touch, so the reader sees one."""
+        """The code, one sheet a heading: in a grid of its own a heading stays close to its prose, however
+        long the code beside them is. The sheets touch, so the reader sees one."""
         sheet = [SHAPES_SWITCH]
         for section in self.chapter.sections:
             for row in section.rows:
