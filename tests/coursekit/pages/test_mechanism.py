@@ -170,6 +170,13 @@ def test_badges_show_the_record():
     assert "[check:not_one] $no$" in rendered
 
 
+@pytest.mark.parametrize("records", [[], [STALE], [replace(PASSED, outcome="skipped")]])
+def test_a_check_without_a_fresh_pass_is_stale(records):
+    text = page(lookup=lambda _: records)
+    assert 'class="check stale"' in text
+    assert "✓" not in text
+
+
 def test_front_matter_and_eyebrow():
     text = page()
     assert text.startswith(

@@ -218,6 +218,11 @@ def test_imports_all_type_checking_and_example_are_left_out_with_their_comments(
     assert not any("About" in prose.text for prose in found.proses)
 
 
+def test_a_line_that_an_import_shares_with_a_constant_is_shown():
+    found = chapter("import torch; SIZE = 2\n")
+    assert [shown(found, row) for row in found.rows] == ["import torch; SIZE = 2"]
+
+
 def test_line_continuations_strings_and_semicolons_stay_whole():
     code = '''
         def f(x):
