@@ -301,10 +301,9 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
 def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
-    Returns the operations of one forward pass, $2\,b h t s\,(d + e)$ for two matrix products
-    [check:test_cost_counts_the_matrix_products], and the number of weights. Twice the text is four times of
-    both, and memory hurts first: in bf16, the weights of 32 heads on 32,768 tokens are 64 GiB
-    [check:test_weights_of_a_long_text_fill_64_gib]. Lesson 13 never writes them out.
+    Returns the operations of one forward pass, $2\,b h t s\,(d + e)$ for two matrix products, and the number
+    of weights. Twice the text is four times of both, and memory hurts first: in bf16, the weights of 32 heads
+    on 32,768 tokens are 64 GiB [check:test_cost|operations, 64 GiB]. Lesson 13 never writes them out.
 
     What the formula cannot do:
 
