@@ -56,7 +56,7 @@ class InProcess:
 
     def ask(self, request: dict[str, Any]) -> Any:
         if self.problem is not None:
-            raise self.problem
+            raise self.problem.with_traceback(None)
         try:
             return self.session.run(copied(request))
         except KeyboardInterrupt:
@@ -96,7 +96,7 @@ class SecondProcess:
         if self.problem is None and not self._loaded:
             self._load()
         if self.problem is not None:
-            raise self.problem
+            raise self.problem.with_traceback(None)
         return self._exchange(request, self.seconds)
 
     def printed(self) -> str:

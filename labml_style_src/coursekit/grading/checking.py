@@ -14,8 +14,9 @@ import pytest
 from coursekit.course import Lesson
 from coursekit.grading.backends import Backend, InProcess, SecondProcess
 from coursekit.grading.diagnosis import (
-    NOT_DONE_KIND,
+    BROKEN,
     UNDIAGNOSED,
+    UNDONE,
     Failure,
     Misconception,
     Variant,
@@ -24,9 +25,11 @@ from coursekit.grading.diagnosis import (
 )
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
+from coursekit.grading.plugin import task_of
 from coursekit.grading.submission import Submission, read_submission
-from coursekit.grading.verbs import Student
+from coursekit.grading.verbs import Student, clean
 
+PRINTED_SHOWN = 1000
 FIXTURES = ("student", "expect", "draw")
 
 
@@ -95,6 +98,9 @@ class Check:
     def failed(self, error: BaseException) -> None:
         self.failure = failure_of(error, self.student.trace, self.expect.count)
 
+    def end(self) -> None:
+        self.printed = clean(self.bench.backend.printed(), PRINTED_SHOWN)
+
     def mistakes(self) -> list[Misconception]:
         """The misconceptions whose variant fails this check just as the student's code does."""
         if self.failure is None or self.failure.kind in UNDIAGNOSED or self.bench.bank is None:
@@ -111,7 +117,7 @@ class Check:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 student.begin(self.seed)
                 self.item.obj(**arguments)
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             return failure_of(error, student.trace, expect.count)
         return None
 
@@ -119,9 +125,8 @@ class Check:
         """The verdict as plain data: it travels with pytest's report, between processes too."""
         task = task_of(self.item)
         points = self.item.get_closest_marker("points")
-        # An answer that is right by accident is none: what failed outside the call counts as failed.
         mistakes = self.mistakes() if outcome == "failed" else []
-        not_done = self.failure is not None and self.failure.kind == NOT_DONE_KIND
+        failure = self.failure or Failure("", 0, None, "the check stopped before it began")
         return {
             "lesson": self.bench.lesson.slug,
             "key": task["key"],
@@ -130,21 +135,12 @@ class Check:
             "check": self.item.originalname,
             "case": self.item.name.removeprefix(self.item.originalname).strip("[]"),
             "points": points.args[0] if points else 1,
-            "outcome": "not done" if not_done else outcome,
-            "broken": self.failure is not None and self.failure.kind == "unanswered",
-            "message": self.failure.message if self.failure else "",
+            "outcome": "not done" if failure.kind == UNDONE else outcome,
+            "broken": failure.kind == BROKEN,
+            "message": failure.message if outcome == "failed" else "",
             "mistakes": [[each.name, each.sentence] for each in mistakes],
             "printed": self.printed,
         }
-
-
-def task_of(item: pytest.Function) -> dict[str, Any]:
-    """The task that a check belongs to. Raises `pytest.UsageError` if its class is not marked as one."""
-    mark = item.get_closest_marker("task")
-    if item.cls is None or mark is None or not mark.args:
-        wanted = '@pytest.mark.task("title", hints=[...])'
-        raise pytest.UsageError(f"{item.nodeid}: a check stands in a class marked {wanted}")
-    return {"key": item.cls.__name__, "title": mark.args[0], "hints": list(mark.kwargs.get("hints", []))}
 
 
 def open_bench(lesson: Lesson, path: Path | None, boundary: bool) -> Bench:

@@ -54,8 +54,10 @@ def complaint(
         if peer is None:
             trusted = numerics.to_float64(wanted) + slack(wanted, dtype, terms, largest)
         elif dtype == torch.float64:
+            # The same way off as the peer, so that the two add up.
             trusted = numerics.to_float64(plain(peer))
-            trusted = trusted + np.copysign(slack(wanted, dtype, terms, largest), trusted - wanted)
+            sign = np.where(trusted < wanted, -1.0, 1.0)
+            trusted = trusted + sign * slack(wanted, dtype, terms, largest)
         else:
             trusted = plain(peer)
         measured = numerics.measure(given, trusted, wanted, dtype=dtype, factor=factor)

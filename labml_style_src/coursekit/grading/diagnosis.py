@@ -11,6 +11,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from coursekit.course import Lesson
 from coursekit.grading.backends import InProcess
 from coursekit.grading.compare import same
@@ -80,6 +82,10 @@ def variant_submission(lesson: Lesson, misconception: Misconception) -> Submissi
     return Submission(exercise + tail, misconception.name, f"<{misconception.name}>")
 
 
+# Failures with nothing to compare: the task is not begun, the file does not load, no answer came.
+UNDONE, BROKEN, LOST = UNDIAGNOSED = ("not done", "broken", "lost")
+
+
 @dataclass(frozen=True)
 class Failure:
     """How a check failed. `kind` is how it was noticed, `count` how many demands came before, `answer` what
@@ -106,14 +112,10 @@ def failure_of(error: BaseException, trace: list[Any], count: int) -> Failure:
         value = error.kind == "value"
         return Failure(error.kind, error.count, error.actual if value else list(trace), str(error))
     if isinstance(error, StudentError):
-        kind = NOT_DONE_KIND if error.not_done else "unanswered" if error.loading else "student"
+        lost = error.type in ("Timeout", "Ended", "WireError")
+        kind = BROKEN if error.loading else LOST if lost else UNDONE if error.not_done else "student"
         return Failure(kind, count, list(trace), error.text)
-    if isinstance(error, AssertionError):
+    if isinstance(error, AssertionError | pytest.fail.Exception):
         return Failure("assert", count, list(trace), str(error) or "an assertion of the check does not hold")
     sentence = "the check cannot use what the code returns"
     return Failure("check", count, list(trace), f"{sentence} ({type(error).__name__}: {error})")
-
-
-NOT_DONE_KIND = "not done"
-# Nothing to compare: the file does not load, the task is not begun.
-UNDIAGNOSED = (NOT_DONE_KIND, "unanswered")

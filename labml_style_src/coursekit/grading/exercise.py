@@ -65,7 +65,9 @@ def check(
     """
     work_dir = work_dir or lesson.root / "work"
     path = submission or submission_path(lesson, work_dir)
-    report = run(lesson, read_submission(path), seed=seed, boundary=boundary, bank=Bank(lesson))
+    bank = Bank(lesson)
+    report = run(lesson, read_submission(path), seed=seed, boundary=boundary, bank=bank)
+    bank.close()
     report.submission = str(path)
     known = progress.load(work_dir, lesson.slug)
     # An untouched stub is no attempt.
@@ -119,12 +121,13 @@ def run(
     return report
 
 
-# Only this plugin, whatever else is installed, and nothing written beside the lesson.
+# Only this plugin, whatever else is installed; nothing written beside the lesson; and of pytest's own plugins
+# none that prints or that searches the whole heap after each run.
+BLOCKED = ("terminal", "cacheprovider", "logging", "unraisableexception", "threadexception", "faulthandler")
 ARGUMENTS = [
     "--disable-plugin-autoload",
     *("-p", "coursekit"),
-    *("-p", "no:terminal"),
-    *("-p", "no:cacheprovider"),
+    *(part for name in BLOCKED for part in ("-p", f"no:{name}")),
     *("-o", "addopts="),
     "--import-mode=importlib",
 ]

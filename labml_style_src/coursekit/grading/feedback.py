@@ -106,7 +106,8 @@ def render(report: Report) -> "Group":
             text = Text(f"{check_title(check)}\n", style="bold")
             text.append(check.message, style="not bold")
             parts.append(Padding(text, (0, 0, 0, 3)))
-            for line in mistake_lines(mistakes):
+            known = ["The same mistake as above."] if check.mistakes and not mistakes else []
+            for line in mistake_lines(mistakes) or known:
                 parts.append(Padding(Text(line, style="yellow"), (0, 0, 0, 3)))
             if check.printed:
                 parts.append(Padding(Text(f"printed: {check.printed}", style="dim"), (0, 0, 0, 3)))

@@ -50,15 +50,30 @@ def lesson_of(path: Path) -> Lesson | None:
     return lesson if lesson and lesson.checks == path and lesson.exercise.exists() else None
 
 
+def task_of(item: pytest.Item) -> dict[str, Any]:
+    """The task that a check belongs to. Raises `pytest.UsageError` if its class is not marked as one."""
+    mark = item.get_closest_marker("task")
+    owner = getattr(item, "cls", None)
+    if owner is None or mark is None or not mark.args:
+        wanted = '@pytest.mark.task("title", hints=[...])'
+        raise pytest.UsageError(f"{item.nodeid}: a check stands in a class marked {wanted}")
+    return {"key": owner.__name__, "title": mark.args[0], "hints": list(mark.kwargs.get("hints", []))}
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse, before anything runs, what cannot be checked."""
-    lessons = {lesson for path in {item.path for item in items} if (lesson := lesson_of(path))}
-    if config.getoption("--submission") and len(lessons) != 1:
+    """Refuse what cannot be checked before anything runs."""
+    lessons = set()
+    for item in items:
+        if lesson := lesson_of(item.path):
+            lessons.add(lesson)
+            task_of(item)
+    if not config.getoption("--submission"):
+        return
+    if len(lessons) != 1:
         found = "none" if not lessons else ", ".join(sorted(lesson.slug for lesson in lessons))
         raise pytest.UsageError(f"--submission belongs to one lesson; the tests chosen are of {found}")
-    for lesson in lessons:
-        _bench(config, lesson)
+    _bench(config, lessons.pop())
 
 
 def _bench(config: pytest.Config, lesson: Lesson) -> "Bench":
@@ -120,11 +135,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     try:
         check.begin()
         return (yield)
-    except Exception as error:
+    except (Exception, pytest.fail.Exception) as error:
         check.failed(error)
         raise
     finally:
-        check.printed = check.bench.backend.printed()
+        check.end()
 
 
 @pytest.hookimpl(wrapper=True)
