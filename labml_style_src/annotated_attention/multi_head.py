@@ -108,6 +108,9 @@ def split_heads(x: Float[Tensor, "b t m"], n_heads: int) -> Float[Tensor, "b h t
     `x.view(b, h, t, d)` has the right shape too, and deals out pieces of one token as if they were several
     [check:test_view_mixes_tokens].
 
+    ![Which head each number of four tokens goes to, three heads of width two. Left: two columns of every
+    token. Right: whole tokens, and parts of them.](figure:cut)
+
     **Shapes.** `x` is `b t m`, the result is `b h t d`.
 
     **Raises.** `ValueError` if `x` does not have three axes, or $m$ is no multiple of $n$.
