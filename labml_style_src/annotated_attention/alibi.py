@@ -46,8 +46,8 @@ that has never heard of a bias, computes causal ALiBi on vectors that are wider 
 
 A sum forgets what lies below the last digit of its largest term, and $m_h\,j$ grows with the text. bfloat16
 keeps 8 binary digits: near $m_h\,j = 2000$ its numbers are 8 apart, so the newest keys, which matter most,
-receive the same bias, and with equal scores weights are wrong by more than 0.2 after 4,096 tokens
-[check:test_bfloat16_ruins_positions].
+receive the same bias. With equal scores and $m_h = 1/2$, a weight is wrong by more than 0.2 after 4,096
+tokens [check:test_bfloat16_ruins_positions].
 
 A distance is small where it matters. Rounding $m_h\,r$ costs at most $2^{-8}\,m_h\,r$, on a weight that is no
 more than $e^{-m_h r}$, and $x\,e^{-x}$ never exceeds $1/e$: with equal scores no weight moves by more than
@@ -199,14 +199,14 @@ def alibi_attention(
     r"""## Attention
 
     With the bias in hand, ALiBi is scaled dot-product attention with a float mask, `scale` acting on the
-    product alone [check:test_agrees_with_the_plain_formula].
+    product alone [check:test_agrees_with_the_plain_formula] [check:test_gradcheck].
 
-    **Decoding.** `is_causal` hides the keys $j > i$, and `offset` says where the first query stands. It is 0
-    unless given, which aligns the mask top-left as everywhere in this book, and it is never guessed from
-    $t < s$: a short question about a long text has that shape too. Forget it when decoding, with $t = 1$ and
-    $s = 100$, and the hundredth token takes itself for the first and returns $\mathbf{v}_0$
-    [check:test_decoding_needs_the_offset]; with $o = s - t$ it gets what it would get from the whole text
-    [check:test_decoding_equals_prefill].
+    **Decoding.** `is_causal` hides the keys $j > i$ [check:test_future_moves_nothing], and `offset` says
+    where the first query stands. It is 0 unless given, which aligns the mask top-left as everywhere in this
+    book, and it is never guessed from $t < s$: a short question about a long text has that shape too. Forget
+    it when decoding, with $t = 1$ and $s = 100$, and the hundredth token takes itself for the first and
+    returns $\mathbf{v}_0$ [check:test_decoding_needs_the_offset]; with $o = s - t$ it gets what it would get
+    from the whole text [check:test_decoding_equals_prefill].
 
     **Where it fails.** Without the mask the distance has no sign: a text read backwards gives the same
     outputs backwards [check:test_bidirectional_cannot_tell_direction], so an encoder that must tell *dog
@@ -217,7 +217,8 @@ def alibi_attention(
     query that stands before every key ($o < 0$) sees none and returns 0
     [check:test_queries_before_all_keys_return_zero].
 
-    **Raises.** `ValueError` if batch, heads, lengths, widths or dtypes do not fit.
+    **Raises.** `ValueError` if batch, heads, lengths, widths or dtypes do not fit
+    [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, is_causal)
     _, h, t, _ = query.shape
@@ -239,7 +240,7 @@ class AlibiBias(nn.Module):
     r"""## One line a head
 
     A bias for $t$ queries and $s$ keys has $t\,s$ entries a head, but only $t + s - 1$ distances. This cache
-    keeps the distances: one line a head, $2r$ numbers for a text of $r$ tokens in place of $r^2$
+    keeps the distances: one line a head, $2s$ numbers for a text of $s$ tokens in place of $s^2$
     [check:test_cache_is_linear_in_length]. For 32 heads and 8,192 tokens in float32 that is 2 MiB, not 8 GiB.
 
     Which distances are in the future is a matter of distance too, so a causal line holds $-\infty$ there.

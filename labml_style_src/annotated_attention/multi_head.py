@@ -6,8 +6,10 @@ this word, half of that, blended beyond telling apart.
 So let $n$ *heads* attend side by side, each with queries, keys and values of its own, and let a last
 projection combine what they find:
 
-$$O = [\,H_1 \cdots H_n\,]\, W_O, \qquad
-H_h = \operatorname{softmax}\!\Big(\tfrac{1}{\sqrt d}\, Q W_Q^h\, (K W_K^h)^\top\Big)\, V W_V^h$$
+$$\begin{aligned}
+O &= [\,H_1 \cdots H_n\,]\, W_O, \\
+H_h &= \operatorname{softmax}\!\Big(\tfrac{1}{\sqrt d}\, Q W_Q^h\, (K W_K^h)^\top\Big)\, V W_V^h .
+\end{aligned}$$
 
 A head works in $d = m/n$ of the $m$ dimensions of the model, so that all of them together cost what a single
 wide one would.
@@ -45,8 +47,10 @@ order is only a name [check:test_order_of_heads_is_a_name].
 
 Only two products of its four matrices ever matter:
 
-$$Q_h K_h^\top = Q\, \big(W_Q^h W_K^{h\top}\big)\, K^\top, \qquad
-H_h W_O^h = P_h\, V\, \big(W_V^h W_O^h\big).$$
+$$\begin{aligned}
+Q_h K_h^\top &= Q\, \big(W_Q^h W_K^{h\top}\big)\, K^\top, \\
+H_h W_O^h &= P_h\, V\, \big(W_V^h W_O^h\big).
+\end{aligned}$$
 
 The first decides where to look, the second what to carry over. Both are $m \times m$ but pass through $d$
 dimensions, so their rank is at most $d$ [check:test_scores_of_a_head_have_rank_d]: more heads mean simpler
@@ -76,7 +80,7 @@ as it went in, and only shifts the output, which has a bias of its own
 | $K_h$ | `k` | `b h s d` | keys of head $h$ |
 | $V_h$ | `v` | `b h s d` | values of head $h$ |
 | $P_h$ | `weights` | `b h t s` | how much of each value head $h$ takes |
-| $H_h$ | `heads` | `b h t d` | what head $h$ found |
+| $H_h$, $H$ | `heads` | `b h t d` | what head $h$ found |
 | $O$ | `output` | `b t m` | what all heads found |
 | $n$ | `n_heads`, `self.n_heads` | scalar | number of heads |
 | $m$ | `d_model`, `self.d_model` | scalar | width of the model, $n\,d$ |
@@ -126,7 +130,7 @@ def merge_heads(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t m"]:
 
     The inverse, to the last bit [check:test_merge_undoes_split]: $[\,H_1 \cdots H_n\,]$.
 
-    **Shapes.** `x` is `b h t d`, the result is `b t h*d`.
+    **Shapes.** `x` is `b h t d`, the result is `b t m`.
     """
     return rearrange(x, "b h t d -> b t (h d)")
 
@@ -173,14 +177,16 @@ class MultiHeadAttention(nn.Module):
         r"""The output, and the weights of every head, to look at [check:test_agrees_with_the_plain_formula].
 
         A mask is that of lesson 1: True attends, rank two is `t s`, rank three gives each head its own, rank
-        four each text too [check:test_masks_agree_with_the_plain_formula]. Padding enters as `b 1 1 s`. A
-        query that may see nothing finds 0 in every head, and its output is the bias of $W_O$
+        four each text too [check:test_masks_agree_with_the_plain_formula]. With `is_causal`, no output sees a
+        later key [check:test_future_moves_nothing]. Padding enters as `b 1 1 s`. A query that may see nothing
+        finds 0 in every head, and its output is the bias of $W_O$
         [check:test_empty_rows_give_the_output_bias].
 
         **Shapes.** `query` is `b t m`, `key` and `value` are `b s m`; the output is `b t m` and the weights
         `b h t s`.
 
-        **Raises.** `ValueError` if the shapes or the mask do not fit, naming the argument.
+        **Raises.** `ValueError` if the shapes or the mask do not fit, naming the argument
+        [check:test_wrong_input_is_refused].
         """
         for name, x in {"query": query, "key": key, "value": value}.items():
             if x.ndim != 3 or x.shape[2] != self.d_model:
@@ -194,8 +200,8 @@ class MultiHeadAttention(nn.Module):
         v = split_heads(self.w_v(value), self.n_heads)
         check_inputs(q, k, v, attn_mask, is_causal)
 
-        # From here to the output a head never meets another. Below float32, weights and sums are kept in
-        # float32.
+        # From here to the output a head never meets another [check:test_texts_and_heads_are_independent].
+        # Below float32, weights and sums are kept in float32.
         wide = torch.promote_types(q.dtype, torch.float32)
         weights = attention_weights(q.to(wide), k.to(wide), attn_mask, is_causal)
 
@@ -212,8 +218,9 @@ class MultiHeadAttention(nn.Module):
     def from_torch(cls, source: nn.MultiheadAttention) -> "MultiHeadAttention":
         r"""## Beside torch.nn.MultiheadAttention
 
-        The same layer under other customs. This copies its weights, and the two then agree in outputs,
-        weights and gradients [check:test_agrees_with_torch_multihead_attention]. What differs:
+        The same layer under other customs. This copies its weights, dropout and mode
+        [check:test_from_torch_keeps_dropout_and_mode], and the two then agree in outputs, weights and
+        gradients [check:test_agrees_with_torch_multihead_attention]. What differs:
 
         - Its boolean mask means the opposite: True *forbids* [check:test_torch_mask_means_the_opposite].
         - It takes `t b m` unless `batch_first=True`, and averages the weights over heads unless told not to.
