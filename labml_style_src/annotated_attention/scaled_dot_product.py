@@ -36,8 +36,8 @@ choice: from $d = 4$ to $d = 1024$ the derivative at the median query falls a th
 $\sqrt d$, scores have variance 1 at every width, and it stays [check:test_unscaled_softmax_saturates]. So
 much for the start of training; later, a network sets its own sharpness.
 
-![Weights of one query over 24 keys, sorted, at four widths. Above, unscaled: one key takes all. Below,
-divided by the square root of the width: the shape stays.](figure:saturation)
+![Sorted weights over 24 keys, mean of 1000 queries. Above, unscaled: as the width grows, one key takes all.
+Below, divided by the root of the width: the shape stays.](figure:saturation)
 
 ## Notation
 

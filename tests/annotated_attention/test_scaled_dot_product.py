@@ -1,6 +1,5 @@
 """The proof of `scaled_dot_product`: each test is a claim that its page makes."""
 
-import math
 from functools import partial
 
 import numpy as np
@@ -107,6 +106,7 @@ REFUSED = {
     "mask and is_causal": ({"mask": (5, 7), "causal": True}, "attn_mask .*: together with is_causal"),
     "mask of integers": ({"mask": (5, 7), "mask_dtype": torch.int64}, "attn_mask is torch.int64 .*: bool"),
     "mask of rank 1": ({"mask": (7,)}, "attn_mask .* rank 2 to 4"),
+    "mask of rank 5": ({"mask": (1, 2, 3, 5, 7)}, "attn_mask .* rank 2 to 4"),
     "mask per batch": ({"mask": (2, 5, 7)}, r"attn_mask .* \(2, 5, 7\): .* broadcastable to \(2, 3, 5, 7\)"),
     "key batch": ({"key": (1, 3, 7, 11)}, r"key has shape \(1, 3, 7, 11\), .*: \(2, 3, 7, 11\) is wanted"),
     "no width": ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, "query is .* d > 0"),
@@ -276,7 +276,7 @@ def test_scores_have_variance_d(d):
     n = 5000
     variance = (normal("q", n, d) * normal("k", n, d)).sum(-1).var() / d
     # A sample's variance varies by (kurtosis - 1) / n, and the kurtosis here is 3 + 6 / d.
-    assert abs(variance - 1) < 5 * math.sqrt((2 + 6 / d) / n), "five standard deviations"
+    assert abs(variance - 1) < 5 * ((2 + 6 / d) / n) ** 0.5, "five standard deviations"
 
 
 def test_unscaled_softmax_saturates():
@@ -308,7 +308,7 @@ def test_key_order_is_invisible(order):
 @given(seeds, st.integers(1, 40), st.floats(0.0, 8.0))
 def test_long_texts_dilute(seed, s, largest):
     (key,), query = draw(seed, (1, 1, s, 1)), torch.full((1, 1, 1, 1), largest, dtype=torch.float64)
-    limit = math.exp(2 * largest) / (math.exp(2 * largest) + s - 1)
+    limit = np.exp(2 * largest) / (np.exp(2 * largest) + s - 1)
     assert weights_of(query, key.clamp(-1, 1), scale=1.0).max() <= limit * (1 + 64 * EPS)
     # The limit is reached: one key scores as high as it may, all others as low.
     key = torch.tensor([1.0] + [-1.0] * (s - 1), dtype=torch.float64).reshape(1, 1, s, 1)

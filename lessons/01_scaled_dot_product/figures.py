@@ -1,0 +1,105 @@
+"""The figures of the chapter, drawn from the mechanism itself. Each function returns one SVG."""
+
+import torch
+from torch import Tensor
+
+from annotated_attention.scaled_dot_product import attention_weights, scaled_dot_product_attention
+
+
+def text(x: float, y: float, content: str, colour: str, anchor: str = "start") -> str:
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="13"'
+    return f'<text class="fig-text" {place} style="fill:var(--{colour})">{content}</text>'
+
+
+def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5"'
+    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.2f}"/>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="var(--line)"/>'
+
+
+def svg(width: int, height: int, title: str, parts: list[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
+
+
+def signed_bars(x: float, y: float, vector: Tensor, colour: str) -> str:
+    """A vector as bars above and below its own zero line."""
+    bars = [
+        rect(x + 12 * n, y - max(9 * v, 0) - 0.5, 9, abs(9 * v) + 1, colour)
+        for n, v in enumerate(vector.tolist())
+    ]
+    return "".join(bars)
+
+
+def area(x: float, low: Tensor, high: Tensor, colour: str, opacity: float, step: float = 3.5) -> str:
+    """The area between two curves, given in pixels, with a hairline of paper around it."""
+    forth = [f"{x + step * n:.1f},{y:.1f}" for n, y in enumerate(high.tolist())]
+    back = [f"{x + step * n:.1f},{y:.1f}" for n, y in reversed(list(enumerate(low.tolist())))]
+    style = f'fill="var(--{colour})" fill-opacity="{opacity:.2f}" stroke="var(--paper)" stroke-width="0.75"'
+    return f'<path d="M{" ".join(forth + back)}Z" {style}/>'
+
+
+def blend() -> str:
+    """One query against six keys: the closer the match, the more of that key's value is in the output."""
+    generator = torch.Generator().manual_seed(4)
+    s, d, e, step = 6, 8, 33, 3.5
+    query = torch.randn(d, generator=generator)
+    query *= 3.1 / query.norm()
+    # Keys as long as the query, at chosen angles to it: only the direction decides.
+    cosine = torch.tensor([-0.5, 0.92, 0.0, 0.5, 0.75, -0.25])[:, None]
+    other = torch.randn(s, d, generator=generator)
+    other -= (other @ query)[:, None] * query / query.norm() ** 2
+    other *= query.norm() / other.norm(dim=1, keepdim=True)
+    key = cosine * query + (1 - cosine**2).sqrt() * other
+    # Each value is one bump, so that the blend shows whose it is.
+    centres = torch.tensor([0.5, 0.3, 0.2, 0.82, 0.62, 0.4])[:, None]
+    value = torch.exp(-(((torch.linspace(0, 1, e) - centres) / 0.1) ** 2))
+    inputs = (query[None, None, None], key[None, None], value[None, None])
+    weights = attention_weights(*inputs[:2])[0, 0, 0]
+    output = scaled_dot_product_attention(*inputs)[0, 0, 0]
+    shares, opacities = weights.tolist(), (0.15 + 0.8 * weights / weights.max()).tolist()
+
+    left, middle, right, top, pitch = 0, 124, 282, 130, 41
+    base, end = top + pitch * s, 394
+    parts = [text(left, 14, "query", "query"), signed_bars(left, 47, query, "query")]
+    parts += [line(left, 78.5, end, 78.5), line(right, base - 13.5, end, base - 13.5)]
+    parts += [text(left, 98, "keys", "key"), text(middle, 98, "weights", "weights")]
+    parts.append(text(right, 98, "values", "value"))
+    for j in range(s):
+        y = top + pitch * j
+        floor = torch.full((e,), y + 11.0)
+        parts.append(signed_bars(left, y, key[j], "key"))
+        parts.append(rect(middle, y - 5, 128 * shares[j] / max(shares), 10, "weights"))
+        parts.append(area(right, floor, floor - 24 * value[j], "value", opacities[j], step))
+
+    # The blend, layer upon layer: their sum is the output.
+    floor, height = torch.full((e,), base + 48.0), torch.zeros(e)
+    for j in range(s):
+        layer = 110 * weights[j] * value[j]
+        parts.append(area(right, floor - height, floor - height - layer, "value", opacities[j], step))
+        height = height + layer
+    assert torch.allclose(height, 110 * output, atol=1e-3)
+    parts.append(text(right - 14, base + 46, "output", "value", anchor="end"))
+    return svg(end, base + 54, "A query, six keys, their weights, and the blend of six values", parts)
+
+
+def saturation() -> str:
+    """The sorted weights of a query over 24 keys, averaged over 1000 queries, without and with the root."""
+    generator = torch.Generator().manual_seed(0)
+    s, bar, unit = 24, 5, 100
+    rows = [("unscaled", 1.0, 134), ("scaled", None, 196)]
+    parts = [text(0, floor, label, "soft") for label, _, floor in rows]
+    for column, d in enumerate((4, 16, 64, 256)):
+        left = 78 + column * 142
+        query, key = (torch.randn(1000, 1, n, d, generator=generator) for n in (1, s))
+        parts.append(text(left, 14, f"d = {d}", "soft"))
+        for _, scale, floor in rows:
+            weights = attention_weights(query, key, scale=scale)
+            mean = weights.sort(descending=True).values.mean((0, 1, 2)).tolist()
+            parts.append(line(left, floor + 0.5, left + bar * s, floor + 0.5))
+            heights = [(n, unit * weight) for n, weight in enumerate(mean) if unit * weight > 0.1]
+            parts += [rect(left + bar * n, floor - height, 3.8, height, "weights") for n, height in heights]
+            parts.append(text(left, floor - unit * mean[0] - 6, f"{mean[0]:.2f}", "weights"))
+    return svg(624, 200, "Sorted weights at four widths: unscaled they collapse, scaled they stay", parts)
