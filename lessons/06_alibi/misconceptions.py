@@ -25,6 +25,12 @@ def power_of_two_slopes__evenly_spaced(n_heads):
     return torch.linspace(2.0 ** (-8 / n_heads), 2.0**-8, n_heads, dtype=torch.float64)
 
 
+def power_of_two_slopes__in_float32(n_heads):
+    """Your slopes are right, but in float32. They are few, and everything else is computed from
+    them: in float64 they cost nothing, and a rounding made here would be seen in every score."""
+    return power_of_two_slopes(n_heads).float()
+
+
 def alibi_slopes__one_formula_for_all(n_heads):
     """You use 2^(-8k/n) for every head count. It is a common recipe, and it is right for powers of
     two only: published models with 12 heads were trained on other slopes, which differ by up to
@@ -153,6 +159,16 @@ def alibi_attention__never_causal(query, key, value, *, is_causal=True, offset=0
 def alibi_attention__always_causal(query, key, value, *, is_causal=True, offset=0, scale=None):
     """Your mask is there even when `is_causal` is False. An encoder looks both ways."""
     return alibi_attention(query, key, value, is_causal=True, offset=offset, scale=scale)
+
+
+def alibi_attention__blind_to_itself(query, key, value, *, is_causal=True, offset=0, scale=None):
+    """Your mask hides a query's own key too. A token may look at itself; what is forbidden is
+    everything after it. Look at row 0: what is left for it to see?"""
+    if not is_causal:
+        return alibi_attention(query, key, value, is_causal=False, offset=offset, scale=scale)
+    bias = alibi_bias(query.shape[1], query.shape[2], key.shape[2], offset=offset)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _attention(query, key, value, lambda product, _: product * scale + bias, True, offset - 1)
 
 
 def alibi_attention__mask_without_offset(query, key, value, *, is_causal=True, offset=0, scale=None):
