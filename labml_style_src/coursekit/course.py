@@ -28,6 +28,10 @@ class CourseError(Exception):
     """Something about the course's files is not as the convention says; the message is for the user."""
 
 
+class EnvironmentFault(CourseError):
+    """This machine lacks something that was asked for; the message names the remedy."""
+
+
 class UnknownSlug(CourseError):
     """No lesson has this slug; the message names the nearest one."""
 

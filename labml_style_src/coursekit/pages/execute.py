@@ -1,0 +1,145 @@
+"""Running the lessons as notebooks. A run is kept by content: it happens again only when its code, the
+course's code that it imports, or a version changes."""
+
+import ast
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from coursekit.course import SOURCE_ROOT, Course, Lesson
+from coursekit.pages import notebooks
+from coursekit.pages.files import write_text
+from coursekit.pages.imports import code_key
+from coursekit.pages.problems import PageError, Problem
+
+WORKERS = 2
+CELL_TIMEOUT_S = 60
+LINE_IN_CELL = re.compile(r"Cell In\[\d+\], line (\d+)")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def execute_all(
+    course: Course, lessons: Sequence[Lesson], done: Callable[[Lesson], None] = lambda lesson: None
+) -> dict[str, NotebookNode | PageError]:
+    """Each lesson's notebook with its outputs, or what went wrong in it, by slug; `done` hears of each as it
+    ends. Two run at a time."""
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else each kernel warns of frozen modules
+
+    def run(lesson: Lesson) -> NotebookNode | PageError:
+        try:
+            return execute(course, lesson)
+        except PageError as error:
+            return error
+        finally:
+            done(lesson)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return dict(zip([lesson.slug for lesson in lessons], pool.map(run, lessons), strict=True))
+
+
+def execute(course: Course, lesson: Lesson) -> NotebookNode:
+    """The lesson's notebook with its outputs, from the cache if nothing that they depend on has changed.
+
+    Raises `PageError` with the file, line and number of the cell that failed.
+    """
+    notebook = _read(course, lesson)
+    cached = cache_file(course, lesson, notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if not cached.exists():
+        _run(course, lesson, notebook)
+        for stale in cached.parent.glob(f"{lesson.slug}-*.json"):
+            stale.unlink(missing_ok=True)
+        write_text(cached, json.dumps([cell.outputs for cell in cells]))
+    for cell, outputs in zip(cells, json.loads(cached.read_text("utf-8")), strict=True):
+        cell.outputs = [nbformat.from_dict(output) for output in outputs]
+    return notebook
+
+
+def is_cached(course: Course, lesson: Lesson) -> bool:
+    try:
+        return cache_file(course, lesson, _read(course, lesson)).exists()
+    except PageError:
+        return False
+
+
+def cache_file(course: Course, lesson: Lesson, notebook: NotebookNode) -> Path:
+    """Where the outputs of this notebook are kept. The key covers its code cells, and not its prose."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    key = code_key(course.root, [lesson.notebook], *cells, *_versions())
+    return course.root / "build" / "cache" / "notebooks" / f"{lesson.slug}-{key[:20]}.json"
+
+
+def _read(course: Course, lesson: Lesson) -> NotebookNode:
+    """The notebook of a lesson whose code Python can read; magics are comments in `lesson.py`."""
+    try:
+        ast.parse(lesson.notebook.read_text("utf-8"))
+    except SyntaxError as error:
+        raise PageError([Problem(_name(course, lesson), error.lineno or 1, error.msg)]) from None
+    return notebooks.read_lesson(lesson)
+
+
+def _versions() -> list[str]:
+    found = [platform.python_version()]
+    for name in ("torch", "numpy", "einops", "matplotlib", "ipykernel", "nbclient"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} missing")
+    return found
+
+
+def _run(course: Course, lesson: Lesson, notebook: NotebookNode) -> None:
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(lesson.folder)}},
+    )
+    # The kernel has to see this course's packages, also where another copy is installed.
+    paths = [str(course.root / SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS)),
+    }
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        raise PageError([_failure(course, lesson, notebook, f"{error.ename}: {error.evalue}")]) from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PageError([_failure(course, lesson, notebook, reason)]) from None
+
+
+def _failure(course: Course, lesson: Lesson, notebook: NotebookNode, reason: str) -> Problem:
+    """The problem of the last cell that began to run, at the line of it that its traceback names."""
+    started = [n for n, cell in enumerate(notebook.cells) if "iopub.execute_input" in _timing(cell)]
+    number = started[-1] if started else 0
+    traceback = [
+        ANSI.sub("", "\n".join(output.traceback))
+        for output in notebook.cells[number].get("outputs", [])
+        if output.output_type == "error"
+    ]
+    lines = LINE_IN_CELL.findall("\n".join(traceback))
+    begins = notebooks.cell_lines(lesson.notebook.read_text("utf-8"))
+    line = (begins[number] if number < len(begins) else 1) + (int(lines[0]) - 1 if lines else 0)
+    return Problem(_name(course, lesson), line, f"cell {number + 1} fails: {ANSI.sub('', reason)}")
+
+
+def _timing(cell: NotebookNode) -> dict[str, str]:
+    return cell.metadata.get("execution", {})
+
+
+def _name(course: Course, lesson: Lesson) -> str:
+    return lesson.notebook.relative_to(course.root).as_posix()

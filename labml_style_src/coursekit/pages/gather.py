@@ -1,0 +1,90 @@
+"""What a build needs that takes time: shapes and figures from a run, and notebooks with their outputs.
+
+Each is kept in `build/cache` under a key of all that can change it. Notebooks run beside the rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+
+from coursekit.course import Course, Lesson
+from coursekit.pages import inputs
+from coursekit.pages.execute import execute_all, is_cached
+from coursekit.pages.files import write_text
+from coursekit.pages.imports import code_key
+from coursekit.pages.problems import PageError
+from coursekit.pages.worker import Worker
+
+
+@dataclass
+class Material:
+    """By slug: the shapes that were seen (as JSON), the figures (SVG by name), the executed notebooks. What
+    failed is its `PageError`."""
+
+    shapes: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, dict[str, str] | PageError] = field(default_factory=dict)
+    notebooks: dict[str, NotebookNode | PageError] = field(default_factory=dict)
+
+
+def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> Material:
+    """Run what has to be run, and take the rest from the cache."""
+    material = Material()
+    lessons = [lesson for lesson in course.lessons if lesson.notebook.exists()]
+    waiting = [lesson for lesson in lessons if not is_cached(course, lesson)]
+    if waiting:
+        progress(f"running {len(waiting)} notebooks: {', '.join(lesson.slug for lesson in waiting)}")
+
+    def finished(lesson: Lesson) -> None:
+        if lesson in waiting:
+            progress(f"ran the notebook of {lesson.slug}")
+
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(execute_all, course, lessons, finished)
+        for lesson in course.lessons:
+            if lesson.source.exists() and not lesson.is_companion:
+                material.shapes[lesson.slug] = seen(course, worker, lesson)
+                material.figures[lesson.slug] = drawn(course, worker, lesson)
+        material.notebooks = running.result()
+    return material
+
+
+def seen(course: Course, worker: Worker, lesson: Lesson) -> Any:
+    """The shapes of a mechanism. They are kept by line, so the key covers the whole text of the file."""
+    pages = Path(__file__).parent
+    engine = code_key(pages.parents[1], [pages / "shapes.py"])
+    text = lesson.source.read_text("utf-8")
+    return _kept(course, "shapes", lesson, [lesson.source], [text, engine], worker)
+
+
+def drawn(course: Course, worker: Worker, lesson: Lesson) -> dict[str, str] | PageError:
+    """The figures of a lesson."""
+    if not lesson.figures.exists():
+        return {}
+    return _kept(course, "figures", lesson, [lesson.figures], [lesson.figures.read_text("utf-8")], worker)
+
+
+def _kept(
+    course: Course, job: str, lesson: Lesson, paths: list[Path], texts: list[str], worker: Worker
+) -> Any | PageError:
+    """The worker's answer, from the cache if the code and the texts are those of last time."""
+    try:
+        key = code_key(course.root, paths, inputs.versions(), *texts)
+    except SyntaxError:
+        key = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    cached = course.root / "build" / "cache" / job / f"{lesson.slug}-{key[:20]}.json"
+    if cached.exists():
+        return json.loads(cached.read_text("utf-8"))
+    try:
+        answer = worker.ask(job, paths[0], lesson.module if job == "shapes" else f"figures_{lesson.slug}")
+    except PageError as error:
+        return error
+    for stale in cached.parent.glob(f"{lesson.slug}-*.json"):
+        stale.unlink(missing_ok=True)
+    write_text(cached, json.dumps(answer))
+    return answer

@@ -1,0 +1,159 @@
+"""Every Markdown page of the site, as text, and every fault that is found on the way."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coursekit.course import Course, Lesson
+from coursekit.pages import formulas, listing, notebooks, outputs, records
+from coursekit.pages.exercises import render_exercise
+from coursekit.pages.gather import Material
+from coursekit.pages.mechanisms import render
+from coursekit.pages.problems import PageError, Problem
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: its path below `build/docs`, its Markdown, the files that it shows, and the sources that it was
+    made from (name and text), in which the place of a fault is looked for."""
+
+    path: str
+    markdown: str
+    sources: list[tuple[str, str]]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def html(self) -> str:
+        """Where MkDocs writes it."""
+        stem = self.path.removesuffix(".md")
+        return f"{stem}.html" if stem.rpartition("/")[2] == "index" else f"{stem}/index.html"
+
+
+def generate(course: Course, material: Material) -> tuple[list[Page], list[Problem | str]]:
+    """All pages in the order of the navigation, and all faults; pages with a fault are missing."""
+    problems: list[Problem | str] = list(course.problems())
+    makers: list[Callable[[], Page]] = [
+        lambda path=path: hand_written(course, path) for path in sorted((course.root / "docs").glob("*.md"))
+    ]
+    proofs = records.load(course)
+    whole = [lesson for lesson in course.lessons if all(path.exists() for path in lesson.pieces())]
+    mechanisms = [lesson for lesson in whole if not lesson.is_companion]
+    makers.append(lambda: mechanism_index(mechanisms))
+    for lesson in mechanisms:
+        makers.append(lambda lesson=lesson: mechanism_page(course, lesson, material, proofs))
+    makers.append(lambda: notebook_index(whole))
+    for lesson in whole:
+        makers.append(lambda lesson=lesson: notebook_page(course, lesson, material))
+    makers.append(lambda: exercise_index(whole))
+    for lesson in whole:
+        makers.append(lambda lesson=lesson: exercise_page(course, lesson))
+    for lesson in mechanisms:
+        makers.append(lambda lesson=lesson: source_page(course, "annotated_attention", lesson.source))
+        makers.append(lambda lesson=lesson: source_page(course, "tests", lesson.test))
+    pages = []
+    for make in makers:
+        try:
+            pages.append(make())
+        except PageError as error:
+            problems += error.problems
+    return pages, list(dict.fromkeys(problems))
+
+
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    # Tags such as !ENV mean something to MkDocs only.
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+    return yaml.load(text, Loader=loader) or {}
+
+
+def settings(course: Course) -> dict[str, Any]:
+    """What `mkdocs.yml` says."""
+    return _parsed((course.root / "mkdocs.yml").read_text("utf-8"))
+
+
+def _source(course: Course, path: Path) -> tuple[str, str]:
+    return path.relative_to(course.root).as_posix(), path.read_text("utf-8")
+
+
+def hand_written(course: Course, path: Path) -> Page:
+    name, text = _source(course, path)
+    faults = formulas.faults(text, name, 1)
+    if faults:
+        raise PageError(faults)
+    return Page(path.relative_to(course.root / "docs").as_posix(), text, [(name, text)])
+
+
+def mechanism_page(course: Course, lesson: Lesson, material: Material, proofs: records.Records) -> Page:
+    markdown = render(course, lesson, material, proofs, settings(course).get("extra", {}).get("roles", {}))
+    sources = [_source(course, path) for path in (lesson.source, lesson.figures)]
+    return Page(f"mechanisms/{lesson.slug}/index.md", markdown, sources)
+
+
+def notebook_page(course: Course, lesson: Lesson, material: Material) -> Page:
+    notebook = material.notebooks[lesson.slug]
+    if isinstance(notebook, PageError):
+        raise notebook
+    name, text = _source(course, lesson.notebook)
+    begins = notebooks.cell_lines(text)
+    faults = [
+        fault
+        for cell, line in zip(notebook.cells, begins, strict=False)
+        if cell.cell_type == "markdown"
+        for fault in formulas.faults(cell.source, name, line)
+    ]
+    if faults:
+        raise PageError(faults)
+    page = outputs.render_notebook(notebook, lesson, outputs.reading_minutes(notebook))
+    files = {f"notebooks/{lesson.slug}/{file}": content for file, content in page.files.items()}
+    files[f"notebooks/{lesson.slug}.ipynb"] = notebooks.to_json(notebooks.read_lesson(lesson)).encode()
+    return Page(f"notebooks/{lesson.slug}/index.md", page.markdown, [(name, text)], files)
+
+
+def exercise_page(course: Course, lesson: Lesson) -> Page:
+    markdown = render_exercise(lesson)
+    sources = [_source(course, path) for path in (lesson.exercise, lesson.misconceptions)]
+    faults = [
+        Problem(sources[0][0], _line_of(fault, markdown, sources[0][1]), fault.message)
+        for fault in formulas.faults(markdown, "", 1)
+    ]
+    if faults:
+        raise PageError(faults)
+    return Page(f"exercises/{lesson.slug}/index.md", markdown, sources)
+
+
+def _line_of(fault: Problem, markdown: str, source: str) -> int:
+    """The line of the source that has the text of the page's line with the fault."""
+    text = markdown.splitlines()[fault.line - 1].strip()
+    match = re.search(re.escape(text), source)
+    return source.count("\n", 0, match.start()) + 1 if match else 1
+
+
+def source_page(course: Course, kind: str, path: Path) -> Page:
+    slug = path.stem.removeprefix("test_") if kind == "tests" else path.stem
+    return Page(f"source/{kind}/{slug}/index.md", listing.render_source(path, course.root), [])
+
+
+def mechanism_index(lessons: Sequence[Lesson]) -> Page:
+    intro = "Each is one file of Python that reads like a chapter, the derivation beside the code."
+    entries = [(lesson, lesson.title, listing.summary(lesson)) for lesson in lessons]
+    return Page("mechanisms/index.md", listing.render_index("Mechanisms", intro, entries), [])
+
+
+def notebook_index(lessons: Sequence[Lesson]) -> Page:
+    intro = "Predict, run, explain. Read them here with their outputs, or download one and change it."
+    entries = [(lesson, *listing.notebook_entry(lesson)) for lesson in lessons]
+    return Page("notebooks/index.md", listing.render_index("Notebooks", intro, entries), [])
+
+
+def exercise_index(lessons: Sequence[Lesson]) -> Page:
+    intro = (
+        "You write the mechanism; the checks name the first wrong number and, if it is known, the mistake."
+    )
+    entries = [(lesson, lesson.title, listing.exercise_summary(lesson)) for lesson in lessons]
+    return Page("exercises/index.md", listing.render_index("Exercises", intro, entries), [])

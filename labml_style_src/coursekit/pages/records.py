@@ -1,0 +1,82 @@
+"""The committed record of each proof: what ran, how large the error was, on which device and versions.
+
+`attn verify` writes one file a device, `tests/records/<device>.json`. A record carries a key over all code
+that it depends on; when that code has changed since, the record is *stale* and its page says so.
+"""
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coursekit.course import Course, Lesson
+from coursekit.pages.imports import code_key
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one test measured on one device. `error` and `bound` are those of its comparison that came nearest
+    to its bound, and None for a test that compares nothing."""
+
+    device: str
+    outcome: str
+    cases: int
+    error: float | None
+    bound: float | None
+    versions: dict[str, str]
+    stale: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """Every committed record of a course, by the stem of its file (`cpu`, `cuda`), and the key that a record of
+    each mechanism would have now, by slug."""
+
+    devices: dict[str, dict[str, Any]]
+    keys: dict[str, str]
+
+    def lookup(self, lesson: Lesson, test: str) -> list[Record]:
+        """The records of one test, one for each device on which it ran."""
+        found = []
+        for device in self.devices.values():
+            mechanism = device["mechanisms"].get(lesson.slug, {})
+            measured = mechanism.get("tests", {}).get(test)
+            if measured is not None:
+                stale = mechanism["key"] != self.keys[lesson.slug]
+                found.append(Record(device["device"], versions=device["versions"], stale=stale, **measured))
+        return found
+
+    def stale(self, device: str = "cpu") -> list[str]:
+        """The slugs whose record on this device is missing or older than the code."""
+        written = self.devices.get(device, {}).get("mechanisms", {})
+        return [slug for slug, now in self.keys.items() if written.get(slug, {}).get("key") != now]
+
+
+def folder(course: Course) -> Path:
+    return course.root / "tests" / "records"
+
+
+def load(course: Course) -> Records:
+    """The committed records; none is an empty set, not an error."""
+    files = sorted(folder(course).glob("*.json"))
+    devices = {file.stem: json.loads(file.read_text("utf-8")) for file in files}
+    return Records(devices, {lesson.slug: key(lesson) for lesson in course.lessons if lesson.source.exists()})
+
+
+def key(lesson: Lesson) -> str:
+    """The hash of all that a record of this lesson depends on: the mechanism and its test, the test's
+    configuration, and every file of the course that one of them imports."""
+    conftest = lesson.root / "tests" / "conftest.py"
+    return code_key(lesson.root, [lesson.source, lesson.test, conftest])
+
+
+def known_tests(lesson: Lesson) -> dict[str, int]:
+    """The name and line of every test in the lesson's test file."""
+    if not lesson.test.exists():
+        return {}
+    return {
+        node.name: node.lineno
+        for node in ast.walk(ast.parse(lesson.test.read_text("utf-8"), str(lesson.test)))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
