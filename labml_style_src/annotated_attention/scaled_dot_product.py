@@ -33,8 +33,8 @@ $$\mathrm{Var}[\mathbf{q}_i^\top \mathbf{k}_j] = \sum_n \mathrm{E}[q_{in}^2]\, \
 So scores grow like $\sqrt d$ [check:test_scores_have_variance_d], and the softmax of scores that lie far
 apart is a choice of one. There its derivative vanishes, and with it the gradient that could correct the
 choice: from $d = 4$ to $d = 1024$ the derivative at the median query falls a thousandfold. Divided by
-$\sqrt d$, scores have variance 1 at every width, and it stays [check:test_unscaled_softmax_saturates]. So
-much for the start of training; later, a network sets its own sharpness.
+$\sqrt d$, scores have variance 1 at every width, and the derivative keeps its size
+[check:test_unscaled_softmax_saturates]. Training then sets its own sharpness.
 
 ![Sorted weights over 24 keys, mean of 1000 queries. Above, unscaled: as the width grows, one key takes all.
 Below, divided by the root of the width: the shape stays.](figure:saturation)
@@ -94,9 +94,8 @@ def numpy_weights(
     query, key = query.astype(np.float64), key.astype(np.float64)
     scores = scale * np.einsum("b h t d, b h s d -> b h t s", query, key)
 
-    # Query $i$ sees the keys $j \le i$, counted from the first key even if $t \ne s$: PyTorch's top-left
-    # alignment. One new query in front of a cache would see the oldest key alone
-    # [check:test_is_causal_is_aligned_top_left].
+    # Query $i$ sees the keys $j \le i$, even if $t \ne s$: PyTorch's top-left alignment. One new query in
+    # front of a cache would see the oldest key alone [check:test_is_causal_is_aligned_top_left].
     if is_causal:
         attn_mask = np.tri(*scores.shape[-2:], dtype=bool)
 
@@ -109,8 +108,7 @@ def numpy_weights(
 
     # Subtracting $m_i$ divides numerator and denominator by $e^{m_i}$: no weight moves
     # [check:test_shift_invariance], and with no exponent above 0 nothing overflows
-    # [check:test_large_scores_do_not_overflow]. Even a row of $-\infty$ gets a finite $m_i$:
-    # $-\infty + \infty$ is NaN.
+    # [check:test_large_scores_do_not_overflow]. A finite $m_i$ keeps a row of $-\infty$ from becoming NaN.
     maximum = scores.max(axis=-1, keepdims=True, initial=np.finfo(np.float64).min)
     exponentials = np.exp(scores - maximum)
 
@@ -180,8 +178,7 @@ def numpy_attention_backward(
 
     # $dS = P \circ (dP - \operatorname{rowsum}(dP \circ P))$. The mask needs no line: where it forbids,
     # $P_{ij} = 0$ stops the gradient [check:test_empty_rows_are_zero]. The row sum is also
-    # $\operatorname{rowsum}(dO \circ O)$, and needs no weights. Lesson 13 lives on that
-    # [check:test_row_sum_needs_no_weights].
+    # $\operatorname{rowsum}(dO \circ O)$, which lesson 13 lives on [check:test_row_sum_needs_no_weights].
     ds = weights * (dp - (dp * weights).sum(axis=-1, keepdims=True))
 
     # $S = \lambda\, Q K^\top + M$: $dQ = \lambda\, dS\, K$ and $dK = \lambda\, dS^\top Q$.
@@ -244,13 +241,13 @@ def scaled_dot_product_attention(
     dtype [check:test_agrees_with_pytorch], with every mask [check:test_masks_agree_with_pytorch], and in the
     gradients [check:test_gradcheck]. Two things differ on purpose. PyTorch takes any number of leading axes,
     the course always `b h`. And wrong input, a mask together with `is_causal` included, is a `ValueError`
-    that says what is wanted [check:test_wrong_input_is_named], where PyTorch raises a `RuntimeError`.
+    that says what is wanted [check:test_wrong_input_is_named]; PyTorch raises a `RuntimeError`, or
+    broadcasts.
     """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa)
 
     # Neighbours share a key head: of six query heads on two, 0, 1 and 2 read key head 0. `repeat` would deal
-    # the key heads out in turn, with the right shape and the wrong answer
-    # [check:test_gqa_shares_neighbouring_heads].
+    # the key heads out in turn: right shape, wrong answer [check:test_gqa_shares_neighbouring_heads].
     shared = query.shape[1] // key.shape[1] if enable_gqa else 1
     wide = torch.promote_types(query.dtype, torch.float32)
     key_heads = key.to(wide).repeat_interleave(shared, dim=1)
@@ -270,15 +267,14 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
     """## What is refused
 
     Broadcasting would accept many a mistake and return numbers. Each rule names the argument, what came and
-    what is wanted [check:test_wrong_input_is_named]. A mask may broadcast to the scores, but not enlarge
-    them.
+    what is wanted [check:test_wrong_input_is_named]. A mask may broadcast to the scores, never enlarge them.
     """
     arrays = {"query": query, "key": key, "value": value}
     for name, array in arrays.items():
         sound = array.ndim == 4 and array.shape[3] > 0 and "float" in str(array.dtype)
         if not sound or array.dtype != query.dtype:
             came = f"{name} is {array.dtype} of shape {tuple(array.shape)}"
-            raise ValueError(f"{came}: b h t d, d > 0, in one floating dtype is wanted")
+            raise ValueError(f"{came}: b h t d, d > 0, in one floating dtype, is wanted")
     (b, h, t, d), (g, s) = query.shape, key.shape[1:3]
     for name, wanted in {"key": (b, g, s, d), "value": (b, g, s, value.shape[3])}.items():
         if tuple(arrays[name].shape) != wanted:
@@ -302,7 +298,7 @@ def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int,
     r"""## What it costs, and when it fails
 
     Returns the operations of one forward pass, $2\,b h t s\,(d + e)$ for two matrix products, and the number
-    of weights. Twice the text is four times of both, and memory hurts first: in bf16, the weights of 32 heads
+    of weights. Twice the text costs four times both, and memory hurts first: in bf16, the weights of 32 heads
     on 32,768 tokens are 64 GiB [check:test_cost|operations, 64 GiB]. Lesson 13 never writes them out.
 
     What the formula cannot do:
@@ -318,7 +314,11 @@ def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int,
     return 2 * b * h * t * s * (d + e), b * h * t * s
 
 
-def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def cached_attention(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s e"],
+) -> Float[Tensor, "b h t e"]:
     r"""## In production
 
     Call `F.scaled_dot_product_attention`. It picks a fused kernel (FlashAttention, memory-efficient, cuDNN)

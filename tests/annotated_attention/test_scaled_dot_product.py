@@ -97,8 +97,8 @@ def test_dropout_is_that_of_pytorch(dtype):
 # Name: what differs from good input, and the message. The last two are no error in PyTorch.
 REFUSED = {
     "rank": ({"query": (2, 3, 5)}, r"query is .* of shape \(2, 3, 5\): b h t d"),
-    "integers": ({"query_dtype": torch.int64}, "query is torch.int64 .* floating dtype is wanted"),
-    "key dtype": ({"key_dtype": torch.float64}, "key is torch.float64 .* one floating dtype is wanted"),
+    "integers": ({"query_dtype": torch.int64}, "query is torch.int64 .* floating dtype, is wanted"),
+    "key dtype": ({"key_dtype": torch.float64}, "key is torch.float64 .* one floating dtype, is wanted"),
     "key width": ({"key": (2, 3, 7, 13)}, r"key has shape \(2, 3, 7, 13\), .*: \(2, 3, 7, 11\) is wanted"),
     "value length": ({"value": (2, 3, 5, 13)}, r"value has shape .*: \(2, 3, 7, 13\) is wanted"),
     "heads": ({"query": (2, 6, 5, 11)}, "key has 3 heads, query has 6: .* without enable_gqa"),
