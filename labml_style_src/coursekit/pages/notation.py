@@ -48,9 +48,11 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Scope:
-    """The symbols that are valid in one place; `roles` maps every code name that has a role to it."""
+    """What is valid in one place: the symbols whose code names are, and those whose formulas are; `roles`
+    maps every code name that has a role to it."""
 
     symbols: tuple[Symbol, ...] = ()
+    written: tuple[Symbol, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -60,7 +62,7 @@ class Scope:
     @cached_property
     def patterns(self) -> list[tuple[tuple[Atom, ...], Symbol]]:
         """The symbols' atoms, longest first; of equal length the one that says more (an index) first."""
-        texes = [(parse(tex), symbol) for symbol in self.symbols for tex in symbol.texes]
+        texes = [(parse(tex), symbol) for symbol in self.written for tex in symbol.texes]
         return sorted(texes, key=lambda item: (-len(item[0]), -sum(len(atom.normal) for atom in item[0])))
 
     def symbol(self, name: str) -> Symbol | None:
@@ -112,7 +114,7 @@ def _read_row(row: list[str], line: int) -> tuple[Symbol | None, list[str]]:
         faults.append(f"the code cell '{row[1]}' has no name: write `name`, or - for a symbol without code")
     if faults:
         return None, faults
-    without_code = "tex." + re.sub(r"\W+", "_", texes[0].replace("'", "_prime")).strip("_")
+    without_code = "tex." + re.sub(r"[\W_]+", "_", texes[0].replace("'", "_prime")).strip("_")
     symbol_id = names[0].removeprefix("self.") if names else without_code
     return Symbol(symbol_id, texes, names, None, row[2], row[3], line), []
 

@@ -1,8 +1,8 @@
 """Which symbol a token means in which place: the scopes of a source file.
 
-The module's Notation table is valid in the module's prose and in every function that has one of the
-symbol's names; a table in a docstring adds to it, or overrides it, for that function or class. A symbol
-without code is valid everywhere. In one scope a name, and a formula, has one symbol.
+The formulas of a module's Notation table are valid in the whole file; its code names in the module's prose
+and in every function that has them. A table in a docstring adds to it, or overrides it, for that function or
+class. In one scope a name, and a formula, has one symbol.
 """
 
 import ast
@@ -64,7 +64,7 @@ class _Reader:
 
     def read(self, module: ast.Module) -> Notation:
         symbols = self.table(module, "", names_in(module))
-        self.scopes[""] = Scope(tuple(symbols), self.role_of)
+        self.scopes[""] = Scope(tuple(symbols), tuple(symbols), self.role_of)
         self.visit(module, "", symbols)
         return Notation(self.scopes, tuple(sorted(set(self.problems))))
 
@@ -75,8 +75,8 @@ class _Reader:
             own = self.table(child, qualname, names)
             claimed = frozenset[str]().union(*(symbol.claims for symbol in own))
             symbols = [symbol for symbol in outer if not symbol.claims & claimed] + own
-            valid = tuple(symbol for symbol in symbols if _is_valid(symbol, names))
-            self.scopes[qualname] = Scope(valid, self.role_of)
+            valid = [symbol for symbol in symbols if any(_has(names, name) for name in symbol.names)]
+            self.scopes[qualname] = Scope(tuple(valid), tuple(symbols), self.role_of)
             if isinstance(child, ast.ClassDef):
                 self.visit(child, f"{qualname}.", symbols)
 
@@ -128,10 +128,6 @@ def _docstring(node: ast.Module | Definition) -> ast.Constant | None:
 
 def _has(names: frozenset[str], name: str) -> bool:
     return name in names or f"self.{name}" in names
-
-
-def _is_valid(symbol: Symbol, names: frozenset[str]) -> bool:
-    return not symbol.names or any(_has(names, name) for name in symbol.names)
 
 
 def names_in(node: ast.AST) -> frozenset[str]:
