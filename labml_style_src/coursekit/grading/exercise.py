@@ -5,9 +5,10 @@ report = check(lesson)                         points, the first wrong index, mi
 text = solution(lesson)                        after a first attempt
 """
 
+import io
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,17 @@ def run(
     """
     if not lesson.checks.exists():
         raise ExerciseError(f"lesson '{lesson.slug}' has no {lesson.checks.name}")
-    runner = Runner(Bench(lesson, submission, boundary, bank))
+    runner, complaint = Runner(Bench(lesson, submission, boundary, bank)), io.StringIO()
     try:
-        with fresh_lesson_modules():
+        with fresh_lesson_modules(), redirect_stderr(complaint):
             code = pytest.main(
                 [*ARGUMENTS, f"--seed={seed}", f"--rootdir={lesson.root}", str(lesson.checks)], [runner]
             )
     finally:
         runner.bench.close()
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not runner.records:
-        raise ExerciseError(f"the checks of '{lesson.slug}' cannot be run: {runner.problem or code}")
+        reason = runner.problem or complaint.getvalue().strip() or code
+        raise ExerciseError(f"the checks of '{lesson.slug}' cannot be run: {reason}")
     report = build(runner.records)
     report.submission, report.seed = submission.name, seed
     return report

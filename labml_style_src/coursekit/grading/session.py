@@ -109,9 +109,7 @@ def _vjp(target: Any, inputs: tuple[Any, ...], grad: Any, kwargs: dict[str, Any]
         if not isinstance(out, torch.Tensor):
             raise NoGradient(f"the answer is {values.in_words(values.plain(out))}, not a tensor")
         if not out.requires_grad:
-            raise NoGradient(
-                "no gradient reaches the inputs: was .detach(), .item() or NumPy used on the way?"
-            )
+            raise NoGradient("none reaches the inputs. Was .detach(), .item() or NumPy used on the way?")
         if out.shape != torch.as_tensor(up).shape:
             raise NoGradient(f"the answer has shape {tuple(out.shape)}, wanted {tuple(up.shape)}")
     wanted = [part for part in inputs if differentiable(part)]

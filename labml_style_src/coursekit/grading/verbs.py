@@ -8,6 +8,8 @@ dq, dk = student.vjp("attention", (query, key), grad)        a vector-Jacobian p
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import Reference, walk
 
@@ -47,6 +49,8 @@ class StudentError(Exception):
                 return NOT_DONE
             case "MissingName":
                 return f"{file} has no {name}: keep the names that the stub has"
+            case "NoGradient":
+                return f"no gradient can be taken: {self.message}"
             case "SystemExit":
                 return "the code ends the program (sys.exit or quit): return a value instead"
             case "RecursionError":
@@ -138,7 +142,10 @@ class Handle:
 
 
 def _reference(value: Any) -> Any:
-    return value._reference if isinstance(value, Handle) else value
+    """An argument as the backends know it: handles by their number, NumPy's scalars as Python's."""
+    if isinstance(value, Handle):
+        return value._reference
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _items(value: Any) -> list[Any]:
