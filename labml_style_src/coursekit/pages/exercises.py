@@ -82,8 +82,9 @@ def render_exercise(lesson: Lesson) -> str:
         message = f"{wanted}; found: {', '.join(map(str, numbers)) or 'none'}"
         raise PageError([Problem(lesson.exercise.relative_to(lesson.root).as_posix(), 1, message)])
     title = re.match(r"# (.+)", cells[0][1])
-    parts = [_cell(kind, source, tasks) for kind, source in cells]
-    parts.insert(1, _start(lesson))
+    first = next(place for place, (_, source) in enumerate(cells) if TASK.match(source))
+    intro = [source for kind, source in cells[:first] if kind == "markdown"]
+    parts = [*intro, _start(lesson), *(_cell(kind, source, tasks) for kind, source in cells[first:])]
     head = front_matter(
         title=title[1] if title else lesson.title, template="chapter.html", hide=["navigation", "toc"]
     )
@@ -113,8 +114,8 @@ def _cell(kind: str, source: str, tasks: list[Task]) -> str:
 
 def _start(lesson: Lesson) -> str:
     commands = [
-        (f"attn start {lesson.slug}", f"puts work/{lesson.slug}.py there for you to fill in"),
-        (f"attn check {lesson.slug}", "points, the first wrong number in words, the mistake if it is known"),
+        (f"attn start {lesson.slug}", f"makes work/{lesson.slug}.py"),
+        (f"attn check {lesson.slug}", "points, and what is wrong"),
         (f"attn check {lesson.slug} --hint", "one hint more"),
         (f"attn solution {lesson.slug}", "ours, after a first attempt"),
     ]

@@ -12,31 +12,29 @@ from coursekit.pages.notebooks import read_lesson
 
 CHECK = re.compile(r"\s*\[check:[^\]]*\]")
 FIGURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
-SENTENCE = re.compile(r"(.+?[.?!])(?=\s+[\"'A-Z$*`]|\s*\Z)", re.DOTALL)
 
 
-def first_sentence(prose: str) -> str:
-    """The first sentence of the first paragraph that is no heading and no figure, without its checks."""
+def first_paragraph(prose: str) -> str:
+    """The first paragraph that is no heading and no figure, without its checks."""
     for paragraph in re.split(r"\n\s*\n", prose):
         text = " ".join(FIGURE.sub("", CHECK.sub("", paragraph)).split())
         if text and not text.startswith(("#", "---", "<", "|", "%")):
-            match = SENTENCE.match(text)
-            return match[1] if match else text
+            return text
     return ""
 
 
 def summary(lesson: Lesson) -> str:
-    """What a lesson is about, in the first sentence of its mechanism."""
+    """What a lesson is about: the problem with which its mechanism begins."""
     if lesson.is_companion or not lesson.source.exists():
         return ""
-    return first_sentence(ast.get_docstring(ast.parse(lesson.source.read_text("utf-8"))) or "")
+    return first_paragraph(ast.get_docstring(ast.parse(lesson.source.read_text("utf-8"))) or "")
 
 
 def notebook_entry(lesson: Lesson) -> tuple[str, str]:
-    """The title of a lesson's notebook, and the first sentence after it."""
+    """The title of a lesson's notebook, and the first paragraph after it."""
     prose = [cell.source for cell in read_lesson(lesson).cells if cell.cell_type == "markdown"]
     titles = [text[2:].partition("\n")[0].strip() for text in prose if text.startswith("# ")]
-    return next(iter(titles), lesson.title), next(filter(None, map(first_sentence, prose)), "")
+    return next(iter(titles), lesson.title), next(filter(None, map(first_paragraph, prose)), "")
 
 
 def exercise_summary(lesson: Lesson) -> str:

@@ -35,7 +35,7 @@ PROLOGUE = re.compile(r"\A.*?(?=<svg\b)", re.DOTALL)
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 SVG_TAG = re.compile(r"<svg\b[^>]*>")
 SIZE = re.compile(r'\s(?:width|height)="[^"]*"')
-FONT = re.compile(r"font: (?P<weight>(?:[a-z0-9]+ )*?)(?P<size>[\d.]+px) [^;\"]*")
+FONT = re.compile(r"font-family: [^;\"]*")
 IDENTIFIER = re.compile(r'(?P<before>\bid="|href="#|url\(#)(?P<name>[^")]+)')
 
 
@@ -123,6 +123,6 @@ def page_svg(svg: str, name: str) -> str:
     svg = METADATA.sub("", PROLOGUE.sub("", svg))
     svg = SVG_TAG.sub(lambda match: SIZE.sub("", match[0]), svg, count=1)
     svg = COLOUR.sub(lambda match: f"var(--{COLOURS[match[0].lower()]})", svg)
-    svg = FONT.sub(lambda match: f"font-size: {match['size']}; font-family: inherit", svg)
+    svg = FONT.sub("font-family: inherit", svg)
     svg = IDENTIFIER.sub(lambda match: f"{match['before']}{name}-{match['name']}", svg)
     return re.sub(r">\s+<", "><", svg).strip()
