@@ -285,10 +285,10 @@ class AlibiBias(nn.Module):
         wide = torch.promote_types(query.dtype, torch.float32)
         wanted = (2 * length, wide, query.device)
         if (self.line.shape[1], self.line.dtype, self.line.device) != wanted:
-            bias = alibi_bias(h, 1, 2 * length, offset=length, dtype=wide, device=query.device)
+            line = alibi_bias(h, 1, 2 * length, offset=length, dtype=wide, device=query.device)
             if self.is_causal:
-                bias[:, :, length + 1 :] = -torch.inf
-            self.line = bias[:, 0]
+                line[:, :, length + 1 :] = -torch.inf
+            self.line = line[:, 0]
 
         # A query at position $i$ reads $s$ numbers of it, from place `length - i` on; the next query begins
         # one place further left. `unfold` lists these windows without a copy, and decoding takes a single

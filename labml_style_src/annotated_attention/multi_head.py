@@ -71,19 +71,19 @@ as it went in, and only shifts the output, which has a bias of its own
 |---|---|---|---|
 | $Q$ | `query` | `b t m` | the vectors that ask |
 | $K$ | `key` | `b s m` | the vectors that are asked |
-| $V$ | `value` | `b s m` | the vectors that are taken from; in self-attention all three are the same |
-| $W_Q$ | `self.w_q` | – | projection to queries; head $h$ owns the $d$ columns $W_Q^h$ |
-| $W_K$ | `self.w_k` | – | projection to keys |
-| $W_V$ | `self.w_v` | – | projection to values |
-| $W_O$ | `self.w_o` | – | projection of the result; head $h$ owns the $d$ rows $W_O^h$ |
+| $V$ | `value` | `b s m` | the vectors that are taken from |
+| $W_Q$ | `self.w_q` | – | to queries; columns $W_Q^h$ are head $h$'s |
+| $W_K$ | `self.w_k` | – | to keys, likewise |
+| $W_V$ | `self.w_v` | – | to values, likewise |
+| $W_O$ | `self.w_o` | – | to the output; rows $W_O^h$ are head $h$'s |
 | $Q_h$ | `q` | `b h t d` | queries of head $h$ |
 | $K_h$ | `k` | `b h s d` | keys of head $h$ |
 | $V_h$ | `v` | `b h s d` | values of head $h$ |
 | $P_h$ | `weights` | `b h t s` | how much of each value head $h$ takes |
 | $H_h$, $H$ | `heads` | `b h t d` | what head $h$ found |
 | $O$ | `output` | `b t m` | what all heads found |
-| $n$ | `n_heads`, `self.n_heads` | scalar | number of heads |
-| $m$ | `d_model`, `self.d_model` | scalar | width of the model, $n\,d$ |
+| $n$ | `n_heads` | scalar | number of heads |
+| $m$ | `d_model` | scalar | width of the model, $n\,d$ |
 
 **Source.** Vaswani et al. (2017), arXiv:1706.03762, section 3.2.2; its formulas have no numbers. Their $h$ is
 our $n$, $W_i^Q$ is $W_Q^h$, $d_\text{model}$ is $m$, $d_k$ and $d_v$ are $d$. With computation held constant,
@@ -154,9 +154,7 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if n_heads < 1 or d_model < 1 or d_model % n_heads:
-            raise ValueError(
-                f"d_model is {d_model}, n_heads is {n_heads}: d_model must be a multiple of n_heads"
-            )
+            raise ValueError(f"d_model is {d_model}, n_heads is {n_heads}: a multiple of n_heads is wanted")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}: it must lie between 0 and 1")
         self.d_model, self.n_heads = d_model, n_heads
@@ -203,16 +201,18 @@ class MultiHeadAttention(nn.Module):
         # From here to the output a head never meets another [check:test_texts_and_heads_are_independent].
         # Below float32, weights and sums are kept in float32.
         wide = torch.promote_types(q.dtype, torch.float32)
-        weights = attention_weights(q.to(wide), k.to(wide), attn_mask, is_causal)
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        weights = attention_weights(q, k, attn_mask, is_causal)
 
         # Dropout forgets whole connections: a query must not rely on one key. The survivors are scaled by
         # $1/(1-p)$. The weights that are returned are those before, so their rows sum to one in training too
         # [check:test_dropout_acts_on_weights].
-        heads = torch.einsum("b h t s, b h s d -> b h t d", self.dropout(weights), v.to(wide))
+        dropped = self.dropout(weights)
+        heads = torch.einsum("b h t s, b h s d -> b h t d", dropped, v)
 
         # $W_O$ mixes the heads. Without it head 1 could write to the first $d$ dimensions only.
-        output = self.w_o(merge_heads(heads.to(q.dtype)))
-        return output, weights.to(q.dtype)
+        output = self.w_o(merge_heads(heads.to(query.dtype)))
+        return output, weights.to(query.dtype)
 
     @classmethod
     def from_torch(cls, source: nn.MultiheadAttention) -> "MultiHeadAttention":

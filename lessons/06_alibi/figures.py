@@ -12,7 +12,7 @@ def text(
     x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
 ) -> str:
     place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
+    return f'<text class="fig-text" {place} style="fill:var(--{colour})">{content}</text>'
 
 
 def rect(
@@ -59,7 +59,7 @@ def decay() -> str:
 
 def two_biases() -> str:
     """Two causal biases that differ by a constant in each row, and the weights that both produce."""
-    size, cell, gap, top = 7, 25, 40, 26
+    size, cell, gap, top = 6, 26, 38, 26
     slope = alibi_slopes(8)[0]
     hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
     by_distance = alibi_bias(8, size, size)[0].masked_fill(hidden, -torch.inf)
@@ -84,7 +84,7 @@ def two_biases() -> str:
                 parts.append(rect(x + 1, y + 1, cell - 2, cell - 2, colour, 0.06 + 0.9 * share, 3))
                 if colour == "bias":
                     number = f"{value:.0f}".replace("-", "−") if value else "0"
-                    parts.append(text(x + cell / 2, y + cell / 2 + 4, number, colour="ink", size=11))
+                    parts.append(text(x + cell / 2, y + cell / 2 + 4, number, colour="ink"))
         parts.append(text(left - 10, top + size * cell / 2 + 4, "i", size=12) if panel == 0 else "")
         parts.append(text(left + size * cell / 2, top + size * cell + 16, "j", size=12))
     middle = top + size * cell / 2 + 5
