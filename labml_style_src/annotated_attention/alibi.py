@@ -245,9 +245,9 @@ class AlibiBias(nn.Module):
 
     Which distances are in the future is a matter of distance too, so a causal line holds $-\infty$ there.
 
-    **Cost.** Adding the bias takes one addition a score, where the two products take $2(d + e)$ operations:
-    nothing. Memory is what it costs: `h t s` numbers for each call, whatever the batch, unless the kernel
-    makes them itself.
+    **Cost.** One addition a score, beside the $2(d + e)$ operations of the two products, is next to nothing.
+    What the bias costs is memory: `h t s` numbers for each call, whatever the batch, unless the kernel makes
+    them itself.
     """
 
     def __init__(self, n_heads: int, *, is_causal: bool = True) -> None:
