@@ -1,46 +1,44 @@
-# %% [markdown]
-# # Exercise: scaled dot-product attention
-#
-# Six tasks. The first four are NumPy, forward and then backward by hand; the fifth is PyTorch, with the
-# contract of the function that every library calls; the sixth is not answered on the page.
-#
-# The axes are named as everywhere in the course: `b` batch, `h` heads, `g` key heads, `t` queries, `s`
-# keys, `d` query and key width, `e` value width. Arrays are `b h t d` unless a task says otherwise, and
-# no two of these sizes need be equal.
-#
-# One tiny case comes back in four tasks, small enough for paper. One query and two keys of width 4,
-# values of width 1:
-#
-#     query = [2, 0, 0, 0]       keys = [0, 0, 0, 0],  [ln 3, 0, 0, 0]       values = [4],  [8]
-#
-# `F.scaled_dot_product_attention`, `torch.softmax` and the like are the answers, not the tools: build
-# them. A task may use the functions of the tasks before it. `attn check scaled_dot_product` says what is
-# wrong and where, as often as you like, and gives one hint at a time.
+"""# Exercise: scaled dot-product attention
 
-# %%
+Six tasks. The first four are NumPy, forward and then backward by hand; the fifth is PyTorch, with the
+contract of the function that every library calls; the sixth is not answered on the page. A task may use the
+functions of the tasks before it. `F.scaled_dot_product_attention`, `torch.softmax` and the like are the
+answers and not the tools: build them.
+
+The axes are named as everywhere in the course: `b` batch, `h` heads, `g` key heads, `t` queries, `s` keys,
+`d` width of queries and keys, `e` width of values. No two of these sizes need be equal.
+
+One tiny case comes back in most tasks, small enough for paper: one query and two keys of width 4, values of
+width 1.
+
+    query  [2, 0, 0, 0]
+    keys   [0, 0, 0, 0]  [ln 3, 0, 0, 0]
+    values [4]           [8]
+
+Check your work as often as you like: `attn check scaled_dot_product` says what is wrong and where, and
+`attn check scaled_dot_product --hint` gives one hint at a time.
+"""
+
 import math
 
 import numpy as np
 import torch
 
-# %% [markdown]
-# ## Task 1: A softmax that cannot overflow
-#
-# Turn scores into weights along the last axis:
-#
-# $$p_j = \frac{e^{z_j}}{\sum_k e^{z_k}}$$
-#
-# The scores may be as large as 10,000, and $e^{10000}$ is no float. A score may be `-inf`: its weight is
-# 0. If every score of a row is `-inf` there is nothing to choose from, and every weight of that row is 0
-# (not NaN).
-#
-# The tiny case: `softmax([0, ln 3])` is `[1/4, 3/4]`, and so is `softmax([10000, 10000 + ln 3])`.
 
-
-# %%
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Weights along the last axis of `scores` (`... s`), in the same shape. Each row sums to 1, or to 0 if
-    every score in it is `-inf`."""
+    """Task 1: a softmax that cannot overflow.
+
+    Turn scores into weights along the last axis: the weight of score z_j is exp(z_j) / sum over k of
+    exp(z_k).
+
+    The scores may be as large as 10,000, and exp(10,000) is no float. A score may be -inf: its weight is 0.
+    If every score of a row is -inf there is nothing to choose from, and every weight of that row is 0 (not
+    NaN).
+
+    The tiny case: `softmax([0, ln 3])` is 1/4, 3/4, and so is `softmax([10000, 10000 + ln 3])`.
+
+    **Shapes.** `scores` and the result are `... s`.
+    """
     ### BEGIN SOLUTION
     top = scores.max(axis=-1, keepdims=True)
     # inf - inf is NaN, so a row of -inf is shifted by 0: it stays -inf, and exp makes it 0.
@@ -50,21 +48,20 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     ### END SOLUTION
 
 
-# %% [markdown]
-# ## Task 2: Attention weights
-#
-# Score every query against every key, scale by $1/\sqrt{d}$, hide what the mask hides, take the softmax
-# over the keys. `attn_mask` is boolean, **True means attend**, and broadcasts to `b h t s`: it may come
-# as `t s`, `b 1 t s` and so on. A query that may see no key gets a row of zeros.
-#
-# The tiny case: the dot products are 0 and 2 ln 3, halved by $\sqrt 4$ they are 0 and ln 3, so the
-# weights are `[1/4, 3/4]`. With the mask `[True, False]` they are `[1, 0]`, with `[False, False]` they
-# are `[0, 0]`.
-
-
-# %%
 def attention_weights(query: np.ndarray, key: np.ndarray, attn_mask: np.ndarray | None = None) -> np.ndarray:
-    """Weights `b h t s` for `query` `b h t d` and `key` `b h s d`."""
+    """Task 2: attention weights.
+
+    Score every query against every key with a dot product, divide by the square root of d, hide what the
+    mask hides, and take the softmax over the keys.
+
+    `attn_mask` is boolean, and **True means attend**. It may have any shape that broadcasts to `b h t s`,
+    such as `t s` or `b 1 t s`. A query that may see no key gets a row of zeros.
+
+    The tiny case: the dot products are 0 and 2 ln 3. Halved, since d is 4, they are 0 and ln 3, so the
+    weights are 1/4, 3/4. With the mask True, False they are 1, 0; with False, False they are 0, 0.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, the result is `b h t s`.
+    """
     ### BEGIN SOLUTION
     scores = np.einsum("bhtd,bhsd->bhts", query, key) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
@@ -73,18 +70,6 @@ def attention_weights(query: np.ndarray, key: np.ndarray, attn_mask: np.ndarray 
     ### END SOLUTION
 
 
-# %% [markdown]
-# ## Task 3: Attention
-#
-# Mix the values with the weights. With `is_causal`, query $i$ sees the keys $0 \dots i$ and no other.
-# There may be more keys than queries or fewer; the first query is always level with the first key
-# (PyTorch's convention, "top-left"). A mask together with `is_causal` says the same thing twice, or two
-# different things: raise a `ValueError`.
-#
-# The tiny case: 1/4 of 4 and 3/4 of 8 make 7. With `is_causal` the one query sees only the first key: 4.
-
-
-# %%
 def attention(
     query: np.ndarray,
     key: np.ndarray,
@@ -92,7 +77,17 @@ def attention(
     attn_mask: np.ndarray | None = None,
     is_causal: bool = False,
 ) -> np.ndarray:
-    """The output `b h t e` for `query` `b h t d`, `key` `b h s d` and `value` `b h s e`."""
+    """Task 3: attention.
+
+    Mix the values with the weights. With `is_causal`, query i sees the keys 0 to i and no other. There may
+    be more keys than queries, or fewer; the first query is always level with the first key (PyTorch's
+    convention, "top-left"). A mask together with `is_causal` says one thing twice, or two different things:
+    raise a `ValueError`.
+
+    The tiny case: 1/4 of 4 and 3/4 of 8 make 7. With `is_causal` the query sees only the first key: 4.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`, the result is `b h t e`.
+    """
     ### BEGIN SOLUTION
     if is_causal:
         if attn_mask is not None:
@@ -103,19 +98,6 @@ def attention(
     ### END SOLUTION
 
 
-# %% [markdown]
-# ## Task 4: The backward pass by hand
-#
-# A loss $L$ sends back `grad_output`, the derivative of $L$ by each number of the output. Send it on to
-# query, key and value. No autograd: this is the chain rule on three lines of the forward pass, read from
-# the last to the first.
-#
-# The tiny case, with `grad_output = [1]`: the gradient by the values is `[1/4], [3/4]`, by the weights
-# `[4, 8]`, by the scores `[-3/4, 3/4]`, by the query `[3/8 ln 3, 0, 0, 0]`, by the keys
-# `[-3/4, 0, 0, 0], [3/4, 0, 0, 0]`.
-
-
-# %%
 def attention_backward(
     grad_output: np.ndarray,
     query: np.ndarray,
@@ -123,7 +105,22 @@ def attention_backward(
     value: np.ndarray,
     attn_mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The gradients `(dq, dk, dv)`, each in the shape of its input, for `grad_output` `b h t e`."""
+    """Task 4: the backward pass by hand.
+
+    A loss sends back `grad_output`, its derivative by each number of the output. Send it on to query, key
+    and value, and return the three gradients `(dq, dk, dv)`. No autograd: this is the chain rule on three
+    lines of the forward pass, read from the last to the first.
+
+    The tiny case, with a `grad_output` of 1:
+
+        by the values    [1/4]              [3/4]
+        by the weights   4                  8
+        by the scores    -3/4               3/4
+        by the query     [3/8 ln 3, 0, 0, 0]
+        by the keys      [-3/4, 0, 0, 0]    [3/4, 0, 0, 0]
+
+    **Shapes.** `grad_output` is `b h t e`; each gradient has the shape of its input.
+    """
     ### BEGIN SOLUTION
     scale = 1 / math.sqrt(query.shape[-1])
     weights = attention_weights(query, key, attn_mask)
@@ -137,24 +134,6 @@ def attention_backward(
     ### END SOLUTION
 
 
-# %% [markdown]
-# ## Task 5: The contract of a library
-#
-# The same in PyTorch, with what real models ask for. Autograd must be able to go through it.
-#
-# - Keys and values may have fewer heads than queries: `g` of them, where `h` is a multiple of `g`. Query
-#   heads 0 to h/g - 1 share key head 0, the next h/g share key head 1, and so on. If `h` is no multiple
-#   of `g`, raise a `ValueError`.
-# - `attn_mask` is boolean (True means attend) or of floats, which are added to the scaled scores; `-inf`
-#   hides a key.
-# - `scale` replaces $1/\sqrt{d}$ when it is given.
-# - A query that sees no key gives 0, and **gradients of 0**. A NaN in one row's gradient would reach
-#   every weight of a model.
-#
-# A tiny case: with h = 4 and g = 2 the query heads use the key heads `0, 0, 1, 1`.
-
-
-# %%
 def sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -163,7 +142,23 @@ def sdpa(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """The output `b h t e` for `query` `b h t d`, `key` `b g s d` and `value` `b g s e`."""
+    """Task 5: the contract of a library.
+
+    The same in PyTorch, with what real models ask for. Autograd must be able to go through it.
+
+    - Keys and values may have fewer heads than queries: g of them, where h is a multiple of g. The query
+      heads 0 to h/g - 1 share key head 0, the next h/g share key head 1, and so on. If h is no multiple of
+      g, raise a `ValueError`.
+    - `attn_mask` is boolean (True means attend) or of floats, which are added to the scaled scores; -inf
+      hides a key. A mask together with `is_causal` is a `ValueError` again.
+    - `scale` replaces 1/sqrt(d) when it is given.
+    - A query that sees no key gives 0, and **gradients of 0**. A NaN in the gradient of one row would
+      spread to every weight of a model.
+
+    A tiny case: with h = 4 and g = 2, the query heads use the key heads 0, 0, 1, 1.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, the result is `b h t e`.
+    """
     ### BEGIN SOLUTION
     (h, t, d), (g, s) = query.shape[1:], key.shape[1:3]
     if h % g:
@@ -186,29 +181,24 @@ def sdpa(
     ### END SOLUTION
 
 
-# %% [markdown]
-# ## Task 6: Keys that arrive one by one (not on the page)
-#
-# The softmax divides by a sum over all keys, so it seems that all keys must be there at once. They need
-# not be. Write an object that is given keys and values one at a time, forgets each of them, and can say
-# at any moment what attention over all keys so far would have returned.
-#
-# - `RunningAttention(query, e)`: `query` is `t d` (no batch, no heads), `e` is the width of the values to
-#   come.
-# - `update(key, value)`: one key (`d`) and its value (`e`).
-# - `read()`: the output so far, `t e`; zeros before the first key. Reading changes nothing.
-# - `state`: an attribute, a tuple of NumPy arrays, everything that the object remembers of the keys. It
-#   holds at most t (e + 2) numbers, however many keys came. `RunningAttention(query, e, state)` carries
-#   on from there.
-#
-# Scores still go up to 10,000, and the largest may come first or last.
-#
-# The tiny case: after the first key `read()` is `[[4]]`, after the second `[[7]]`.
-
-
-# %%
 class RunningAttention:
-    """Attention over keys that arrive one by one, in memory that does not grow with their number."""
+    """Task 6: keys that arrive one by one.
+
+    The softmax divides by a sum over all keys, so it seems that all keys must be there at once. They need
+    not. Write an object that is given keys and values one at a time, forgets each of them, and can say at
+    any moment what attention over all keys so far would have returned.
+
+    - `query` is `t d` (no batch, no heads), and `e` is the width of the values to come.
+    - `update(key, value)` takes in one key, `d`, and its value, `e`.
+    - `read()` is the output so far, `t e`: zeros before the first key. Reading changes nothing.
+    - `state` is an attribute: a tuple of NumPy arrays, all that the object remembers of the keys. Together
+      they hold at most t (e + 2) numbers, however many keys came. `RunningAttention(query, e, state)` goes
+      on from there.
+
+    Scores still go up to 10,000, and the largest may come first or last.
+
+    The tiny case: after the first key `read()` is 4, after the second it is 7.
+    """
 
     def __init__(self, query: np.ndarray, e: int, state: tuple[np.ndarray, ...] | None = None) -> None:
         ### BEGIN SOLUTION

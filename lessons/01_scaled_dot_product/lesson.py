@@ -167,9 +167,9 @@ print("largest difference between the outputs:", (before - after).abs().max().it
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# 64. Each of the $d$ products $q_i k_i$ has mean 0 and variance 1, and the variances of independent terms add
-#     up. So dot products are of size $\sqrt d$, and dividing by $\sqrt d$ brings them back to size 1 at every
-#     width. Dividing by $d$ would overdo it.
+# It is 64. Each of the $d$ products $q_i k_i$ has mean 0 and variance 1, and the variances of independent
+# terms add up. So dot products are of size $\sqrt d$, and dividing by $\sqrt d$ brings them back to size 1 at
+# every width. Dividing by $d$ would overdo it.
 #
 # </details>
 #
@@ -188,7 +188,7 @@ for d in widths:
     results = scores.var(axis=-1), weights.max(axis=-1), (weights * (1 - weights)).sum(axis=-1)
     for values, result in zip(panels.values(), results, strict=True):
         values.append(result.mean(axis=-1))
-fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.7))
+fig, axes = plt.subplots(1, 3, figsize=(7, 2.4))
 for ax, (title, values) in zip(axes, panels.items(), strict=True):
     unscaled, scaled = np.transpose(values)
     ax.plot(widths, unscaled, "o-", ms=3, color=BIAS, label="unscaled")
@@ -222,14 +222,14 @@ axes[0].set_yscale("log")
 # </details>
 
 # %%
-fig, axes = plt.subplots(1, 4, figsize=(8.5, 2.9), width_ratios=[7, 7, 4, 4])
+fig, axes = plt.subplots(1, 4, figsize=(7, 2.6), width_ratios=[7, 7, 4, 4])
 for (t, s), pair in zip([(4, 7), (7, 4)], [axes[:2], axes[2:]], strict=True):
     query, key = 0.5 * torch.randn(1, 1, t, 16), torch.randn(1, 1, s, 16)
     bottom_right = torch.ones(t, s, dtype=torch.bool).tril(diagonal=s - t)
     heatmap(pair[0], course.attention_weights(query, key, is_causal=True)[0, 0], WEIGHTS)
     heatmap(pair[1], course.attention_weights(query, key, bottom_right)[0, 0], WEIGHTS)
-    pair[0].set(title=f"is_causal, {t} × {s}")
-    pair[1].set(title=f"bottom-right, {t} × {s}", ylabel="")
+    pair[0].set(title="top-left", xticks=range(s + 1))
+    pair[1].set(title="bottom-right", xticks=range(s + 1), ylabel="")
 
 # %% [markdown]
 # What does a query receive that sees no key? The formula says 0/0. A mask of $-\infty$ in a plain softmax
@@ -241,9 +241,9 @@ query, key, nothing = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 4, 16), torch.
 value = torch.tensor([10.0, 20.0, 30.0, 40.0]).reshape(1, 1, 4, 1)
 for fill in [-torch.inf, -1e9]:
     scores = (query @ key.mT / 4).masked_fill(~nothing, fill)
-    print("masked with", fill, "", (torch.softmax(scores, dim=-1) @ value).item())
-print("this course", course.scaled_dot_product_attention(query, key, value, nothing).item())
-print("PyTorch", F.scaled_dot_product_attention(query, key, value, nothing).item())
+    print(f"masked with {fill:g}:", (torch.softmax(scores, dim=-1) @ value).item())
+print("this course:", course.scaled_dot_product_attention(query, key, value, nothing).item())
+print("PyTorch:", F.scaled_dot_product_attention(query, key, value, nothing).item())
 
 # %% [markdown]
 # ## 5. Scores that are too large
@@ -259,7 +259,7 @@ for dtype in [torch.float16, torch.float32, torch.float64]:
         scores = torch.tensor([z, z], dtype=dtype)
         plain = scores.exp() / scores.exp().sum()
         shifted = (scores - scores.max()).exp() / (scores - scores.max()).exp().sum()
-        print(f"{dtype!s:14} score {z:6.1f}  plain {plain.tolist()!s:12}  shifted {shifted.tolist()}")
+        print(f"{str(dtype)[6:]} {z:5.1f}  plain {plain.tolist()}  shifted {shifted.tolist()}")
 
 # %% [markdown]
 # Above, infinity by infinity is NaN. Just below is worse: each $e^z$ is a number, their sum is not, and the
@@ -282,7 +282,7 @@ query, key, value, grad = (rng.standard_normal((1, 1, n, w)) for n, w in [(5, 16
 weights = course.attention_weights(torch.from_numpy(query), torch.from_numpy(key)).numpy()
 d_weights = grad @ value.swapaxes(-1, -2)
 d_scores = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
-fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.4))
+fig, axes = plt.subplots(1, 3, figsize=(7, 2.2))
 rows = [("weights", weights, WEIGHTS), ("gradient by weight", d_weights, VALUE), ("by score", d_scores, BIAS)]
 for ax, (title, row, colour) in zip(axes, rows, strict=True):
     ax.bar(range(7), row[0, 0, 0], color=colour)
@@ -310,7 +310,7 @@ for name, ours, theirs in zip(["query", "key", "value"], by_hand, by_autograd, s
 # values the identity matrix: then the output *is* the weights. **Predict** its row sums.
 
 # %%
-inputs = torch.randn(1, 1, 6, 16), torch.randn(1, 1, 8, 16), torch.eye(8)[None, None]
+inputs = torch.randn(1, 1, 6, 16), torch.randn(1, 1, 6, 16), torch.eye(6)[None, None]
 ours, theirs = course.scaled_dot_product_attention(*inputs), F.scaled_dot_product_attention(*inputs)
 print("largest difference:", (ours - theirs).abs().max().item())
 many = [x.expand(2000, -1, -1, -1) for x in inputs]
