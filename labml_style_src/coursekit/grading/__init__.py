@@ -1,1 +1,20 @@
-"""Exercises: stubs, checks that speak to the student's code through three verbs, and feedback."""
+"""Exercises: stubs, checks that speak to the student's code through three verbs, and feedback.
+
+A lesson's `test_exercise.py` is ordinary pytest and imports nothing of this package; the plugin brings the
+fixtures:
+
+    @pytest.mark.task("Slopes for any head count", hints=["a first hint", "a plainer one"])
+    class TestSlopes:                                        # one class, one task
+        @pytest.mark.points(2)                               # 1 if nothing is said
+        @pytest.mark.parametrize("n_heads", [8, 12])         # all cases or no points
+        def test_slopes(self, student, expect, draw, n_heads):
+            slopes = student.call("alibi_slopes", n_heads)
+            expect.close(slopes, alibi_slopes(n_heads), axes="head", what="slopes")
+
+`verbs.py` says what `student` offers, `expect.py` what can be demanded, `compare.py` how close is close
+enough, `diagnosis.py` how `misconceptions.py` is written and used, `stub.py` how a lesson's `exercise.py` marks
+the solution. `exercise.py` here is the student's way (start, check, solution), `validate.py` the gate for a
+lesson's author.
+
+Where the student's code runs is known to `backends.py` alone: in this process, or in a second one.
+"""

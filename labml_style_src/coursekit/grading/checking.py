@@ -25,11 +25,11 @@ from coursekit.grading.diagnosis import (
 )
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
+from coursekit.grading.feedback import printed
 from coursekit.grading.plugin import task_of
 from coursekit.grading.submission import Submission, read_submission
-from coursekit.grading.verbs import Student, clean
+from coursekit.grading.verbs import Student
 
-PRINTED_SHOWN = 1000
 FIXTURES = ("student", "expect", "draw")
 
 
@@ -99,7 +99,7 @@ class Check:
         self.failure = failure_of(error, self.student.trace, self.expect.count)
 
     def end(self) -> None:
-        self.printed = clean(self.bench.backend.printed(), PRINTED_SHOWN)
+        self.printed = printed(self.bench.backend.printed())
 
     def mistakes(self) -> list[Misconception]:
         """The misconceptions whose variant fails this check just as the student's code does."""
@@ -133,7 +133,7 @@ class Check:
             "title": task["title"],
             "hints": task["hints"],
             "check": self.item.originalname,
-            "case": self.item.name.removeprefix(self.item.originalname).strip("[]"),
+            "case": self.item.name.removeprefix(self.item.originalname)[1:-1],
             "points": points.args[0] if points else 1,
             "outcome": "not done" if failure.kind == UNDONE else outcome,
             "broken": failure.kind == BROKEN,

@@ -115,6 +115,8 @@ def run(
             )
     finally:
         runner.bench.close()
+    if runner.interrupted:
+        raise KeyboardInterrupt
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not runner.records:
         reason = runner.problem or complaint.getvalue().strip() or code
         raise ExerciseError(f"the checks of '{lesson.slug}' cannot be run: {reason}")
@@ -142,6 +144,7 @@ class Runner:
         self.bench = bench
         self.records: list[dict[str, Any]] = []
         self.problem = ""
+        self.interrupted = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -153,6 +156,10 @@ class Runner:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.problem = self.problem or report.longreprtext
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # A failed collection comes here too, as a class of pytest's own.
+        self.interrupted = excinfo.type is KeyboardInterrupt
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self.problem = self.problem or str(excinfo.value)

@@ -6,11 +6,18 @@ Rich is imported only where it is used, so that pytest's own output does not nee
 from typing import TYPE_CHECKING, Any
 
 from coursekit.grading.report import NOT_DONE, PASSED, Check, Mistake, Report, Task
+from coursekit.grading.verbs import clean
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+PRINTED_SHOWN = 1000
 SIGNS = {"passed": "✓", "failed": "✗", "not done": "·"}
+
+
+def printed(text: str) -> str:
+    """What the student's code printed, safe to show."""
+    return clean(text.strip("\n"), PRINTED_SHOWN)
 
 
 def number(points: float) -> str:
@@ -103,11 +110,11 @@ def render(report: Report) -> "Group":
         row.add_row(Text(SIGNS[state(task)], style=style), title, Text(task_line(task), style=style))
         parts.append(row)
         for check, mistakes in [] if report.problem else failing(task, told):
-            text = Text(f"{check_title(check)}\n", style="bold")
-            text.append(check.message, style="not bold")
+            text = Text(check_title(check), style="bold")
+            again = check.mistakes and not mistakes
+            text.append(": the same mistake as above" if again else f"\n{check.message}", style="not bold")
             parts.append(Padding(text, (0, 0, 0, 3)))
-            known = ["The same mistake as above."] if check.mistakes and not mistakes else []
-            for line in mistake_lines(mistakes) or known:
+            for line in mistake_lines(mistakes):
                 parts.append(Padding(Text(line, style="yellow"), (0, 0, 0, 3)))
             if check.printed:
                 parts.append(Padding(Text(f"printed: {check.printed}", style="dim"), (0, 0, 0, 3)))

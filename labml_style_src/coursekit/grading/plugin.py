@@ -153,10 +153,12 @@ def pytest_runtest_makereport(
     from coursekit.grading import feedback
 
     record = _check(item).record(report.outcome)
+    # In this process pytest has caught what was printed.
+    record["printed"] = record["printed"] or feedback.printed(report.capstdout + report.capstderr)
     report.user_properties.append((RECORD, record))
     if report.failed and (text := feedback.failure_text(record)):
         if item.config.getoption("--submission"):
-            report.longrepr = text
+            report.longrepr, report.sections = text, []
         else:
             # Without a submission the reference itself fails: its author needs pytest's own account as well.
             report.sections.append(("What a student would read", text))

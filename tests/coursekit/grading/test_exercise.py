@@ -69,7 +69,7 @@ def test_a_wrong_answer_is_told_the_same_over_both_backends(lesson: Lesson, work
     assert [mistake.name for mistake in rows.mistakes] == ["centre__columns"]
     assert "tiny: 5 of 8 points, 5 of 7 checks" in feedback.plain(report)
     assert "You took the mean of each column." in feedback.plain(report)
-    assert "The same mistake as above." in feedback.plain(report)
+    assert "one row: the same mistake as above" in feedback.plain(report)
 
 
 def test_hints_come_one_at_a_time_for_the_first_open_task(lesson: Lesson, work: Path):
@@ -138,14 +138,21 @@ def test_what_one_task_does_leaves_the_others_alone(lesson: Lesson, work: Path, 
     assert told in report.tasks[0].checks[0].message
 
 
-def test_what_is_printed_is_shown_escaped_with_the_failing_check(lesson: Lesson, work: Path):
+@pytest.mark.parametrize("boundary", [False, True])
+def test_what_is_printed_is_shown_escaped_with_the_failing_check(lesson: Lesson, work: Path, boundary: bool):
     code = "print('\\x1b[2Jhello' + 'x' * 10_000)\n    return x"
     text = with_change("return x - x.mean(axis=-1, keepdims=True)", code).text
-    report = exercise.check(lesson, write(work, text), work_dir=work)
+    report = exercise.check(lesson, write(work, text), work_dir=work, boundary=boundary)
     printed = report.tasks[0].checks[0].printed
     assert printed.startswith(r"\x1b[2Jhelloxxx")
     assert len(printed) < 1100
     assert "\x1b" not in feedback.plain(report)
+
+
+def test_an_interrupt_is_an_interrupt(lesson: Lesson, work: Path):
+    text = with_change("return x - x.mean(axis=-1, keepdims=True)", "raise KeyboardInterrupt").text
+    with pytest.raises(KeyboardInterrupt):
+        exercise.check(lesson, write(work, text), work_dir=work, boundary=False)
 
 
 def test_a_missing_function_is_named(lesson: Lesson, work: Path):
