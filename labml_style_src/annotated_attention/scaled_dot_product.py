@@ -18,10 +18,9 @@ encoder state $h_j$ with a small network, turns the scores into weights and take
 $$e_{ij} = v_a^\top \tanh(W_a s_{i-1} + U_a h_j), \qquad
 \alpha_{ij} = \frac{e^{e_{ij}}}{\sum_k e^{e_{ik}}}, \qquad c_i = \sum_j \alpha_{ij} h_j .$$
 
-Two of these formulas are still in use. The first one changed: it runs a network for every pair $(i, j)$,
-where the dot product of Luong, Pham and Manning takes one matrix product for all. Vaswani et al. divided it
-by $\sqrt d$ and split $h_j$ into a key to be found by and a value to be read, whose width is free
-[check:test_value_width_is_free].
+Two of these formulas are still in use. In place of the first, Luong, Pham and Manning tried a dot product,
+which is one matrix product for all pairs $(i, j)$. Vaswani et al. divided it by $\sqrt d$ and split $h_j$
+into a key to be found by and a value to be read, whose width is free [check:test_value_width_is_free].
 
 ## Why the square root
 
@@ -153,9 +152,9 @@ def numpy_attention_backward(
     Two of the steps are matrix products. The softmax between them ties the keys of a row together
     [check:test_softmax_jacobian], and the chain rule sums over every weight that a score moves:
 
-    $$\frac{\partial P_{ij}}{\partial S_{ik}} = P_{ij}\,(\delta_{jk} - P_{ik}), \qquad
-    dS_{ik} = \sum_j dP_{ij}\, \frac{\partial P_{ij}}{\partial S_{ik}}
-    = P_{ik}\,\Big(dP_{ik} - \sum_j dP_{ij}\, P_{ij}\Big) .$$
+    $$\begin{aligned} \frac{\partial P_{ij}}{\partial S_{ik}} &= P_{ij}\,(\delta_{jk} - P_{ik}), \\
+    dS_{ik} &= \sum_j dP_{ij}\, P_{ij}\,(\delta_{jk} - P_{ik})
+    = P_{ik}\,\Big(dP_{ik} - \sum_j dP_{ij}\, P_{ij}\Big) . \end{aligned}$$
 
     A score is moved by how far its weight's gradient lies above the row's average. The three results agree
     with PyTorch's autograd to $10^{-10}$ in float64 [check:test_numpy_backward_equals_autograd].
@@ -270,28 +269,29 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
     what is wanted [check:test_wrong_input_is_named]. A mask may broadcast to the scores, never enlarge them.
     """
     arrays = {"query": query, "key": key, "value": value}
-    for name, array in arrays.items():
-        sound = array.ndim == 4 and array.shape[3] > 0 and "float" in str(array.dtype)
-        if not sound or array.dtype != query.dtype:
-            came = f"{name} is {array.dtype} of shape {tuple(array.shape)}"
+    for name, x in arrays.items():
+        is_sound = x.ndim == 4 and x.shape[3] > 0 and "float" in str(x.dtype)
+        if not is_sound or x.dtype != query.dtype:
+            came = f"{name} is {x.dtype} of shape {tuple(x.shape)}"
             raise ValueError(f"{came}: b h t d, d > 0, in one floating dtype, is wanted")
-    (b, h, t, d), (g, s) = query.shape, key.shape[1:3]
-    for name, wanted in {"key": (b, g, s, d), "value": (b, g, s, value.shape[3])}.items():
+    (b, h, t, d), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
+    for name, wanted in {"key": (b, g, s, d), "value": (b, g, s, e)}.items():
         if tuple(arrays[name].shape) != wanted:
             came = f"{name} has shape {tuple(arrays[name].shape)}"
             raise ValueError(f"{came}, query {tuple(query.shape)}: {wanted} is wanted")
     if h != g and (not enable_gqa or g == 0 or h % g):
-        wanted = "a multiple of key heads" if enable_gqa else "as many without enable_gqa"
-        raise ValueError(f"key has {g} heads, query has {h}: query heads must be {wanted}")
+        came = f"key has {g} heads, query has {h}: query heads must be "
+        rule = "a multiple of key heads" if enable_gqa else "as many without enable_gqa"
+        raise ValueError(came + rule)
     if attn_mask is not None:
         came = f"attn_mask is {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
         if is_causal:
             raise ValueError(f"{came}: together with is_causal, None is wanted")
         if not any(kind in str(attn_mask.dtype) for kind in ("bool", "float")):
             raise ValueError(f"{came}: bool (True attends) or floating is wanted")
-        sizes = zip(attn_mask.shape[::-1], (s, t, h, b), strict=False)
-        if not 2 <= attn_mask.ndim <= 4 or any(size not in (1, full) for size, full in sizes):
-            raise ValueError(f"{came}: rank 2 to 4, broadcastable to {(b, h, t, s)}, is wanted")
+        pairs = zip(attn_mask.shape[::-1], (s, t, h, b), strict=False)
+        if not 2 <= attn_mask.ndim <= 4 or any(n not in (1, full) for n, full in pairs):
+            raise ValueError(f"{came}: rank 2 to 4, fitting {(b, h, t, s)}, is wanted")
 
 
 def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int, int]:
@@ -327,9 +327,9 @@ def cached_attention(
     `attn_implementation="sdpa"`; vLLM's kernels read keys and values from the pages of its cache.
 
     They differ in alignment. With a cache, the $t$ queries are the *last* of $s$ positions, and query $i$
-    sees the keys $j \le i + s - t$: bottom-right, which is what `causal` means in flash-attn since 2.1.
-    `is_causal` would be wrong [check:test_cached_attention_is_aligned_bottom_right]. A mask is right, but on
-    a GPU it rules FlashAttention out; `torch.nn.attention.bias.causal_lower_right` does not.
+    sees the keys $j \le i + s - t$: bottom-right, the `causal` of flash-attn since 2.1. `is_causal` would be
+    wrong [check:test_cached_attention_is_aligned_bottom_right]. A mask is right, but rules FlashAttention out
+    on a GPU; `torch.nn.attention.bias.causal_lower_right` does not.
     """
     t, s = query.shape[2], key.shape[2]
     lower_right = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
@@ -342,8 +342,7 @@ def example(axes: dict[str, int]) -> None:
     query, key, value = (torch.randn(b, g * r, n, w) for n, w in ((t, d), (s, d), (s, e)))
     q, k, v = (tensor.numpy() for tensor in (query, key, value))
     numpy_weights(q, k, is_causal=True)
-    output = numpy_attention(q, k, v, is_causal=True)
-    numpy_attention_backward(output, q, k, v)
+    numpy_attention_backward(numpy_attention(q, k, v, is_causal=True), q, k, v)
     attention_weights(query, key, is_causal=True)
     scaled_dot_product_attention(query, key[:, :g], value[:, :g], dropout_p=0.1, enable_gqa=True)
     attention_cost(b, g * r, t, s, d, e)

@@ -107,7 +107,7 @@ REFUSED = {
     "mask of integers": ({"mask": (5, 7), "mask_dtype": torch.int64}, "attn_mask is torch.int64 .*: bool"),
     "mask of rank 1": ({"mask": (7,)}, "attn_mask .* rank 2 to 4"),
     "mask of rank 5": ({"mask": (1, 2, 3, 5, 7)}, "attn_mask .* rank 2 to 4"),
-    "mask per batch": ({"mask": (2, 5, 7)}, r"attn_mask .* \(2, 5, 7\): .* broadcastable to \(2, 3, 5, 7\)"),
+    "mask per batch": ({"mask": (2, 5, 7)}, r"attn_mask .* \(2, 5, 7\): .* fitting \(2, 3, 5, 7\)"),
     "key batch": ({"key": (1, 3, 7, 11)}, r"key has shape \(1, 3, 7, 11\), .*: \(2, 3, 7, 11\) is wanted"),
     "no width": ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, "query is .* d > 0"),
 }
