@@ -27,7 +27,7 @@ def svg(width: int, height: int, title: str, parts: list[str]) -> str:
 def signed_bars(x: float, y: float, vector: Tensor, colour: str) -> str:
     """A vector as bars above and below its own zero line."""
     bars = [
-        rect(x + 12 * n, y - max(9 * v, 0) - 0.5, 9, abs(9 * v) + 1, colour)
+        rect(x + 12 * n, y - max(8 * v, 0) - 0.5, 9, abs(8 * v) + 1, colour)
         for n, v in enumerate(vector.tolist())
     ]
     return "".join(bars)
@@ -61,18 +61,18 @@ def blend() -> str:
     output = scaled_dot_product_attention(*inputs)[0, 0, 0]
     shares, opacities = weights.tolist(), (0.15 + 0.8 * weights / weights.max()).tolist()
 
-    left, middle, right, top, pitch = 0, 124, 282, 130, 41
+    left, middle, right, top, pitch = 0, 124, 282, 124, 37
     base, end = top + pitch * s, 394
-    parts = [text(left, 14, "query", "query"), signed_bars(left, 47, query, "query")]
-    parts += [line(left, 78.5, end, 78.5), line(right, base - 13.5, end, base - 13.5)]
-    parts += [text(left, 98, "keys", "key"), text(middle, 98, "weights", "weights")]
-    parts.append(text(right, 98, "values", "value"))
+    parts = [text(left, 14, "query", "query"), signed_bars(left, 43, query, "query")]
+    parts += [line(left, 72.5, end, 72.5), line(right, base - 13.5, end, base - 13.5)]
+    parts += [text(left, 92, "keys", "key"), text(middle, 92, "weights", "weights")]
+    parts.append(text(right, 92, "values", "value"))
     for j in range(s):
         y = top + pitch * j
         floor = torch.full((e,), y + 11.0)
         parts.append(signed_bars(left, y, key[j], "key"))
         parts.append(rect(middle, y - 5, 128 * shares[j] / max(shares), 10, "weights"))
-        parts.append(area(right, floor, floor - 24 * value[j], "value", opacities[j], step))
+        parts.append(area(right, floor, floor - 22 * value[j], "value", opacities[j], step))
 
     # The blend, layer upon layer: their sum is the output.
     floor, height = torch.full((e,), base + 48.0), torch.zeros(e)
