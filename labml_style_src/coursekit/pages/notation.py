@@ -11,8 +11,8 @@ A name is that of a parameter, a local or an attribute; `self.w_q` is the attrib
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 from coursekit.pages.markdown import FORMULA
@@ -48,12 +48,10 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Scope:
-    """What is valid in one place: the symbols whose code names are, and those whose formulas are; `roles`
-    maps every code name that has a role to it."""
+    """What is valid in one place: the symbols whose code names are, and those whose formulas are."""
 
     symbols: tuple[Symbol, ...] = ()
     written: tuple[Symbol, ...] = ()
-    roles: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Symbol]:
@@ -70,12 +68,12 @@ class Scope:
         return self.by_name.get(name) or self.by_name.get(name.removeprefix("self."))
 
     def attributes(self, name: str) -> str:
-        """The HTML attributes of a code name, with a leading space: ` data-sym="slopes" data-role="bias"`, or
-        only one of them, or nothing."""
+        """The HTML attributes of a code name, with a leading space: ` data-sym="slopes" data-role="bias"`; nothing
+        for a name that is no symbol: what has a colour also has a meaning that can be looked up."""
         symbol = self.symbol(name)
-        role = symbol.role if symbol else self.roles.get(name.removeprefix("self."))
-        sym = f' data-sym="{symbol.id}"' if symbol else ""
-        return sym + (f' data-role="{role}"' if role else "")
+        if symbol is None:
+            return ""
+        return f' data-sym="{symbol.id}"' + (f' data-role="{symbol.role}"' if symbol.role else "")
 
 
 def read_notation(markdown: str, line: int, path: str = "") -> tuple[list[Symbol], list[Problem]]:

@@ -44,7 +44,7 @@ class Notation:
 def read_scopes(text: str, path: str, roles: Mapping[str, list[str]]) -> Notation:
     """Every scope of a source file.
 
-    `roles` lists the code names of each role; `path` is the file that problems name. Problems are: a row that
+    `roles` lists the names of each role, as code or as the base of a formula (`P` for $P_{ij}$); `path` is the file that problems name. Problems are: a row that
     cannot be read, a name that the code does not have, a name or a formula that two symbols of a scope claim.
     """
     return _Reader(path, {name: role for role, names in roles.items() for name in names}).read(
@@ -64,7 +64,7 @@ class _Reader:
 
     def read(self, module: ast.Module) -> Notation:
         symbols = self.table(module, "", names_in(module))
-        self.scopes[""] = Scope(tuple(symbols), tuple(symbols), self.role_of)
+        self.scopes[""] = Scope(tuple(symbols), tuple(symbols))
         self.visit(module, "", symbols)
         return Notation(self.scopes, tuple(sorted(set(self.problems))))
 
@@ -76,7 +76,7 @@ class _Reader:
             claimed = frozenset[str]().union(*(symbol.claims for symbol in own))
             symbols = [symbol for symbol in outer if not symbol.claims & claimed] + own
             valid = [symbol for symbol in symbols if any(_has(names, name) for name in symbol.names)]
-            self.scopes[qualname] = Scope(tuple(valid), tuple(symbols), self.role_of)
+            self.scopes[qualname] = Scope(tuple(valid), tuple(symbols))
             if isinstance(child, ast.ClassDef):
                 self.visit(child, f"{qualname}.", symbols)
 
@@ -95,9 +95,9 @@ class _Reader:
 
     def on_page(self, symbol: Symbol, qualname: str) -> Symbol:
         """The symbol with its role. If its id means another symbol already, it gets one with its qualname."""
-        role = next(
-            filter(None, (self.role_of.get(name.removeprefix("self.")) for name in symbol.names)), None
-        )
+        written = [name.removeprefix("self.") for name in symbol.names]
+        written += [tex.partition("_")[0] for tex in symbol.texes]
+        role = next(filter(None, map(self.role_of.get, written)), None)
         other = self.by_id.get(symbol.id)
         is_same = other is None or {c for c in symbol.claims & other.claims if c.startswith("$")}
         symbol = replace(symbol, role=role, id=symbol.id if is_same else f"{qualname or 'self'}.{symbol.id}")
