@@ -8,7 +8,7 @@ from annotated_attention.scaled_dot_product import attention_weights, scaled_dot
 
 def text(x: float, y: float, content: str, colour: str, anchor: str = "start") -> str:
     place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="13"'
-    return f'<text class="fig-text" {place} style="fill:var(--{colour})">{content}</text>'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
 
 
 def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
