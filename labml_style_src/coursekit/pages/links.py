@@ -90,7 +90,7 @@ def _wrap(symbol: Symbol, tex: str) -> str:
 
 
 def link_prose(markdown: str, scope: Scope) -> str:
-    """Markdown with its formulas linked, and each code span that is a name marked as a symbol or a role.
+    """Markdown with its formulas linked, and each code span that is a symbol's name marked as that symbol.
 
     Code fences are left alone. In a Notation table the names of the code cell can be focused (`tabindex`).
     """

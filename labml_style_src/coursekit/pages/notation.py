@@ -68,8 +68,8 @@ class Scope:
         return self.by_name.get(name) or self.by_name.get(name.removeprefix("self."))
 
     def attributes(self, name: str) -> str:
-        """The HTML attributes of a code name, with a leading space: ` data-sym="slopes" data-role="bias"`; nothing
-        for a name that is no symbol: what has a colour also has a meaning that can be looked up."""
+        """The HTML attributes of a code name, with a leading space: ` data-sym="slopes" data-role="bias"`;
+        nothing for a name that is no symbol: what has a colour also has a meaning that can be looked up."""
         symbol = self.symbol(name)
         if symbol is None:
             return ""

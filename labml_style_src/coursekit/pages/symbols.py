@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from coursekit.pages.links import link_prose, link_tex
 from coursekit.pages.notation import Scope, Symbol, read_notation
 from coursekit.pages.problems import Problem
+from coursekit.pages.tex import parse
 
 __all__ = [
     "Notation",
@@ -44,8 +45,9 @@ class Notation:
 def read_scopes(text: str, path: str, roles: Mapping[str, list[str]]) -> Notation:
     """Every scope of a source file.
 
-    `roles` lists the names of each role, as code or as the base of a formula (`P` for $P_{ij}$); `path` is the file that problems name. Problems are: a row that
-    cannot be read, a name that the code does not have, a name or a formula that two symbols of a scope claim.
+    `roles` lists the names of each role, as code or as the base of a formula (`P` for $P_{ij}$); `path` is
+    the file that problems name. Problems are: a row that cannot be read, a name that the code does not have, a
+    name or a formula that two symbols of a scope claim.
     """
     return _Reader(path, {name: role for role, names in roles.items() for name in names}).read(
         ast.parse(text)
@@ -95,9 +97,9 @@ class _Reader:
 
     def on_page(self, symbol: Symbol, qualname: str) -> Symbol:
         """The symbol with its role. If its id means another symbol already, it gets one with its qualname."""
-        written = [name.removeprefix("self.") for name in symbol.names]
-        written += [tex.partition("_")[0] for tex in symbol.texes]
-        role = next(filter(None, map(self.role_of.get, written)), None)
+        names = [name.removeprefix("self.") for name in symbol.names]
+        names += [atoms[0].key for tex in symbol.texes if (atoms := parse(tex))]
+        role = next(filter(None, map(self.role_of.get, names)), None)
         other = self.by_id.get(symbol.id)
         is_same = other is None or {c for c in symbol.claims & other.claims if c.startswith("$")}
         symbol = replace(symbol, role=role, id=symbol.id if is_same else f"{qualname or 'self'}.{symbol.id}")
