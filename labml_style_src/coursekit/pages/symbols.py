@@ -46,8 +46,8 @@ def read_scopes(text: str, path: str, roles: Mapping[str, list[str]]) -> Notatio
     """Every scope of a source file.
 
     `roles` lists the names of each role, as code or as the base of a formula (`P` for $P_{ij}$); `path` is
-    the file that problems name. Problems are: a row that cannot be read, a name that the code does not have, a
-    name or a formula that two symbols of a scope claim.
+    the file that problems name. Problems are: a row that cannot be read, a name that the code does not have,
+    a name or a formula that two symbols of a scope claim.
     """
     return _Reader(path, {name: role for role, names in roles.items() for name in names}).read(
         ast.parse(text)
