@@ -1,7 +1,7 @@
-"""Reads pytest's report: fails if a test was skipped that this machine could have run, or counts the outcomes.
+"""Reads pytest's report: fails if a test was skipped that could have run here, or counts the outcomes.
 
 python .ci/skipped.py REPORT                    names every skip whose reason is not "needs CUDA ..."
-python .ci/skipped.py --count REPORT STEPS      prints `N passed, N failed`; STEPS failed steps count as failed
+python .ci/skipped.py --count REPORT STEPS      prints `N passed, N failed`; STEPS other steps have failed
 """
 
 import sys

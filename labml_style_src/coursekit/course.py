@@ -14,6 +14,7 @@ Nothing is registered anywhere: a lesson exists when its folder does.
 
 import ast
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,3 +183,10 @@ def find_course(start: Path | None = None) -> Course:
         if (folder / SOURCE_ROOT).is_dir() and (folder / "lessons").is_dir():
             return Course(folder)
     raise CourseError(f"no course here: neither {here} nor a folder above it has {SOURCE_ROOT}/ and lessons/")
+
+
+def environment_of(course: Course) -> dict[str, str]:
+    """The environment for a Python process that has to see this course's packages, also where another copy of
+    them is installed."""
+    paths = [str(course.root / SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -23,8 +23,8 @@ SIGNS = {"ok": "✓", "missing": "·", "problem": "✗"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `state` is "ok", "missing" (some command needs it) or "problem" (the course
-    cannot be used as it is)."""
+    """One thing that was looked at. `state` is "ok", "missing" (some command needs it) or "problem" (the
+    course cannot be used as it is)."""
 
     name: str
     state: str
@@ -71,22 +71,24 @@ def torch() -> Iterator[Finding]:
 
 
 def parity(device: str) -> Finding:
-    """PyTorch's own attention on a device in each dtype, held against float64 by the rule of the proofs. If this
-    fails, no mechanism can be proven on the machine."""
+    """PyTorch's own attention on a device in each dtype, held against float64 by the rule of the proofs. If
+    this fails, no mechanism can be proven on the machine."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     from coursekit.numerics import measure
 
     generator = torch.Generator().manual_seed(0)
-    exact = [torch.randn(2, 3, 64, 16, generator=generator, dtype=torch.float64) for _ in range(3)]
-    oracle = scaled_dot_product_attention(*exact)
+    exact = torch.randn(3, 2, 3, 64, 16, generator=generator, dtype=torch.float64)
+    oracle = scaled_dot_product_attention(exact[0], exact[1], exact[2])
     good, bad = [], []
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         try:
-            ours = scaled_dot_product_attention(*(x.to(device, dtype) for x in exact))
-            query, key, value = (x.to(dtype).float() if dtype.itemsize < 4 else x.to(dtype) for x in exact)
+            query, key, value = exact.to(device, dtype)
+            ours = scaled_dot_product_attention(query, key, value)
+            # Below float32 the plain formula is computed in float32 and rounded once.
+            query, key, value = exact.to(dtype).to(torch.promote_types(dtype, torch.float32))
             peer = ((query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value).to(dtype)
             good.append(name) if measure(ours, peer, oracle).passed else bad.append(f"{name} is inexact")
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from coursekit.course import SOURCE_ROOT, Course, Lesson
+from coursekit.course import Course, Lesson, environment_of
 from coursekit.pages import notebooks
 from coursekit.pages.files import write_text
 from coursekit.pages.imports import code_key
@@ -106,13 +106,8 @@ def _run(course: Course, lesson: Lesson, notebook: NotebookNode) -> None:
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(lesson.folder)}},
     )
-    # The kernel has to see this course's packages, also where another copy is installed.
-    paths = [str(course.root / SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS)),
-    }
+    threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    environment = {**environment_of(course), "OMP_NUM_THREADS": threads}
     try:
         client.execute(env=environment)
     except CellExecutionError as error:

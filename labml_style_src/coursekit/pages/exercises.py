@@ -15,8 +15,10 @@ from coursekit.pages.code import highlight
 from coursekit.pages.front import front_matter
 from coursekit.pages.problems import PageError, Problem
 
-# A task begins at a definition of the exercise whose docstring says so.
-TASK = re.compile(r"\A## `\w+`\s+Task (?P<number>\d+): (?P<title>[^\n]+?)\.?(?=\n|\Z)")
+# A task begins at a definition of the exercise whose docstring says so; a class may begin two: `Tasks 3 and 4: ...`.
+TASK = re.compile(
+    r"\A## `\w+`\s+(?P<which>Tasks? (?P<numbers>\d+(?: and \d+)*)): (?P<title>[^\n]+?)\.?(?=\n|\Z)"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def render_exercise(lesson: Lesson) -> str:
     """
     tasks, text = read_tasks(lesson), lesson.exercise.read_text("utf-8")
     cells = notebook_cells(make_stub(text, lesson.exercise.name))
-    numbers = [int(match["number"]) for _, source in cells if (match := TASK.match(source))]
+    numbers = [number for _, source in cells if (match := TASK.match(source)) for number in _numbers(match)]
     if numbers != list(range(1, len(tasks) + 1)):
         wanted = f"{lesson.checks.name} has {len(tasks)} tasks, and each wants a docstring 'Task N: title'"
         message = f"{wanted}; found: {', '.join(map(str, numbers)) or 'none'}"
@@ -104,12 +106,21 @@ def _cell(kind: str, source: str, tasks: list[Task]) -> str:
         return f'<div class="code stub"><pre><code>{highlight(source)}</code></pre></div>'
 
     def heading(match: re.Match[str]) -> str:
-        task = tasks[int(match["number"]) - 1]
-        counts = [(task.points, "point"), (task.checks, "check"), (task.hints, "hint")]
+        asked = [tasks[number - 1] for number in _numbers(match)]
+        counts = [
+            (sum(task.points for task in asked), "point"),
+            (sum(task.checks for task in asked), "check"),
+            (sum(task.hints for task in asked), "hint"),
+        ]
         said = " · ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count)
-        return f'## Task {match["number"]}: {match["title"]}\n\n<p class="points">{said}</p>'
+        return f'## {match["which"]}: {match["title"]}\n\n<p class="points">{said}</p>'
 
     return TASK.sub(heading, source)
+
+
+def _numbers(match: re.Match[str]) -> list[int]:
+    """The tasks that a matched heading begins."""
+    return [int(number) for number in match["numbers"].split(" and ")]
 
 
 def _start(lesson: Lesson) -> str:

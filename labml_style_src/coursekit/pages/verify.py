@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coursekit.course import Course, CourseError, EnvironmentFault, Lesson
+from coursekit.course import Course, CourseError, EnvironmentFault, Lesson, environment_of
 from coursekit.pages import records
 from coursekit.pages.files import write_text
 
@@ -67,7 +67,7 @@ def run_tests(course: Course, files: Sequence[Path], device: str) -> dict[str, l
         command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
         command += ["-k", "cuda" if device == "cuda" else "not cuda", "-o", "junit_family=xunit1"]
         command += [f"--junitxml={report}", *(str(file) for file in files)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
+        environment = {**environment_of(course), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
         done = subprocess.run(
             command, cwd=course.root, env=environment, capture_output=True, text=True, encoding="utf-8"
         )
