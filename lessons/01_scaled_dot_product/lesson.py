@@ -14,7 +14,7 @@
 # hand, and find out what it costs. Each part asks you to *predict* before you run. Do commit to an answer, on
 # paper if you can: a wrong guess teaches more than a right page.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
 import importlib.util
 import subprocess
@@ -24,7 +24,7 @@ INSTALL = "annotated-attention[notebooks]"
 if importlib.util.find_spec("annotated_attention") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", INSTALL], check=True)
 
-# %%
+# %% jupyter={"source_hidden": true}
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import PathPatch

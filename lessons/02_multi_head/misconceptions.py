@@ -66,6 +66,12 @@ def attention_weights__no_scale(q, k, attn_mask=None, is_causal=False):
     return _weights(q, k, attn_mask, is_causal, scale=1.0)
 
 
+def attention_weights__multiplied_by_the_root(q, k, attn_mask=None, is_causal=False):
+    """You multiply the scores by √d in place of dividing: `d ** 0.5` and `d ** -0.5` look alike. The
+    scale is there to keep scores small."""
+    return _weights(q, k, attn_mask, is_causal, scale=q.shape[-1] ** 0.5)
+
+
 def attention_weights__softmax_over_queries(q, k, attn_mask=None, is_causal=False):
     """Your softmax runs over the queries: the columns sum to one. A query divides its attention among
     the keys, so it is its row that sums to one."""

@@ -16,7 +16,7 @@
 #
 # Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
 import importlib.util
 import subprocess
@@ -26,7 +26,7 @@ INSTALL = "annotated-attention[notebooks]"
 if importlib.util.find_spec("annotated_attention") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", INSTALL], check=True)
 
-# %%
+# %% jupyter={"source_hidden": true}
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import PathPatch

@@ -6,6 +6,7 @@ the page's own variable, so that the plot follows the scheme, and the letters ta
 
 import base64
 import html
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -50,7 +51,11 @@ class NotebookPage:
 def render_notebook(notebook: NotebookNode, lesson: Lesson, minutes: int) -> NotebookPage:
     """The page of an executed notebook. Links on it are relative to `notebooks/<slug>/`."""
     files: dict[str, bytes] = {}
-    cells = [_cell(cell, files) for cell in notebook.cells]
+    cells = [
+        part
+        for hidden, group in itertools.groupby(notebook.cells, _is_hidden)
+        for part in _folded([_cell(cell, files) for cell in group], hidden)
+    ]
     title = next((title for cell in notebook.cells if (title := _title(cell))), lesson.title)
     links = [] if lesson.is_companion else [f'<a href="../../mechanisms/{lesson.slug}/">mechanism</a>']
     links += [
@@ -72,6 +77,27 @@ def reading_minutes(notebook: NotebookNode) -> int:
 def _title(cell: NotebookNode) -> str | None:
     match = re.match(r"# (.+)", cell.source) if cell.cell_type == "markdown" else None
     return match[1].strip() if match else None
+
+
+def _is_hidden(cell: NotebookNode) -> bool:
+    """Whether JupyterLab shows the cell folded: what every lesson sets up in the same way."""
+    return cell.metadata.get("jupyter", {}).get("source_hidden", False)
+
+
+def _folded(cells: list[str], hidden: bool) -> list[str]:
+    """The cells of a run, behind one line that opens them if they are hidden."""
+    if not hidden:
+        return cells
+    return [
+        "\n".join(
+            [
+                '<details class="setup">',
+                "<summary>Setup, the same in every lesson</summary>",
+                *cells,
+                "</details>",
+            ]
+        )
+    ]
 
 
 def _cell(cell: NotebookNode, files: dict[str, bytes]) -> str:
