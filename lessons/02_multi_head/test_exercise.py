@@ -14,7 +14,10 @@ from annotated_attention.scaled_dot_product import attention_weights
 
 WEIGHT_AXES = "batch head query key"
 OUTPUT_AXES = "batch query width"
+HEADS = {"two heads": (1, 2, 2, 2), "three heads": (2, 3, 5, 7), "one token": (2, 7, 1, 3)}
 SIZES = {"as many keys": (5, 5), "more keys": (5, 7), "more queries": (7, 5)}
+LAYERS = {"self-attention": (3, 7, 5), "cross-attention": (2, 5, 11), "one head": (1, 3, 5)}
+GIVEN = {"both": (True, True), "attn_mask": (True, False), "key_padding_mask": (False, True)}
 REMOVED = {"one head": [1], "two heads": [0, 3], "all but one": [4, 2, 1, 0], "none": []}
 
 
@@ -63,11 +66,7 @@ def gradients_agree(expect, ours, function, inputs, grads):
         '`einops.rearrange(x, "b t (h d) -> b h t d", h=n_heads)`, and the same pattern the other way round.',
     ],
 )
-@pytest.mark.parametrize(
-    ("b", "h", "t", "d"),
-    [(1, 2, 2, 2), (2, 3, 5, 7), (2, 7, 1, 3), (3, 1, 2, 5)],
-    ids=["two heads", "three heads", "one token", "one head"],
-)
+@pytest.mark.parametrize(("b", "h", "t", "d"), HEADS.values(), ids=HEADS)
 class TestHeads:
     # Numbers that count upwards show at a glance where each one has come from.
     def test_split(self, student, expect, b, h, t, d):
@@ -183,17 +182,14 @@ class TestWeights:
 )
 class TestLayer:
     @pytest.mark.points(2)
-    @pytest.mark.parametrize(
-        ("h", "d", "s", "options"),
-        [(3, 7, None, {}), (3, 7, None, {"is_causal": True}), (2, 5, 11, {}), (1, 3, 5, {})],
-        ids=["self", "causal", "cross", "one head"],
-    )
-    def test_output_and_weights(self, student, draw, expect, h, d, s, options):
+    @pytest.mark.parametrize(("h", "d", "s"), LAYERS.values(), ids=LAYERS)
+    def test_output_and_weights(self, student, draw, expect, h, d, s):
         state, query = draw_state(draw, h * d), draw(2, 5, h * d)
-        key, value = (query, query) if s is None else (draw(2, s, h * d), draw(2, s, h * d))
-        layer = student_layer(student, state, h)
-        wanted = reference_layer(state, h)(query, key, value, **options)
-        agrees(expect, layer(query, key, value, **options), wanted)
+        key, value = (query, query) if s == 5 else (draw(2, s, h * d), draw(2, s, h * d))
+        layer, reference = student_layer(student, state, h), reference_layer(state, h)
+        for is_causal in (False, True):
+            answer = layer(query, key, value, is_causal=is_causal)
+            agrees(expect, answer, reference(query, key, value, is_causal=is_causal))
 
     def test_each_head_its_own_mask(self, student, draw, expect):
         state, x = draw_state(draw, 21), draw(2, 5, 21)
@@ -277,11 +273,7 @@ class TestFromTorch:
         for name, wanted in expected.items():
             expect.close(renamed.get(name), wanted, what=name)
 
-    @pytest.mark.parametrize(
-        ("forbids", "pads"),
-        [(True, True), (True, False), (False, True)],
-        ids=["both", "attn_mask", "key_padding_mask"],
-    )
+    @pytest.mark.parametrize(("forbids", "pads"), GIVEN.values(), ids=GIVEN)
     def test_masks(self, student, draw, expect, forbids, pads):
         forbidden, padding = draw(5, 7) > 0.5, draw(2, 7) > 0.5
         mask = student.call("mask_from_torch", forbidden if forbids else None, padding if pads else None)
