@@ -1,6 +1,6 @@
 """# Exercise: multi-head attention
 
-Six tasks, each a little harder than the one before, and the last is answered nowhere in the book.
+Six tasks, each a little harder than the one before, and the last is not answered on the page.
 Axes are named as everywhere here: `b` batch, `h` heads, `t` queries, `s` keys, `d` width of a head,
 `m` width of the model, which is h times d. You need `torch`, and may use `einops`. Write the
 attention out: `torch.nn.MultiheadAttention` and `scaled_dot_product_attention` would leave nothing

@@ -148,7 +148,7 @@ for n_heads in (1, 4, 8, 32):
     layer = MultiHeadAttention(512, n_heads)
     _, weights = layer(text, text, text)
     parameters = sum(part.numel() for part in layer.parameters())
-    print(f"{n_heads:2} heads: {parameters:,} parameters, {weights.numel():9,} weights for 256 tokens")
+    print(f"{n_heads:2} heads: {parameters:,} parameters, {weights.numel():9,} weights")
 
 # %% [markdown]
 # ## 3. Many narrow heads or one wide one?
@@ -211,7 +211,7 @@ two_heads = torch.cartesian_prod(share, share)
 fig, ax = plt.subplots(figsize=(3.4, 3.2))
 ax.plot(*two_heads.T, ".", color=SOFT, markersize=4, label="two heads")
 ax.plot(*one_head.T, "o-", color=VALUE, markersize=5, label="one head")
-ax.set(xlabel="first number", ylabel="second number", aspect="equal", xlim=(-0.1, 1.1), ylim=(-0.1, 1.1))
+ax.set(xlabel="first number", ylabel="second number", aspect="equal")
 ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
 plt.show()
 
@@ -270,7 +270,8 @@ padding = torch.arange(10) < lengths[:, None]
 with torch.no_grad():
     output, weights = ours(text, text, text, padding[:, None, None, :])
     alone, _ = ours(text[1:, :6], text[1:, :6], text[1:, :6])
-print("the short text beside the long one, and alone:", (output[1, :6] - alone[0]).abs().max().item())
+difference = (output[1, :6] - alone[0]).abs().max()
+print(f"the short text beside the long one and alone differ by {difference:.1e}")
 
 # %% [markdown]
 # ## 5. Dropout
@@ -298,7 +299,8 @@ counts = [2**k for k in range(11)]
 distance = [(runs[:n].mean(dim=0) - evaluation).square().mean().sqrt() for n in counts]
 fig, ax = plt.subplots(figsize=(7, 2.6))
 ax.plot(counts, distance, "o-", color=WEIGHTS)
-ax.plot(counts, [distance[0] / n**0.5 for n in counts], "--", color=SOFT, label="one over the square root")
+expected = [distance[0] / n**0.5 for n in counts]
+ax.plot(counts, expected, "--", color=SOFT, label="one over the square root")
 ax.set(xscale="log", yscale="log", xlabel="runs", ylabel="distance from evaluation")
 ax.legend()
 plt.show()
@@ -327,7 +329,8 @@ with torch.no_grad():
     after, after_weights = ours(text, text, text)
 print(f"outputs differ by {(after - before).abs().max():.1e}")
 print(f"weights differ by {(after_weights - before_weights).abs().max():.1e}")
-print(f"weights, reordered, differ by {(after_weights - before_weights[:, order]).abs().max():.1e}")
+reordered = before_weights[:, order]
+print(f"weights, reordered, differ by {(after_weights - reordered).abs().max():.1e}")
 
 # %% [markdown]
 # The output is a sum over heads, and a sum has no order. A layer with 8 heads is one of

@@ -1,6 +1,6 @@
 """# Exercise: attention with linear biases
 
-Six tasks, each a little harder than the one before, and the last is answered nowhere in the book.
+Six tasks, each a little harder than the one before, and the last is not answered on the page.
 Axes are named as everywhere here: `b` batch, `h` heads, `t` queries, `s` keys, `d` and `e` widths.
 Only `torch` is needed. Write the attention out: `torch.nn.functional.scaled_dot_product_attention`
 would leave nothing to learn. A task may use the functions of the tasks before it.

@@ -94,7 +94,7 @@ from annotated_attention.alibi import alibi_attention, alibi_bias, alibi_slopes
 # ## 1. One slope a head
 #
 # A slope $m$ is the price of one step of distance: a key that lies $r$ tokens back loses $m\,r$ from
-# its score. Eight heads get the slopes $1/2, 1/4, 1/8, \dots$, each half of the one before.
+# its score. Eight heads get the slopes $1/2$, $1/4$, $1/8$ and so on, each half of the one before.
 #
 # **Predict.** What is the last of the eight? And for sixteen heads: is the last one flatter still?
 #
@@ -106,7 +106,8 @@ from annotated_attention.alibi import alibi_attention, alibi_bias, alibi_slopes
 
 # %%
 for n_heads in (4, 8, 16):
-    print(f"{n_heads:2} heads:", *(f"{slope:.4f}" for slope in alibi_slopes(n_heads)))
+    first, second, *_, last = alibi_slopes(n_heads).tolist()
+    print(f"{n_heads:2} heads: {first:.4f}, {second:.4f}, ... {last:.4f}")
 
 # %% [markdown]
 # Twelve is no power of two. The rule takes the eight slopes of eight heads, and then every other slope
@@ -116,7 +117,8 @@ for n_heads in (4, 8, 16):
 fig, ax = plt.subplots(figsize=(7, 1.9))
 for row, n_heads in enumerate((16, 8, 12)):
     ax.plot(alibi_slopes(n_heads).log2(), [row] * n_heads, "o", color=SOFT, markersize=5)
-ax.plot(alibi_slopes(12)[8:].log2(), [2] * 4, "o", color=BIAS, markersize=7, label="heads 9 to 12 of 12")
+new = alibi_slopes(12)[8:]
+ax.plot(new.log2(), [2] * 4, "o", color=BIAS, markersize=7, label="heads 9 to 12 of 12")
 ax.set(yticks=range(3), yticklabels=["16 heads", "8 heads", "12 heads"], ylim=(-0.5, 2.8))
 ax.set(xlabel="log2 of the slope", xticks=range(-8, 0))
 ax.legend(loc="upper left")
@@ -208,8 +210,9 @@ print(f"largest difference of any weight: {difference:.1e}")
 lengths = [2**k for k in range(4, 15)]
 error = {"-m (i - j)": [], "m j": []}
 for s in lengths:
-    distance = torch.arange(s).flip(0)  # as the last query sees it
-    for name, bias in (("-m (i - j)", -slopes[:, 0] * distance), ("m j", slopes[:, 0] * torch.arange(s))):
+    j = torch.arange(s)
+    i = s - 1  # the last query
+    for name, bias in (("-m (i - j)", -slopes[:, 0] * (i - j)), ("m j", slopes[:, 0] * j)):
         exact, rounded = bias.softmax(-1), bias.bfloat16().double().softmax(-1)
         error[name].append((rounded - exact).abs().max())
 
@@ -238,7 +241,8 @@ right = alibi_bias(8, 1, 20, offset=19)[:, 0].softmax(dim=-1)
 forgotten = alibi_bias(8, 1, 20)[:, 0].softmax(dim=-1)
 
 fig, axes = plt.subplots(1, 2, sharey=True, figsize=(7, 2.3))
-for ax, weights, title in zip(axes, (right, forgotten), ("offset=19", "offset forgotten"), strict=True):
+panels = {"offset=19": right, "offset forgotten": forgotten}
+for ax, (title, weights) in zip(axes, panels.items(), strict=True):
     ax.bar(range(20), weights[2], color=WEIGHTS)
     ax.set(title=f"{title}, slope 1/8", xlabel="key", xticks=[0, 5, 10, 15, 19])
 axes[0].set(ylabel="weight")
@@ -252,10 +256,10 @@ plt.show()
 # %%
 query, key, value = (torch.randn(2, 8, 20, 16, dtype=torch.float64) for _ in range(3))
 at_once = alibi_attention(query, key, value)
-steps = [
-    alibi_attention(query[:, :, i : i + 1], key[:, :, : i + 1], value[:, :, : i + 1], offset=i)
-    for i in range(20)
-]
+steps = []
+for i in range(20):
+    token, seen = slice(i, i + 1), slice(i + 1)
+    steps.append(alibi_attention(query[:, :, token], key[:, :, seen], value[:, :, seen], offset=i))
 print(f"largest difference: {(torch.cat(steps, dim=2) - at_once).abs().max():.1e}")
 
 # %% [markdown]
