@@ -41,7 +41,7 @@ def main() -> None:
     try:
         from coursekit.cli import app
 
-        app()
+        app(prog_name="attn")
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in ("coursekit", "annotated_attention"):
             raise

@@ -201,10 +201,7 @@ def verify(
     if check:
         stale = records.load(course).stale(device)
         for slug in stale:
-            print(
-                f"the record of '{slug}' on {device} is older than its code: attn verify {slug}",
-                file=sys.stderr,
-            )
+            say(f"the record of '{slug}' on {device} is older than its code: attn verify {slug}")
         raise typer.Exit(CHECK_FAILED if stale else 0)
     results = verify.verify(course, [lesson for lesson in chosen(slugs) if not lesson.is_companion], device)
     for slug, result in results.items():

@@ -101,7 +101,8 @@ class Lesson:
             return self.slug.replace("_", " ")
         text = path.read_text("utf-8")
         prose = text if self.is_companion else (ast.get_docstring(ast.parse(text)) or "")
-        match = re.search(r"^(?:# )?# (.+)$", prose, re.MULTILINE)
+        # In a lesson the Markdown is commented out.
+        match = re.search(r"^# # (.+)$" if self.is_companion else r"^# (.+)$", prose, re.MULTILINE)
         if match is None:
             raise CourseError(f"{path}: the module docstring needs a first line '# Title'")
         return match.group(1).strip()

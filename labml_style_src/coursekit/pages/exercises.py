@@ -15,7 +15,7 @@ from coursekit.pages.code import highlight
 from coursekit.pages.front import front_matter
 from coursekit.pages.problems import PageError, Problem
 
-# A task begins at a definition of the exercise whose docstring says so; a class may begin two: `Tasks 3 and 4: ...`.
+# A task begins at a definition whose docstring says so; a class may begin two: `Tasks 3 and 4: ...`.
 TASK = re.compile(
     r"\A## `\w+`\s+(?P<which>Tasks? (?P<numbers>\d+(?: and \d+)*)): (?P<title>[^\n]+?)\.?(?=\n|\Z)"
 )

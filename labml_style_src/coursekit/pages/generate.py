@@ -41,16 +41,18 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
         lambda path=path: hand_written(course, path) for path in sorted((course.root / "docs").glob("*.md"))
     ]
     proofs = records.load(course)
-    whole = [lesson for lesson in course.lessons if all(path.exists() for path in lesson.pieces())]
-    mechanisms = [lesson for lesson in whole if not lesson.is_companion]
+    # A lesson that lacks a piece still has its other pages read, so that all faults are found.
+    mechanisms = _with(course, lambda lesson: [lesson.source, lesson.test, lesson.figures])
+    lessons = _with(course, lambda lesson: [lesson.notebook])
+    exercises = _with(course, lambda lesson: [lesson.exercise, lesson.checks, lesson.misconceptions])
     makers.append(lambda: mechanism_index(mechanisms))
     for lesson in mechanisms:
         makers.append(lambda lesson=lesson: mechanism_page(course, lesson, material, proofs))
-    makers.append(lambda: notebook_index(whole))
-    for lesson in whole:
+    makers.append(lambda: notebook_index(lessons))
+    for lesson in lessons:
         makers.append(lambda lesson=lesson: notebook_page(course, lesson, material))
-    makers.append(lambda: exercise_index(whole))
-    for lesson in whole:
+    makers.append(lambda: exercise_index(exercises))
+    for lesson in exercises:
         makers.append(lambda lesson=lesson: exercise_page(course, lesson))
     for lesson in mechanisms:
         makers.append(lambda lesson=lesson: source_page(course, "annotated_attention", lesson.source))
@@ -62,6 +64,11 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
         except PageError as error:
             problems += error.problems
     return pages, list(dict.fromkeys(problems))
+
+
+def _with(course: Course, pieces: Callable[[Lesson], list[Path]]) -> list[Lesson]:
+    """The lessons that have these pieces."""
+    return [lesson for lesson in course.lessons if all(path.exists() for path in pieces(lesson))]
 
 
 @cache

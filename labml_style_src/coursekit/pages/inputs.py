@@ -38,7 +38,8 @@ def inputs_hash(course: Course) -> str:
             content = path.read_bytes()
         except FileNotFoundError:  # an editor's temporary file
             continue
-        digest.update(f"{path}\0{len(content)}\0".encode() + content)
+        top = course.root if path.is_relative_to(course.root) else ENGINE
+        digest.update(f"{path.relative_to(top).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 

@@ -113,10 +113,11 @@ def sync_back(lesson: Lesson) -> bool:
     `lesson.py` changed."""
     if not lesson.ipynb.exists():
         raise CourseError(f"{lesson.ipynb} does not exist: there is nothing to take an edit from")
-    notebook = _read(lesson.ipynb)
+    text = jupytext.writes(_read(lesson.ipynb), fmt="py:percent")
     if lesson.notebook.exists():
-        notebook.metadata = jupytext.reads(lesson.notebook.read_text("utf-8"), fmt="py:percent").metadata
-    changed = write_text(lesson.notebook, jupytext.writes(notebook, fmt="py:percent"))
+        header = lesson.notebook.read_text("utf-8").partition("# %%")[0]
+        text = header + "".join(text.partition("# %%")[1:])
+    changed = write_text(lesson.notebook, text)
     write_text(lesson.ipynb, to_json(read_lesson(lesson)))
     return changed
 

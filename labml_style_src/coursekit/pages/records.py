@@ -30,8 +30,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """Every committed record of a course, by the stem of its file (`cpu`, `cuda`), and the key that a record of
-    each mechanism would have now, by slug."""
+    """Every committed record of a course, by the stem of its file (`cpu`, `cuda`), and the key that a record
+    of each mechanism would have now, by slug."""
 
     devices: dict[str, dict[str, Any]]
     keys: dict[str, str]

@@ -6,7 +6,6 @@ pytest saw, also when it spreads the tests over several processes.
 
 import ast
 import json
-import os
 import platform
 import subprocess
 import sys

@@ -1,0 +1,94 @@
+"""This repository keeps its own conventions: every piece is there, and imports run one way."""
+
+import ast
+import re
+import sys
+import tomllib
+
+import pytest
+from tests.coursekit.conftest import REPOSITORY
+
+from coursekit.course import CONTENT_PACKAGE, SOURCE_ROOT, Course
+from coursekit.pages import notebooks
+from coursekit.pages.imports import imported_modules
+
+COURSE = Course(REPOSITORY)
+CONTENT = REPOSITORY / SOURCE_ROOT / CONTENT_PACKAGE
+ENGINE = REPOSITORY / SOURCE_ROOT / "coursekit"
+ALLOWED = {"torch", "numpy", "einops", "jaxtyping", CONTENT_PACKAGE}
+LESSONS = [pytest.param(lesson, id=lesson.slug) for lesson in COURSE.lessons]
+
+
+def imports(path, package=""):
+    return imported_modules(path.read_text("utf-8"), package)
+
+
+def test_no_piece_is_missing_and_none_is_left_over():
+    assert COURSE.problems() == []
+
+
+def test_the_two_packages_never_import_each_other():
+    for path in CONTENT.rglob("*.py"):
+        assert not any(name.split(".")[0] == "coursekit" for name in imports(path, CONTENT_PACKAGE)), path
+    for path in ENGINE.rglob("*.py"):
+        assert not any(name.split(".")[0] == CONTENT_PACKAGE for name in imports(path, "coursekit")), path
+
+
+def test_a_mechanism_imports_only_mechanisms_of_earlier_lessons():
+    number = {lesson.slug: lesson.number for lesson in COURSE.lessons}
+
+    def owner(stem):
+        return max((slug for slug in number if stem == slug or stem.startswith(f"{slug}_")), key=len)
+
+    for path in CONTENT.glob("[a-z]*.py"):
+        mine = owner(path.stem)
+        for name in imports(path, CONTENT_PACKAGE):
+            parts = name.split(".")
+            if parts[0] == CONTENT_PACKAGE and len(parts) > 1 and (CONTENT / f"{parts[1]}.py").exists():
+                theirs = owner(parts[1])
+                assert theirs == mine or number[theirs] < number[mine], f"{path.name} imports {name}"
+
+
+def test_only_files_with_a_suffix_import_an_extra_and_only_lazily():
+    slugs = {lesson.slug for lesson in COURSE.lessons}
+    for path in CONTENT.glob("*.py"):
+        names = {name.split(".")[0] for name in imports(path, CONTENT_PACKAGE) if name}
+        extra = names - ALLOWED - sys.stdlib_module_names
+        if extra:
+            assert path.stem not in slugs, f"{path.name} imports {extra}"
+            tree = ast.parse(path.read_text("utf-8"))
+            top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            assert not any(set(re.findall(r"\w+", ast.unparse(node))) & extra for node in top), path.name
+
+
+def test_nothing_unix_only_is_imported_at_import_time():
+    unix_only = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix"}
+    for path in (REPOSITORY / SOURCE_ROOT).rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not unix_only & {name.split(".")[0] for name in names}, path
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_and_its_notebook_say_the_same(lesson):
+    assert notebooks.difference(lesson) is None, f"run `attn sync {lesson.slug}`"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_imports_only_what_its_first_cell_installs(lesson):
+    names = {name.split(".")[0] for name in imports(lesson.notebook)}
+    assert names - sys.stdlib_module_names <= {"torch", "numpy", "matplotlib", CONTENT_PACKAGE}
+
+
+def test_every_lesson_begins_with_the_same_two_cells_and_installs_from_the_one_setting():
+    setting = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["tool"]["coursekit"][
+        "install"
+    ]
+    begins = []
+    for lesson in COURSE.lessons:
+        code = [cell.source for cell in notebooks.read_lesson(lesson).cells if cell.cell_type == "code"]
+        assert f'INSTALL = "{setting}"' in code[0], lesson.slug
+        begins.append(code[0])
+    assert len(set(begins)) == 1

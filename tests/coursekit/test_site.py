@@ -1,0 +1,162 @@
+"""The whole site of a small course: what is built, how little is built again, and every fault at its line."""
+
+import json
+import re
+import time
+
+import pytest
+
+from coursekit.course import Course
+from coursekit.pages import deadlinks, site
+
+
+def built(course, path):
+    return (course.root / "build" / "site" / path).read_text("utf-8")
+
+
+def edit(path, old, new):
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def faults(course):
+    with pytest.raises(site.BuildError) as caught:
+        site.build(Course(course.root))
+    return caught.value.problems
+
+
+def test_every_page_is_there(built_course):
+    pages = sorted(
+        path.relative_to(built_course.root / "build" / "site").as_posix()
+        for path in (built_course.root / "build" / "site").rglob("*.html")
+    )
+    assert pages == [
+        "404.html",
+        "exercises/gated/index.html",
+        "exercises/index.html",
+        "index.html",
+        "mechanisms/gated/index.html",
+        "mechanisms/index.html",
+        "notebooks/gated/index.html",
+        "notebooks/index.html",
+        "source/annotated_attention/gated/index.html",
+        "source/tests/gated/index.html",
+    ]
+    assert (built_course.root / "build/site/notebooks/gated.ipynb").exists()
+
+
+def test_the_pages_hold_what_they_are_made_of(built_course):
+    mechanism = built(built_course, "mechanisms/gated/index.html")
+    assert 'class="katex"' in mechanism
+    assert 'data-shape="b h t s"' in mechanism
+    assert '<figure class="opening-figure"' in mechanism
+    assert 'class="check stale"' in mechanism
+    assert 'id="L10"' in built(built_course, "source/annotated_attention/gated/index.html")
+    assert "tensor([1., 1., 1.])" in built(built_course, "notebooks/gated/index.html")
+    exercise = built(built_course, "exercises/gated/index.html")
+    assert "Task 1: the attention" in exercise
+    assert "2 points · 1 check · 1 hint" in exercise
+    assert "Mistakes we have met" in exercise
+    assert "NotImplementedError" in exercise
+    assert "softmax(dim=-1), value" not in exercise
+
+
+def test_nothing_is_fetched_from_another_host_and_no_link_is_dead(built_course):
+    assert list(deadlinks.dead_links(built_course.root / "build" / "site")) == []
+
+
+def test_search_finds_the_mechanism_and_not_its_plain_source(built_course):
+    index = json.loads(built(built_course, "search/search_index.json"))
+    places = {entry["location"].partition("#")[0] for entry in index["docs"]}
+    assert "mechanisms/gated/" in places
+    assert not any(place.startswith("source/") for place in places)
+
+
+def test_with_nothing_changed_nothing_is_done(built_course):
+    began = time.perf_counter()
+    assert not site.build(built_course).changed
+    assert time.perf_counter() - began < 1
+
+
+def test_an_edit_reaches_its_page_and_touches_no_other(warm_course):
+    folder = warm_course.root / "build" / "site"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.html")}
+    edit(warm_course.lesson("gated").notebook, "Three queries look", "Three of them look")
+    assert site.build(Course(warm_course.root)).changed
+    changed = {
+        path.relative_to(folder).as_posix() for path in before if path.stat().st_mtime_ns != before[path]
+    }
+    assert changed == {"notebooks/gated/index.html"}
+
+
+def test_all_faults_are_named_at_once_with_file_and_line(warm_course):
+    lesson = warm_course.lesson("gated")
+    edit(lesson.source, "[check:test_agrees_with_pytorch]", "[check:test_that_is_not_there]")
+    edit(lesson.source, "| `scale` | scalar", "| `no_such_name` | scalar")
+    edit(lesson.source, "the result is `b h t e`", "the result is `b h s e`")
+    edit(lesson.source, "whatever $d$", r"whatever $\frac{d$")
+    edit(lesson.source, "(figure:weights)", "(figure:nothing)")
+    edit(lesson.notebook, "# One: they are", r"# One $\undefined$: they are")
+    edit(warm_course.root / "docs" / "index.md", "# Home", "# Home\n\nA formula, $\\sqrt{$.")
+    lesson.misconceptions.unlink()
+    problems = faults(warm_course)
+
+    def line(path, text):
+        lines = path.read_text("utf-8").splitlines()
+        return next(number for number, content in enumerate(lines, 1) if text in content)
+
+    source = "labml_style_src/annotated_attention/gated.py"
+    for text, message in [
+        ("test_that_is_not_there", "test_that_is_not_there"),
+        ("no_such_name", "no_such_name"),
+        ("the result is `b h s e`", "b h s e"),
+        (r"whatever $\frac{d$", "KaTeX"),
+        ("figure:nothing", "nothing"),
+    ]:
+        wanted = f"{source}:{line(lesson.source, text)}: "
+        assert any(problem.startswith(wanted) and message in problem for problem in problems), (
+            text,
+            problems,
+        )
+    assert "lesson 'gated' lacks lessons/01_gated/misconceptions.py" in problems
+    assert any(problem.startswith("docs/index.md:3: KaTeX") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        ("mechanisms/lost/index.md", "leads to no file"),
+        ("mechanisms/gated/index.md#lost", "no 'lost'"),
+        ("/mechanisms/gated/", "begins at the root"),
+        ("notebooks/lost.ipynb", "leads to no file"),
+    ],
+)
+def test_a_dead_link_is_named_where_it_is_written(warm_course, link, reason):
+    edit(warm_course.root / "docs" / "index.md", "# Home", f"# Home\n\nText, and\n[a link]({link}).")
+    (problem,) = faults(warm_course)
+    assert problem.startswith("docs/index.md:4: ")
+    assert reason in problem
+
+
+def test_a_dead_link_in_a_mechanism_is_named_in_its_source(warm_course):
+    lesson = warm_course.lesson("gated")
+    edit(lesson.source, "The idea, in another.", "The idea, [in another](../lost/).")
+    (problem,) = faults(warm_course)
+    assert re.match(r"labml_style_src/annotated_attention/gated.py:\d+: the link '../lost/' leads", problem)
+
+
+def test_the_last_good_site_stays_and_a_fault_is_found_again(warm_course):
+    edit(warm_course.root / "docs" / "index.md", "mechanisms/gated/index.md", "mechanisms/lost/index.md")
+    before = built(warm_course, "index.html")
+    assert faults(warm_course) == faults(warm_course)
+    assert built(warm_course, "index.html") == before
+
+
+def test_a_figure_and_an_example_that_raise_are_named_at_their_line(warm_course):
+    lesson = warm_course.lesson("gated")
+    edit(lesson.figures, "    squares = [", "    1 / 0\n    squares = [")
+    edit(lesson.source, "    b, h, t, s, d, e = ", "    axes['nothing']\n    b, h, t, s, d, e = ")
+    text = "\n".join(faults(warm_course))
+    assert re.search(r"lessons/01_gated/figures.py:\d+: ZeroDivisionError: division by zero", text)
+    assert re.search(r"labml_style_src/annotated_attention/gated.py:\d+: .*nothing", text)
