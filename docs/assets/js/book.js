@@ -125,7 +125,9 @@ function addButton(host, name, text) {
 // The browser opens them (popover); this only moves them next to the pill.
 
 function placeRecords() {
+  let opened = 0;
   for (const record of all(".record[popover]")) {
+    record.addEventListener("beforetoggle", () => (opened = scrollY));
     record.addEventListener("toggle", (event) => {
       if (event.newState !== "open") return;
       const pill = document.querySelector(`[popovertarget="${record.id}"]`).getBoundingClientRect();
@@ -135,7 +137,8 @@ function placeRecords() {
       record.style.inset = `${fits ? below : pill.top - record.offsetHeight - 8}px auto auto ${Math.max(8, left)}px`;
     });
   }
-  addEventListener("scroll", () => all(".record:popover-open").forEach((record) => record.hidePopover()), { passive: true });
+  const leave = () => Math.abs(scrollY - opened) > 60 && all(".record:popover-open").forEach((record) => record.hidePopover());
+  addEventListener("scroll", leave, { passive: true });
 }
 
 // --- The switch for shapes is remembered -----------------------------------------------------------------------------
@@ -151,7 +154,18 @@ function rememberShapes() {
   }
 }
 
+// --- Code that scrolls inside itself can be reached with the keyboard ------------------------------------------------
+
+function scrollableCode() {
+  for (const block of all("pre, .katex-display, table")) {
+    if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
+    else block.removeAttribute("tabindex");
+  }
+}
+
 symbols.start();
 copyButtons();
 placeRecords();
 rememberShapes();
+scrollableCode();
+addEventListener("resize", scrollableCode);

@@ -68,7 +68,7 @@ class Checks:
             f'<button type="button" class="check {"passed" if fresh else "stale"}" '
             f'popovertarget="check-{self.count}">{shown}</button>'
             f'<span popover class="record" id="check-{self.count}" data-search-exclude>{link}'
-            f"{''.join(f'<span>{html.escape(one, quote=False)}</span>' for one in said)}</span>"
+            f"{''.join(f'<small>{html.escape(one, quote=False)}</small>' for one in said)}</span>&#8288;"
         )
 
 

@@ -46,7 +46,8 @@ def render(tex: str, display: bool = False) -> str:
     """The HTML and MathML of a formula. Raises `TexError` if KaTeX cannot read it.
 
     The TeX source, which KaTeX keeps as an annotation inside the MathML, is taken out, and the visual half is kept
-    from the search index: otherwise every formula would be indexed three times, once as gibberish.
+    from the search index: otherwise every formula would be indexed three times. The visual half becomes an element
+    of a name of its own, because to the indexer an exclusion ends with the first closing tag of the same name.
     """
     with LOCK:
         try:
@@ -54,7 +55,11 @@ def render(tex: str, display: bool = False) -> str:
         except JSEvalException as error:
             raise TexError(_message(str(error))) from None
     html = ANNOTATION.sub("", str(html))
-    return html.replace('class="katex-html"', 'class="katex-html" data-search-exclude')
+    before, visual = html.split('<span class="katex-html" aria-hidden="true">')
+    ends = "</span>" * (3 if display else 2)
+    visual = visual.removesuffix(ends)
+    opening = '<katex-visual class="katex-html" aria-hidden="true" data-search-exclude>'
+    return f"{before}{opening}{visual}</katex-visual>{ends.removesuffix('</span>')}"
 
 
 def _message(error: str) -> str:

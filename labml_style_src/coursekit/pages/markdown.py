@@ -21,10 +21,12 @@ FORMULA = re.compile(
       | (?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)
     )
     | \$\$(?P<display>.+?)\$\$
-    | (?<![\w$])\$(?![\s$])(?P<inline>(?:\\.|[^$\\])+?)(?<!\s)\$(?![\w$])
+    | (?<![\w$])\$(?![\s$])(?P<inline>(?:\\.|[^$\\])+?)(?<!\s)\$(?![\w$])(?=(?P<mark>[.,;:!?)\]])?)
     """,
     re.DOTALL | re.VERBOSE,
 )
+
+WORD_JOINER = "\u2060"
 
 
 class FormulaPreprocessor(Preprocessor):
@@ -36,9 +38,11 @@ class FormulaPreprocessor(Preprocessor):
     def _replace(self, match: re.Match[str]) -> str:
         if match["literal"]:
             return match["literal"]
-        display = match["display"] is not None
-        html = katex.render(match["display"] if display else match["inline"], display)
-        return self.md.htmlStash.store(html)
+        if match["display"] is not None:
+            return self.md.htmlStash.store(katex.render(match["display"], display=True))
+        # A line may break after a formula, but not between a formula and its full stop.
+        joined = WORD_JOINER if match["mark"] else ""
+        return self.md.htmlStash.store(katex.render(match["inline"])) + joined
 
 
 class FormulaExtension(Extension):

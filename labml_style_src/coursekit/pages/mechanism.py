@@ -67,7 +67,11 @@ def render_mechanism(chapter: Chapter, facts: Facts) -> str:
     if problems:
         raise PageError(problems)
     return (
-        front_matter(title=chapter.title, template="chapter.html", hide=["navigation", "toc"]) + text + "\n"
+        front_matter(
+            title=chapter.title, template="chapter.html", hide=["navigation", "toc"], search={"boost": 3}
+        )
+        + text
+        + "\n"
     )
 
 

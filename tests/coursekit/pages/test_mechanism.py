@@ -158,9 +158,9 @@ def test_badges_show_the_record():
     assert (
         '<span popover class="record" id="check-2" data-search-exclude>'
         '<a href="../../source/tests/mean/#L41"><code>test_half</code></a>'
-        "<span>passed · error 2.2e-16, bound 1.1e-15 (0.20 of it) · 12 cases · CPU · "
-        "torch 2.13.0, Python 3.11.7</span>"
-        "<span>passed, before the code changed · 1 case · GPU · torch 2.13.0, Python 3.11.7</span></span>"
+        "<small>passed · error 2.2e-16, bound 1.1e-15 (0.20 of it) · 12 cases · CPU · "
+        "torch 2.13.0, Python 3.11.7</small>"
+        "<small>passed, before the code changed · 1 case · GPU · torch 2.13.0, Python 3.11.7</small></span>"
     ) in rendered
     assert (
         '<td>a query <button type="button" class="check stale" popovertarget="check-1">in a row · stale'
@@ -180,7 +180,7 @@ def test_a_check_without_a_fresh_pass_is_stale(records):
 def test_front_matter_and_eyebrow():
     text = page()
     assert text.startswith(
-        '---\ntitle: "Mean of *scores*"\ntemplate: "chapter.html"\nhide: ["navigation", "toc"]\n---\n'
+        '---\ntitle: "Mean of *scores*"\ntemplate: "chapter.html"\nhide: ["navigation", "toc"]\nsearch: {"boost": 3}\n---\n'
     )
     assert (
         '<p class="eyebrow">Lesson 6 · 1 min · <a href="../../notebooks/mean/">notebook</a> · '

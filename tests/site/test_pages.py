@@ -1,0 +1,120 @@
+"""Every kind of page, at three widths and in both schemes, as a reader's browser shows it."""
+
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from coursekit.course import Course
+from tests.site.conftest import WIDTHS, Visit
+
+PATHS = [
+    "/", "/mechanisms/", "/mechanisms/alibi/", "/mechanisms/scaled_dot_product/", "/mechanisms/multi_head/",
+    "/notebooks/alibi/", "/exercises/", "/exercises/alibi/", "/conventions/", "/contributing/",
+    "/source/annotated_attention/alibi/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_is_calm(visit: Visit, path: str) -> None:
+    """At every width and in both schemes: no error in the console, nothing loaded from elsewhere, and nothing that
+    scrolls the window sideways."""
+    page = visit.open(path)
+    for width in WIDTHS.values():
+        for scheme in ("light", "dark"):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            wide, window = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            assert wide <= window, f"{path} is {wide} px wide in a window of {window} px"
+    assert visit.complaints == []
+    assert visit.foreign == []
+
+
+@pytest.mark.parametrize("visit", [{"scheme": "light"}, {"scheme": "dark"}], indirect=True, ids=["light", "dark"])
+@pytest.mark.parametrize("path", ["/", "/mechanisms/alibi/", "/notebooks/alibi/", "/exercises/alibi/"])
+def test_axe_finds_no_serious_barrier(visit: Visit, path: str) -> None:
+    page = visit.open(path)
+    result = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]})
+    serious = [
+        f"{violation['id']}: {violation['nodes'][0]['html'][:160]}"
+        for violation in result.response["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_roles_are_readable_on_their_papers(visit: Visit, scheme: str) -> None:
+    """Every role's colour has a contrast of at least 4.5 to 1 on the page's paper and on the code's."""
+    page = visit.open("/")
+    page.evaluate("scheme => document.body.dataset.mdColorScheme = scheme", {"light": "default", "dark": "slate"}[scheme])
+    names = ["query", "key", "value", "weights", "bias", "mask", "ink", "soft", "ok", "warn", "paper", "code"]
+    read = "names => names.map(name => getComputedStyle(document.body).getPropertyValue('--' + name).trim())"
+    colours = dict(zip(names, page.evaluate(read, names), strict=True))
+    papers = [colours.pop("paper"), colours.pop("code")]
+    poor = {
+        (name, paper): round(contrast(colour, paper), 2)
+        for name, colour in colours.items()
+        for paper in papers
+        if contrast(colour, paper) < 4.5
+    }
+    assert poor == {}
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours written as #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part, 16) / 255 for part in re.findall("..", colour.lstrip("#"))]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("visit", [{"scripts": False}], indirect=True, ids=["no-scripts"])
+def test_a_chapter_reads_without_scripts(visit: Visit, course: Course) -> None:
+    """Formulas, code, shapes and figures are all there before any script runs."""
+    page = visit.open("/mechanisms/alibi/")
+    assert page.locator("h1").inner_text() == course.lesson("alibi").title
+    assert page.locator(".katex-html").count() > 20
+    assert page.locator(".line[data-shape]").count() > 10
+    assert page.locator("figure svg").first.is_visible()
+    page.locator("button.check").first.click()
+    assert page.locator(".record:popover-open").count() == 1
+
+
+def test_lines_stand_beside_their_prose(visit: Visit) -> None:
+    """On a wide window prose starts level with the code it explains."""
+    page = visit.open("/mechanisms/alibi/")
+    offsets = page.evaluate(
+        """() => [...document.querySelectorAll('.row:not(.headed)')].map(row => {
+             const prose = row.querySelector('.prose').firstElementChild.getBoundingClientRect().top;
+             const code = row.querySelector('.line').getBoundingClientRect().top;
+             return Math.abs(prose - code);
+           })"""
+    )
+    assert offsets
+    assert max(offsets) < 16
+
+
+@pytest.mark.parametrize("visit", [{"width": "phone"}], indirect=True, ids=["phone"])
+def test_on_a_phone_code_follows_its_prose(visit: Visit) -> None:
+    page = visit.open("/mechanisms/alibi/")
+    order = page.evaluate(
+        """() => [...document.querySelectorAll('.row')].map(row =>
+             row.querySelector('.code').getBoundingClientRect().top
+             - row.querySelector('.prose').getBoundingClientRect().bottom)"""
+    )
+    assert min(order) >= -1
+
+
+def test_previous_and_next_walk_through_the_course(visit: Visit, course: Course) -> None:
+    page = visit.open(f"/mechanisms/{course.lessons[0].slug}/")
+    for lesson in course.lessons[1:]:
+        page.locator("footer .next").click()
+        page.wait_for_url(f"**/mechanisms/{lesson.slug}/")
+    page.locator("footer .previous").click()
+    page.wait_for_url(f"**/mechanisms/{course.lessons[-2].slug}/")
