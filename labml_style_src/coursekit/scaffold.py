@@ -11,7 +11,7 @@ from coursekit.pages.files import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 SLUG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 # What a first lesson needs; every other one takes over the first two cells of the first.
-SETUP = "# %%\nimport torch\n\ntorch.manual_seed(0)\n"
+SETUP = "# %%\nimport torch\n\ngenerator = torch.manual_seed(0)\n"
 
 
 def new(course: Course, slug: str, number: int | None = None) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -88,6 +89,42 @@ def test_an_edit_reaches_its_page_and_touches_no_other(warm_course):
         path.relative_to(folder).as_posix() for path in before if path.stat().st_mtime_ns != before[path]
     }
     assert changed == {"notebooks/gated/index.html"}
+
+
+def test_a_partial_build_and_one_from_nothing_give_the_same_site(warm_course):
+    folder = warm_course.root / "build" / "site"
+    lesson = warm_course.lesson("gated")
+    edit(lesson.source, "## The function", "## The renamed function")
+    edit(lesson.source, "The idea, in another.", "The idea, in a third.")
+    site.build(Course(warm_course.root))
+
+    def content():
+        ignored = {"sitemap.xml.gz"}
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ignored]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    partial = content()
+    index = json.loads(partial.pop("search/search_index.json"))
+    titles = [entry["title"] for entry in index["docs"]]
+    assert titles.count("The renamed function") == 1
+    assert "The function" not in titles
+    shutil.rmtree(warm_course.root / "build")
+    site.build(Course(warm_course.root))
+    whole = content()
+    assert json.loads(whole.pop("search/search_index.json"))["docs"] == index["docs"]
+    assert {name for name in whole if whole[name] != partial.get(name)} == set()
+    assert set(whole) == set(partial)
+
+
+def test_a_new_page_renders_every_page_anew(warm_course):
+    folder = warm_course.root / "build" / "site"
+    (warm_course.root / "docs" / "more.md").write_text("# More\n\nText.\n", "utf-8")
+    site.build(Course(warm_course.root))
+    assert all("More" in path.read_text("utf-8") for path in folder.rglob("index.html"))
+    (warm_course.root / "docs" / "more.md").unlink()
+    site.build(Course(warm_course.root))
+    assert not (folder / "more").exists()
+    assert not any('more/"' in path.read_text("utf-8") for path in folder.rglob("index.html"))
 
 
 def test_all_faults_are_named_at_once_with_file_and_line(warm_course):

@@ -4,11 +4,9 @@ course's code that it imports, or a version changes."""
 import ast
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nbformat
@@ -17,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from coursekit.course import Course, Lesson, environment_of
-from coursekit.pages import notebooks
+from coursekit.pages import inputs, notebooks
 from coursekit.pages.files import write_text
 from coursekit.pages.imports import code_key
 from coursekit.pages.problems import PageError, Problem
@@ -75,7 +73,7 @@ def is_cached(course: Course, lesson: Lesson) -> bool:
 def cache_file(course: Course, lesson: Lesson, notebook: NotebookNode) -> Path:
     """Where the outputs of this notebook are kept. The key covers its code cells, and not its prose."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    key = code_key(course.root, [lesson.notebook], *cells, *_versions())
+    key = code_key(course.root, [lesson.notebook], *cells, inputs.versions())
     return course.root / "build" / "cache" / "notebooks" / f"{lesson.slug}-{key[:20]}.json"
 
 
@@ -86,16 +84,6 @@ def _read(course: Course, lesson: Lesson) -> NotebookNode:
     except SyntaxError as error:
         raise PageError([Problem(_name(course, lesson), error.lineno or 1, error.msg)]) from None
     return notebooks.read_lesson(lesson)
-
-
-def _versions() -> list[str]:
-    found = [platform.python_version()]
-    for name in ("torch", "numpy", "einops", "matplotlib", "ipykernel", "nbclient"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} missing")
-    return found
 
 
 def _run(course: Course, lesson: Lesson, notebook: NotebookNode) -> None:

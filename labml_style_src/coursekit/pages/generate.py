@@ -1,5 +1,6 @@
 """Every Markdown page of the site, as text, and every fault that is found on the way."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nbformat import NotebookNode
 
 from coursekit.course import Course, Lesson
 from coursekit.pages import formulas, listing, notebooks, outputs, records
@@ -41,22 +43,27 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
         lambda path=path: hand_written(course, path) for path in sorted((course.root / "docs").glob("*.md"))
     ]
     proofs = records.load(course)
+    roles = settings(course).get("extra", {}).get("roles", {})
     # A lesson that lacks a piece still has its other pages read, so that all faults are found.
     mechanisms = _with(course, lambda lesson: [lesson.source, lesson.test, lesson.figures])
     lessons = _with(course, lambda lesson: [lesson.notebook])
     exercises = _with(course, lambda lesson: [lesson.exercise, lesson.checks, lesson.misconceptions])
     makers.append(lambda: mechanism_index(mechanisms))
     for lesson in mechanisms:
-        makers.append(lambda lesson=lesson: mechanism_page(course, lesson, material, proofs))
+        seen, figures = material.shapes[lesson.slug], material.figures[lesson.slug]
+        files = [lesson.source, lesson.test, lesson.figures]
+        makers.append(_once(mechanism_page, files, course, lesson, seen, figures, proofs, roles))
     makers.append(lambda: notebook_index(lessons))
     for lesson in lessons:
-        makers.append(lambda lesson=lesson: notebook_page(course, lesson, material))
+        notebook = material.notebooks[lesson.slug]
+        makers.append(_once(notebook_page, [lesson.notebook], course, lesson, notebook))
     makers.append(lambda: exercise_index(exercises))
     for lesson in exercises:
-        makers.append(lambda lesson=lesson: exercise_page(course, lesson))
+        files = [lesson.exercise, lesson.checks, lesson.misconceptions]
+        makers.append(_once(exercise_page, files, course, lesson))
     for lesson in mechanisms:
-        makers.append(lambda lesson=lesson: source_page(course, "annotated_attention", lesson.source))
-        makers.append(lambda lesson=lesson: source_page(course, "tests", lesson.test))
+        makers.append(_once(source_page, [lesson.source], course, "annotated_attention", lesson.source))
+        makers.append(_once(source_page, [lesson.test], course, "tests", lesson.test))
     pages = []
     for make in makers:
         try:
@@ -69,6 +76,25 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
 def _with(course: Course, pieces: Callable[[Lesson], list[Path]]) -> list[Lesson]:
     """The lessons that have these pieces."""
     return [lesson for lesson in course.lessons if all(path.exists() for path in pieces(lesson))]
+
+
+_MADE: dict[tuple[str, ...], tuple[str, Page]] = {}
+
+
+def _once(make: Callable[..., Page], files: Sequence[Path], *arguments: Any) -> Callable[[], Page]:
+    """`make(*arguments)`, or the page that it gave last time in this process if no file and no argument has
+    changed since."""
+
+    def made() -> Page:
+        digest = hashlib.sha256(repr(arguments).encode())
+        for path in files:
+            digest.update(path.read_bytes() + b"\0")
+        key, now = (make.__name__, *map(str, files)), digest.hexdigest()
+        if key not in _MADE or _MADE[key][0] != now:
+            _MADE[key] = (now, make(*arguments))
+        return _MADE[key][1]
+
+    return made
 
 
 @cache
@@ -96,14 +122,20 @@ def hand_written(course: Course, path: Path) -> Page:
     return Page(path.relative_to(course.root / "docs").as_posix(), text, [(name, text)])
 
 
-def mechanism_page(course: Course, lesson: Lesson, material: Material, proofs: records.Records) -> Page:
-    markdown = render(course, lesson, material, proofs, settings(course).get("extra", {}).get("roles", {}))
+def mechanism_page(
+    course: Course,
+    lesson: Lesson,
+    seen: Any,
+    figures: dict[str, str] | PageError,
+    proofs: records.Records,
+    roles: dict[str, list[str]],
+) -> Page:
+    markdown = render(course, lesson, seen, figures, proofs, roles)
     sources = [_source(course, path) for path in (lesson.source, lesson.figures)]
     return Page(f"mechanisms/{lesson.slug}/index.md", markdown, sources)
 
 
-def notebook_page(course: Course, lesson: Lesson, material: Material) -> Page:
-    notebook = material.notebooks[lesson.slug]
+def notebook_page(course: Course, lesson: Lesson, notebook: NotebookNode | PageError) -> Page:
     if isinstance(notebook, PageError):
         raise notebook
     name, text = _source(course, lesson.notebook)

@@ -1,7 +1,9 @@
 """All that the site is made of, as one hash: if it has not changed, there is nothing to build."""
 
+import functools
 import hashlib
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,33 +20,47 @@ def watched(course: Course) -> list[Path]:
     root = course.root
     tests = [root / "tests" / name for name in (CONTENT_PACKAGE, "records", "conftest.py", "proof.py")]
     paths = [root / name for name in ("mkdocs.yml", "pyproject.toml", "docs", "lessons", SOURCE_ROOT)]
-    engine = [] if ENGINE.is_relative_to(root) else [ENGINE]
-    return [path for path in [*paths, *tests, *engine] if path.exists()]
-
-
-def files(course: Course) -> list[Path]:
-    """Every file among them."""
-    found: set[Path] = set()
-    for path in watched(course):
-        found |= {path} if path.is_file() else {file for file in path.rglob("*") if file.is_file()}
-    return sorted(file for file in found if not IGNORED & set(file.parts))
+    return [path for path in [*paths, *tests] if path.exists()]
 
 
 def inputs_hash(course: Course) -> str:
-    """A hash of the names and contents of all inputs, and of the versions of the packages that read them."""
-    digest = hashlib.sha256(f"{platform.python_version()} {versions()}".encode())
-    for path in files(course):
+    """A hash of the names and contents of all inputs, of the engine and of the packages that read them."""
+    return files_hash(course.root, watched(course), engine(), versions())
+
+
+def files_hash(root: Path, paths: Iterable[Path], *extra: str) -> str:
+    """A hash of the files, and of those inside the folders, by name and content. The engine's are left out:
+    see `engine`."""
+    found: set[Path] = set()
+    for path in paths:
+        found |= {path} if path.is_file() else set(path.rglob("*"))
+    digest = hashlib.sha256("\0".join(extra).encode())
+    for path in sorted(found):
+        if IGNORED & set(path.parts) or (root != ENGINE and path.is_relative_to(ENGINE)):
+            continue
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
         except FileNotFoundError:  # an editor's temporary file
             continue
-        top = course.root if path.is_relative_to(course.root) else ENGINE
-        digest.update(f"{path.relative_to(top).as_posix()}\0{len(content)}\0".encode() + content)
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
+@functools.cache
+def engine() -> str:
+    """A hash of the engine as it was when this process first asked, which is the one that it runs."""
+    return files_hash(ENGINE, [ENGINE])
+
+
+def engine_changed() -> bool:
+    """Whether the engine was edited since; this process still runs the old one."""
+    return engine.__wrapped__() != engine()
+
+
+@functools.cache
 def versions() -> str:
-    found = []
+    """The versions of Python and of the packages that take part in a build."""
+    found = [f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:
             found.append(f"{name} {version(name)}")

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coursekit.course import Course, Lesson
 from coursekit.pages import katex
-from coursekit.pages.gather import Material
 from coursekit.pages.mechanism import Facts, formulas, render_mechanism
 from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.records import Records, known_tests
@@ -15,20 +15,26 @@ from coursekit.pages.symbols import read_scopes
 
 
 def render(
-    course: Course, lesson: Lesson, material: Material, proofs: Records, roles: dict[str, list[str]]
+    course: Course,
+    lesson: Lesson,
+    seen: Any,
+    figures: dict[str, str] | PageError,
+    proofs: Records,
+    roles: dict[str, list[str]],
 ) -> str:
-    """The page's Markdown. Raises `PageError` with every fault of its prose, formulas, shapes and figures."""
+    """The page's Markdown. `seen` is the `ShapeRecord` as JSON; it and `figures` may be why they are missing.
+
+    Raises `PageError` with every fault of the prose, the formulas, the shapes and the figures.
+    """
     name = lesson.source.relative_to(course.root).as_posix()
     text = lesson.source.read_text("utf-8")
     chapter = read_chapter(text, name)
     problems = formula_faults(chapter)
-    figures = material.figures.get(lesson.slug, {})
     if isinstance(figures, PageError):
         problems += figures.problems
         figures = {}
     notation = read_scopes(text, name, roles)
     shapes: dict[int, str] = {}
-    seen = material.shapes[lesson.slug]
     if isinstance(seen, PageError):
         problems += seen.problems
     else:

@@ -41,6 +41,8 @@ class CourseServer(LiveReloadServer):
     def rebuild(self) -> None:
         """Build, and say how it went. A fault ends nothing: the browser reloads and shows it."""
         began = time.monotonic()
+        if inputs.engine_changed():
+            self.say("coursekit itself has changed: end `attn serve` and start it again to see it")
         try:
             built = site.build(Course(self.course.root), self.say, self.worker)
             self.fault = ""
