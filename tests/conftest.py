@@ -1,6 +1,7 @@
 """For every test: shapes are enforced in the mechanisms, errors reach the reports, devices are visible."""
 
 import sys
+from collections import Counter
 from collections.abc import Generator
 
 import hypothesis
@@ -43,3 +44,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     finally:
         if proof is not None:
             item.user_properties += [("measured", list(pair)) for pair in proof.measured]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped, one line a reason: hundreds of lines would hide it."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count} cases: {reason}", yellow=True)
