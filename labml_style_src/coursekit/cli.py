@@ -69,7 +69,7 @@ def serve(
     port: Annotated[int, typer.Option(help="The port at 127.0.0.1.")] = 8000,
 ) -> None:
     """Build the site, serve it at 127.0.0.1 and build again on every edit."""
-    from coursekit.pages import serve as server
+    from coursekit.pages.site import serve as server
 
     server.serve(find_course(), port, say)
 
@@ -191,7 +191,7 @@ def verify(
     check: Annotated[bool, typer.Option("--check", help="Run nothing; fail if a record is stale.")] = False,
 ) -> None:
     """Run the proofs and write tests/records/<device>.json, which the pages show."""
-    from coursekit.pages import records, verify
+    from coursekit.pages.proofs import records, verify
 
     if device not in verify.DEVICES:
         raise typer.BadParameter(

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from coursekit.course import Course, CourseError, Lesson
+from coursekit.files import write_text
 from coursekit.pages import notebooks
-from coursekit.pages.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SLUG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

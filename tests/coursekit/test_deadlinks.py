@@ -1,6 +1,6 @@
 """Links of the built site."""
 
-from coursekit.pages.deadlinks import dead_links, scan
+from coursekit.pages.site.deadlinks import dead_links, scan
 
 
 def site(tmp_path, **pages):

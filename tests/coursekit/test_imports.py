@@ -1,6 +1,6 @@
 """What a file depends on, and its text without prose: the keys of caches and records."""
 
-from coursekit.pages.imports import closure, code_key, code_text, imported_modules
+from coursekit.imports import closure, code_key, code_text, imported_modules
 
 SOURCE = '''r"""A module."""
 

@@ -9,8 +9,8 @@ import pytest
 from tests.coursekit.conftest import REPOSITORY
 
 from coursekit.course import CONTENT_PACKAGE, SOURCE_ROOT, Course
+from coursekit.imports import imported_modules
 from coursekit.pages import notebooks
-from coursekit.pages.imports import imported_modules
 
 COURSE = Course(REPOSITORY)
 CONTENT = REPOSITORY / SOURCE_ROOT / CONTENT_PACKAGE

@@ -6,7 +6,8 @@ import nbformat
 import pytest
 
 from coursekit.course import CourseError
-from coursekit.pages import execute, notebooks, outputs
+from coursekit.pages import notebooks
+from coursekit.pages.notebooks import execute, outputs
 from coursekit.pages.problems import PageError
 
 LESSON = """# ---

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from coursekit.course import EnvironmentFault
-from coursekit.pages import records, verify
+from coursekit.pages.proofs import records, verify
 
 
 def case(name, *measured, outcome=""):

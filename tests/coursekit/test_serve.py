@@ -3,9 +3,10 @@
 import socket
 
 import pytest
+from watchdog.events import FileModifiedEvent
 
 from coursekit.course import EnvironmentFault
-from coursekit.pages import serve
+from coursekit.pages.site import serve
 
 
 @pytest.fixture
@@ -60,3 +61,12 @@ def test_a_fault_is_shown_on_the_last_good_page_until_it_is_mended(server):
 def test_the_page_for_missing_pages_reloads_too(server):
     shown = server.error_page(404)
     assert b"livereload" in shown
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [("lessons/01_gated/lesson.py", True), ("labml_style_src/__pycache__/gated.pyc", False)],
+)
+def test_what_python_writes_for_itself_builds_nothing(server, path, wanted):
+    server.noticed(FileModifiedEvent(path))
+    assert server._want_rebuild == wanted

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from coursekit.course import Course
-from coursekit.pages import deadlinks, site
+from coursekit.pages import site
+from coursekit.pages.site import deadlinks
 
 
 def built(course, path):

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from tests.site.conftest import Visit
 
 ALIBI = "/mechanisms/alibi/"
@@ -70,7 +69,9 @@ def test_search_finds_a_section_and_opens_there(visit: Visit) -> None:
     page.wait_for_url("**/mechanisms/alibi/**#*")
     anchor = page.url.split("#")[1]
     assert "alibi" in anchor
-    assert page.locator(f"[id='{anchor}']").evaluate("place => place.getBoundingClientRect().top < innerHeight")
+    assert page.locator(f"[id='{anchor}']").evaluate(
+        "place => place.getBoundingClientRect().top < innerHeight"
+    )
 
 
 def test_search_indexes_no_formula_twice(site_folder: Path) -> None:

@@ -4,9 +4,9 @@ import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from tests.site.conftest import WIDTHS, Visit
 
 from coursekit.course import Course
-from tests.site.conftest import WIDTHS, Visit
 
 PATHS = [
     "/", "/mechanisms/", "/mechanisms/alibi/", "/mechanisms/scaled_dot_product/", "/mechanisms/multi_head/",
@@ -24,14 +24,20 @@ def test_a_page_is_calm(visit: Visit, path: str) -> None:
         for scheme in ("light", "dark"):
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=scheme)
-            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-            wide, window = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            page.evaluate(
+                "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+            )
+            wide, window = page.evaluate(
+                "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
             assert wide <= window, f"{path} is {wide} px wide in a window of {window} px"
     assert visit.complaints == []
     assert visit.foreign == []
 
 
-@pytest.mark.parametrize("visit", [{"scheme": "light"}, {"scheme": "dark"}], indirect=True, ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "visit", [{"scheme": "light"}, {"scheme": "dark"}], indirect=True, ids=["light", "dark"]
+)
 @pytest.mark.parametrize("path", ["/", "/mechanisms/alibi/", "/notebooks/alibi/", "/exercises/alibi/"])
 def test_axe_finds_no_serious_barrier(visit: Visit, path: str) -> None:
     page = visit.open(path)
@@ -48,7 +54,8 @@ def test_axe_finds_no_serious_barrier(visit: Visit, path: str) -> None:
 def test_roles_are_readable_on_their_papers(visit: Visit, scheme: str) -> None:
     """Every role's colour has a contrast of at least 4.5 to 1 on the page's paper and on the code's."""
     page = visit.open("/")
-    page.evaluate("scheme => document.body.dataset.mdColorScheme = scheme", {"light": "default", "dark": "slate"}[scheme])
+    theme = {"light": "default", "dark": "slate"}[scheme]
+    page.evaluate("theme => document.body.dataset.mdColorScheme = theme", theme)
     names = ["query", "key", "value", "weights", "bias", "mask", "ink", "soft", "ok", "warn", "paper", "code"]
     read = "names => names.map(name => getComputedStyle(document.body).getPropertyValue('--' + name).trim())"
     colours = dict(zip(names, page.evaluate(read, names), strict=True))

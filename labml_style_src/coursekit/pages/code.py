@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from coursekit.pages.lines import split_lines, unify_newlines
+from coursekit.pages.source.lines import split_lines, unify_newlines
 
 # From 3.12 and 3.14 on an f-string and a t-string are several tokens; on a page each is one string.
 OPENING = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}

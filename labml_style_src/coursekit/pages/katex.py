@@ -5,7 +5,6 @@ comes as a wheel (mini-racer), so that no machine needs Node. A formula takes ab
 """
 
 import atexit
-import atexit
 import functools
 import re
 import threading

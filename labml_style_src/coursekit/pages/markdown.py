@@ -1,7 +1,7 @@
-"""A Python-Markdown extension: `$inline$` and `$$display$$` formulas, rendered by KaTeX.
+r"""A Python-Markdown extension: `$inline$` and `$$display$$` formulas, rendered by KaTeX.
 
 The formulas are replaced before Markdown reads its blocks, so that an underscore in a formula is no emphasis, a
-`|` no table cell and a line that begins with `=` no heading. `\\$` is a dollar; code is left alone.
+`|` no table cell and a line that begins with `=` no heading. `\$` is a dollar; code is left alone.
 """
 
 import re

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from coursekit.course import CONTENT_PACKAGE
-from coursekit.pages.checks import Checks
 from coursekit.pages.code import highlight_lines, numbered_line
 from coursekit.pages.front import front_matter
-from coursekit.pages.headings import Heading, fenced
 from coursekit.pages.inserts import Figures
-from coursekit.pages.lines import Prose
 from coursekit.pages.markdown import FORMULA
 from coursekit.pages.problems import PageError, Problem
-from coursekit.pages.records import Record
-from coursekit.pages.rows import Row
+from coursekit.pages.proofs.checks import Checks
+from coursekit.pages.proofs.records import Record
 from coursekit.pages.source import Chapter, Section
+from coursekit.pages.source.headings import Heading, fenced
+from coursekit.pages.source.lines import Prose
+from coursekit.pages.source.rows import Row
 from coursekit.pages.symbols import Notation, link_prose
 
 # What a reader needs, in seconds: for a word, for a displayed formula, for a line of code.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from coursekit.pages.axes import ASSIGNMENTS, Namer, expressions
+from coursekit.pages.shapes.axes import ASSIGNMENTS, Namer, expressions
 
 LETTERS = {letter: tuple(run[letter] for run in ASSIGNMENTS) for letter in ASSIGNMENTS[0]}
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coursekit.pages import katex
-from coursekit.pages.links import link_prose, link_tex
-from coursekit.pages.notation import Scope, Symbol
+from coursekit.pages.symbols.links import link_prose, link_tex
+from coursekit.pages.symbols.notation import Scope, Symbol
 
 OPENING = re.compile(r"\{\\htmlData\{[^{}]*\}\{")
 

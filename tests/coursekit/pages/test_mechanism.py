@@ -12,7 +12,7 @@ from markdown import Markdown
 from coursekit.course import Course
 from coursekit.pages.mechanism import Facts, formulas, reading_minutes, render_mechanism
 from coursekit.pages.problems import PageError, Problem
-from coursekit.pages.records import Record
+from coursekit.pages.proofs.records import Record
 from coursekit.pages.source import read_chapter
 from coursekit.pages.symbols import read_scopes
 
@@ -180,7 +180,8 @@ def test_a_check_without_a_fresh_pass_is_stale(records):
 def test_front_matter_and_eyebrow():
     text = page()
     assert text.startswith(
-        '---\ntitle: "Mean of *scores*"\ntemplate: "chapter.html"\nhide: ["navigation", "toc"]\nsearch: {"boost": 3}\n---\n'
+        '---\ntitle: "Mean of *scores*"\ntemplate: "chapter.html"\nhide: ["navigation", "toc"]\n'
+        'search: {"boost": 3}\n---\n'
     )
     assert (
         '<p class="eyebrow">Lesson 6 · 1 min · <a href="../../notebooks/mean/">notebook</a> · '

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coursekit.pages.lines import LAYOUT_TOKENS, docstring_node
 from coursekit.pages.source import Chapter, read_chapter
+from coursekit.pages.source.lines import LAYOUT_TOKENS, docstring_node
 
 ROOT = Path(__file__).parents[3]
 STANDARD_LIBRARY = Path(textwrap.__file__).parent

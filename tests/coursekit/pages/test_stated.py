@@ -2,9 +2,9 @@
 
 import pytest
 
-from coursekit.pages.agreement import agree, read_shape
-from coursekit.pages.recording import Frame, ShapeRecord
-from coursekit.pages.stated import check_stated
+from coursekit.pages.shapes.agreement import agree, read_shape
+from coursekit.pages.shapes.recording import Frame, ShapeRecord
+from coursekit.pages.shapes.stated import check_stated
 from coursekit.pages.symbols import read_scopes
 
 B, H, G, T, S, D = (3, 2, 5), (5, 3, 2), (13, 11, 7), (23, 29, 19), (31, 41, 37), (17, 31, 11)

@@ -5,8 +5,8 @@ from textwrap import dedent
 
 import pytest
 
-from coursekit.pages.notation import cells
 from coursekit.pages.symbols import Notation, names_in, read_notation, read_scopes
+from coursekit.pages.symbols.notation import cells
 
 ROLES = {"query": ["query", "q"], "bias": ["bias", "slopes"]}
 SOURCE = '''\

@@ -2,7 +2,7 @@ r"""The reader of TeX: what is one atom, what is opaque, what is refused."""
 
 import pytest
 
-from coursekit.pages.tex import TexSyntaxError, normalise, parse
+from coursekit.pages.symbols.tex import TexSyntaxError, normalise, parse
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coursekit.pages.headings import Heading, take_heading
-from coursekit.pages.lines import Comment, Lines, Prose, first_line, lines_of
+from coursekit.pages.source.headings import Heading, take_heading
+from coursekit.pages.source.lines import Comment, Lines, Prose, first_line, lines_of
 
 
 @dataclass(frozen=True)

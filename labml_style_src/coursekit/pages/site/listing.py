@@ -6,9 +6,9 @@ from pathlib import Path
 
 from coursekit.course import Lesson
 from coursekit.pages.code import source_view
-from coursekit.pages.exercises import read_tasks
 from coursekit.pages.front import front_matter
 from coursekit.pages.notebooks import read_lesson
+from coursekit.pages.site.exercises import read_tasks
 
 CHECK = re.compile(r"\s*\[check:[^\]]*\]")
 FIGURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coursekit.course import Course
-from coursekit.pages import deadlinks, gather, generate, inputs
-from coursekit.pages.files import mirror, write_text
-from coursekit.pages.generate import Page
+from coursekit.files import mirror, write_text
+from coursekit.pages import inputs
 from coursekit.pages.problems import Problem
-from coursekit.pages.rendering import run_mkdocs
-from coursekit.pages.tree import frame, write_tree
+from coursekit.pages.site import deadlinks, gather, generate
+from coursekit.pages.site.generate import Page
+from coursekit.pages.site.rendering import run_mkdocs
+from coursekit.pages.site.tree import frame, write_tree
 from coursekit.pages.worker import Worker
 
 Progress = Callable[[str], None]

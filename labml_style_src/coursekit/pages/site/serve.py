@@ -6,12 +6,14 @@ says what is wrong, as the terminal does.
 
 import html
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.livereload import LiveReloadServer
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
 
 from coursekit.course import Course, EnvironmentFault
 from coursekit.pages import inputs, site
@@ -34,6 +36,7 @@ class CourseServer(LiveReloadServer):
         self.say = say
         self.worker = Worker(course.root)
         self.fault = ""
+        self.outdated = False
         super().__init__(
             self.rebuild, HOST, port, str(course.root / "build" / "site"), polling_interval=POLL_S
         )
@@ -41,7 +44,8 @@ class CourseServer(LiveReloadServer):
     def rebuild(self) -> None:
         """Build, and say how it went. A fault ends nothing: the browser reloads and shows it."""
         began = time.monotonic()
-        if inputs.engine_changed():
+        if not self.outdated and inputs.engine_changed():
+            self.outdated = True
             self.say("coursekit itself has changed: end `attn serve` and start it again to see it")
         try:
             built = site.build(Course(self.course.root), self.say, self.worker)
@@ -55,6 +59,20 @@ class CourseServer(LiveReloadServer):
             # Whatever else an edit breaks, the next edit may mend.
             self.fault = f"{type(error).__name__}: {error}"
             self.say(f"the build failed: {self.fault}")
+
+    def watch(self, path: str, func: None = None, *, recursive: bool = True) -> None:
+        """Build when a file under `path` changes, but for those that Python and Jupyter keep for themselves."""
+        handler = FileSystemEventHandler()
+        handler.on_any_event = self.noticed  # type: ignore[method-assign]
+        self._watched_paths[path] = 1
+        self.observer.schedule(handler, path, recursive=recursive)
+
+    def noticed(self, event: FileSystemEvent) -> None:
+        path = Path(os.fsdecode(event.dest_path or event.src_path))
+        if not event.is_directory and not inputs.IGNORED & set(path.parts):
+            with self._rebuild_cond:
+                self._want_rebuild = True
+                self._rebuild_cond.notify_all()
 
     def _inject_js_into_html(self, content: bytes, epoch: int) -> bytes:
         page: bytes = super()._inject_js_into_html(content, epoch)

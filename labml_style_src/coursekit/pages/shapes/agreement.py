@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from coursekit.pages.axes import Sizes
-from coursekit.pages.recording import Axes
+from coursekit.pages.shapes.axes import Sizes
+from coursekit.pages.shapes.recording import Axes
 
 ARITHMETIC = (ast.BinOp, ast.Name, ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Load)
 

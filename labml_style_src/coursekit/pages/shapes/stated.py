@@ -8,13 +8,13 @@ which a function has it first: what a parameter came with, what a local was give
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 
-from coursekit.pages.agreement import Stated, agree, read_shape
-from coursekit.pages.axes import Namer, Sizes
-from coursekit.pages.clauses import RESULT, Claim, read_claims
-from coursekit.pages.notation import CODE_SPAN, Symbol
 from coursekit.pages.problems import Problem
-from coursekit.pages.recording import Axes, Frame, ShapeRecord
+from coursekit.pages.shapes.agreement import Stated, agree, read_shape
+from coursekit.pages.shapes.axes import Namer, Sizes
+from coursekit.pages.shapes.clauses import RESULT, Claim, read_claims
+from coursekit.pages.shapes.recording import Axes, Frame, ShapeRecord
 from coursekit.pages.symbols import Notation, names_in
+from coursekit.pages.symbols.notation import CODE_SPAN, Symbol
 
 CALLED = ("__call__", "forward")  # the methods whose result a class's docstring speaks of
 Definition = ast.FunctionDef | ast.ClassDef

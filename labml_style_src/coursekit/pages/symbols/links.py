@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from coursekit.pages.markdown import FORMULA
-from coursekit.pages.notation import CODE_SPAN, NAME, Scope, Symbol, cells, notation_rows, prose_lines
-from coursekit.pages.tex import Atom, Script, TexSyntaxError, parse
+from coursekit.pages.symbols.notation import CODE_SPAN, NAME, Scope, Symbol, cells, notation_rows, prose_lines
+from coursekit.pages.symbols.tex import Atom, Script, TexSyntaxError, parse
 
 Edit = tuple[int, int, str]  # put a text in the place of tex[start:end]
 

@@ -9,10 +9,10 @@ import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from coursekit.pages.links import link_prose, link_tex
-from coursekit.pages.notation import Scope, Symbol, read_notation
 from coursekit.pages.problems import Problem
-from coursekit.pages.tex import parse
+from coursekit.pages.symbols.links import link_prose, link_tex
+from coursekit.pages.symbols.notation import Scope, Symbol, read_notation
+from coursekit.pages.symbols.tex import parse
 
 __all__ = [
     "Notation",

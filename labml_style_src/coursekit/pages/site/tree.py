@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from coursekit.course import Course
+from coursekit.files import remove_others, write_bytes, write_text
 from coursekit.pages import inputs
-from coursekit.pages.files import remove_others, write_bytes, write_text
-from coursekit.pages.generate import Page, settings
+from coursekit.pages.site.generate import Page, settings
 
 
 def write_tree(course: Course, pages: Sequence[Page]) -> None:

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from coursekit.pages.lines import Lines
-from coursekit.pages.rows import Row
+from coursekit.pages.source.lines import Lines
+from coursekit.pages.source.rows import Row
 
 
 def name_rows(lines: Lines, rows: list[Row]) -> Iterator[Row]:

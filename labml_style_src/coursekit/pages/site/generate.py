@@ -12,11 +12,14 @@ import yaml
 from nbformat import NotebookNode
 
 from coursekit.course import Course, Lesson
-from coursekit.pages import formulas, listing, notebooks, outputs, records
-from coursekit.pages.exercises import render_exercise
-from coursekit.pages.gather import Material
-from coursekit.pages.mechanisms import render
+from coursekit.pages import formulas, notebooks
+from coursekit.pages.notebooks import outputs
 from coursekit.pages.problems import PageError, Problem
+from coursekit.pages.proofs import records
+from coursekit.pages.site import listing
+from coursekit.pages.site.exercises import render_exercise
+from coursekit.pages.site.gather import Material
+from coursekit.pages.site.mechanisms import render
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jupytext.compare import NotebookDifference, compare_notebooks
 from nbformat import NotebookNode
 
 from coursekit.course import CourseError, Lesson
-from coursekit.pages.files import write_text
+from coursekit.files import write_text
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL = re.compile(r"# %%")

@@ -1,27 +1,23 @@
 """Shapes that were seen when `example(axes)` of a mechanism ran with three assignments of primes.
 
-    python -m coursekit.pages.shapes annotated_attention.alibi
-
-prints the record of each module, or of each file, as JSON.
+`python -m coursekit.pages.shapes annotated_attention.alibi` prints the record of a module as JSON.
 """
 
-import argparse
 import ast
 import contextlib
 import importlib
 import importlib.util
-import json
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from coursekit.pages.axes import ASSIGNMENTS
-from coursekit.pages.functions import read_functions
 from coursekit.pages.problems import Problem
-from coursekit.pages.recording import EXAMPLE, Call, ShapeRecord, Watch, merge
-from coursekit.pages.stated import check_stated
+from coursekit.pages.shapes.axes import ASSIGNMENTS
+from coursekit.pages.shapes.functions import read_functions
+from coursekit.pages.shapes.recording import EXAMPLE, Call, ShapeRecord, Watch, merge
+from coursekit.pages.shapes.stated import check_stated
 
 __all__ = ["ShapeRecord", "check_stated", "record_shapes"]
 
@@ -102,30 +98,3 @@ def _problem(error: Exception, path: Path) -> Problem:
             file, line = Path(frame.filename), frame.lineno or 1
     file = path if file == path.resolve() else file
     return Problem(str(file), line, f"while the example ran: {type(error).__name__}: {error}")
-
-
-def _module_of(name: str) -> tuple[Path, str]:
-    """The path and module name of a module, or of a file in its package's folder."""
-    if name.endswith(".py"):
-        path = Path(name).resolve()
-        return path, f"{path.parent.name}.{path.stem}"
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"no module is called '{name}'")
-    return Path(spec.origin), name
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module's name, or its file")
-    names = parser.parse_args().modules
-    # What an example prints must not mix with the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        records = {name: record_shapes(*_module_of(name)).to_json() for name in names}
-    print(json.dumps(records, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
-from coursekit.pages.axes import RUNS, Axis, Namer, Sizes
-from coursekit.pages.functions import Function, bind
 from coursekit.pages.problems import Problem
+from coursekit.pages.shapes.axes import RUNS, Axis, Namer, Sizes
+from coursekit.pages.shapes.functions import Function, bind
 
 EXAMPLE = "example"
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coursekit.pages.problems import Problem
-from coursekit.pages.records import Record
+from coursekit.pages.proofs.records import Record
 
 # Code comes first, so that a check written in a code span or a fence is left alone. In a table the bar before
 # a label is written `\|`.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coursekit.pages.lines import Prose
+from coursekit.pages.source.lines import Prose
 
 HEADING = re.compile(r"(#{1,6})[ \t]*(.*?)[ \t]*#*[ \t]*")
 SETEXT = re.compile(r"(?:=+|-+)[ ]*")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from coursekit.course import Course, CourseError, EnvironmentFault, Lesson, environment_of
-from coursekit.pages import records
-from coursekit.pages.files import write_text
+from coursekit.files import write_text
+from coursekit.pages.proofs import records
 
 DEVICES = ("cpu", "cuda")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from coursekit.pages.files import write_text
-from coursekit.pages.generate import Page
+from coursekit.files import write_text
 from coursekit.pages.problems import Problem
+from coursekit.pages.site.generate import Page
 
 # What MkDocs says of every build of the changed pages alone.
 PARTIAL = "A 'dirty' build is being performed"

@@ -17,7 +17,7 @@ from functools import cached_property
 
 from coursekit.pages.markdown import FORMULA
 from coursekit.pages.problems import Problem
-from coursekit.pages.tex import Atom, TexSyntaxError, normalise, parse
+from coursekit.pages.symbols.tex import Atom, TexSyntaxError, normalise, parse
 
 HEADER = ("symbol", "code", "shape", "meaning")
 DELIMITER_CELL = re.compile(r":?-+:?")

@@ -8,7 +8,7 @@ from coursekit.course import Course, Lesson
 from coursekit.pages import katex
 from coursekit.pages.mechanism import Facts, formulas, render_mechanism
 from coursekit.pages.problems import PageError, Problem
-from coursekit.pages.records import Records, known_tests
+from coursekit.pages.proofs.records import Records, known_tests
 from coursekit.pages.shapes import ShapeRecord, check_stated
 from coursekit.pages.source import Chapter, read_chapter
 from coursekit.pages.symbols import read_scopes

@@ -18,8 +18,8 @@ import keyword
 import re
 from dataclasses import dataclass
 
-from coursekit.pages.agreement import Stated, read_shape
-from coursekit.pages.notation import CODE_SPAN, NAME
+from coursekit.pages.shapes.agreement import Stated, read_shape
+from coursekit.pages.symbols.notation import CODE_SPAN, NAME
 
 RESULT = "the result"
 PARAGRAPH = re.compile(r"\*\*Shapes?\.?\*\*\.?(?P<text>.*?)(?=\n[ \t]*\n|\Z)", re.DOTALL)

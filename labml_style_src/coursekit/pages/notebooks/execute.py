@@ -5,8 +5,7 @@ import ast
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -15,9 +14,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from coursekit.course import Course, Lesson, environment_of
+from coursekit.files import write_text
+from coursekit.imports import code_key
 from coursekit.pages import inputs, notebooks
-from coursekit.pages.files import write_text
-from coursekit.pages.imports import code_key
 from coursekit.pages.problems import PageError, Problem
 
 WORKERS = 2
@@ -26,41 +25,35 @@ LINE_IN_CELL = re.compile(r"Cell In\[\d+\], line (\d+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def execute_all(
-    course: Course, lessons: Sequence[Lesson], done: Callable[[Lesson], None] = lambda lesson: None
-) -> dict[str, NotebookNode | PageError]:
-    """Each lesson's notebook with its outputs, or what went wrong in it, by slug; `done` hears of each as it
-    ends. Two run at a time."""
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else each kernel warns of frozen modules
-
-    def run(lesson: Lesson) -> NotebookNode | PageError:
-        try:
-            return execute(course, lesson)
-        except PageError as error:
-            return error
-        finally:
-            done(lesson)
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return dict(zip([lesson.slug for lesson in lessons], pool.map(run, lessons), strict=True))
-
-
 def execute(course: Course, lesson: Lesson) -> NotebookNode:
     """The lesson's notebook with its outputs, from the cache if nothing that they depend on has changed.
 
     Raises `PageError` with the file, line and number of the cell that failed.
     """
+    return prepare(course, lesson)()
+
+
+def prepare(course: Course, lesson: Lesson) -> Callable[[], NotebookNode]:
+    """What runs the notebook, or fetches its outputs, when it is called, in any thread.
+
+    All Python is read here and not there: in Python 3.11 two threads that build syntax trees at once can
+    disturb each other. Raises `PageError` if the lesson is no Python.
+    """
     notebook = _read(course, lesson)
     cached = cache_file(course, lesson, notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if not cached.exists():
-        _run(course, lesson, notebook)
-        for stale in cached.parent.glob(f"{lesson.slug}-*.json"):
-            stale.unlink(missing_ok=True)
-        write_text(cached, json.dumps([cell.outputs for cell in cells]))
-    for cell, outputs in zip(cells, json.loads(cached.read_text("utf-8")), strict=True):
-        cell.outputs = [nbformat.from_dict(output) for output in outputs]
-    return notebook
+
+    def run() -> NotebookNode:
+        if not cached.exists():
+            _run(course, lesson, notebook)
+            for stale in cached.parent.glob(f"{lesson.slug}-*.json"):
+                stale.unlink(missing_ok=True)
+            write_text(cached, json.dumps([cell.outputs for cell in cells]))
+        for cell, outputs in zip(cells, json.loads(cached.read_text("utf-8")), strict=True):
+            cell.outputs = [nbformat.from_dict(output) for output in outputs]
+        return notebook
+
+    return run
 
 
 def is_cached(course: Course, lesson: Lesson) -> bool:

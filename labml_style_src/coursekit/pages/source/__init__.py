@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coursekit.pages.anchors import name_rows
-from coursekit.pages.headings import HEADING, Heading, fenced, misplaced_headings, trim
-from coursekit.pages.lines import Definition, Lines, Prose, lines_of
 from coursekit.pages.problems import PageError, Problem
-from coursekit.pages.rows import Row, place, read_rows
+from coursekit.pages.source.anchors import name_rows
+from coursekit.pages.source.headings import HEADING, Heading, fenced, misplaced_headings, trim
+from coursekit.pages.source.lines import Definition, Lines, Prose, lines_of
+from coursekit.pages.source.rows import Row, place, read_rows
 
 NOT_SHOWN = "example"
 

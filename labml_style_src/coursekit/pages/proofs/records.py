@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coursekit.course import Course, Lesson
-from coursekit.pages.imports import code_key
+from coursekit.imports import code_key
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ Each is kept in `build/cache` under a key of all that can change it. Notebooks r
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 from nbformat import NotebookNode
 
 from coursekit.course import Course, Lesson
+from coursekit.files import write_text
+from coursekit.imports import code_key
 from coursekit.pages import inputs
-from coursekit.pages.execute import execute_all, is_cached
-from coursekit.pages.files import write_text
-from coursekit.pages.imports import code_key
+from coursekit.pages.notebooks import execute
 from coursekit.pages.problems import PageError
 from coursekit.pages.worker import Worker
 
@@ -36,28 +37,35 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
     """Run what has to be run, and take the rest from the cache."""
     material = Material()
     lessons = [lesson for lesson in course.lessons if lesson.notebook.exists()]
-    waiting = [lesson for lesson in lessons if not is_cached(course, lesson)]
+    waiting = [lesson.slug for lesson in lessons if not execute.is_cached(course, lesson)]
     if waiting:
-        progress(f"running {len(waiting)} notebooks: {', '.join(lesson.slug for lesson in waiting)}")
-
-    def finished(lesson: Lesson) -> None:
-        if lesson in waiting:
-            progress(f"ran the notebook of {lesson.slug}")
-
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(execute_all, course, lessons, finished)
+        progress(f"running {len(waiting)} notebooks: {', '.join(waiting)}")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else each kernel warns of frozen modules
+    with ThreadPoolExecutor(execute.WORKERS) as beside:
+        running: dict[str, Future[NotebookNode]] = {}
+        for lesson in lessons:
+            try:
+                running[lesson.slug] = beside.submit(execute.prepare(course, lesson))
+            except PageError as error:
+                material.notebooks[lesson.slug] = error
         for lesson in course.lessons:
             if lesson.source.exists() and not lesson.is_companion:
                 material.shapes[lesson.slug] = seen(course, worker, lesson)
                 material.figures[lesson.slug] = drawn(course, worker, lesson)
-        material.notebooks = running.result()
+        for slug, future in running.items():
+            try:
+                material.notebooks[slug] = future.result()
+            except PageError as error:
+                material.notebooks[slug] = error
+            if slug in waiting:
+                progress(f"ran the notebook of {slug}")
     return material
 
 
 def seen(course: Course, worker: Worker, lesson: Lesson) -> Any:
     """The shapes of a mechanism. They are kept by line, so the key covers the whole text of the file."""
-    pages = Path(__file__).parent
-    engine = code_key(pages.parents[1], [pages / "shapes.py"])
+    pages = Path(__file__).parents[1]
+    engine = code_key(pages.parents[1], [pages / "shapes" / "__init__.py"])
     text = lesson.source.read_text("utf-8")
     return _kept(course, "shapes", lesson, [lesson.source], [text, engine], worker)
 
