@@ -29,6 +29,10 @@ def run_mkdocs(config_file: Path, pages: Sequence[Page], partial: bool = False) 
             config = load_config(str(config_file))
             index = Path(config.site_dir) / "search" / "search_index.json"
             before = _read(index) if partial else None
+            for plugin in config.plugins.values():
+                # MkDocs keeps plugins from run to run, and this one would add what it indexed last time.
+                if hasattr(plugin, "search_index_prev"):
+                    plugin.search_index_prev = None
             config.plugins.on_startup(command="build", dirty=partial)
             build(config, dirty=partial)
             config.plugins.on_shutdown()
