@@ -37,49 +37,39 @@ PAPER, INK, SOFT, LINE = "#fffefb", "#1f2328", "#66707a", "#e6e3da"
 QUERY, KEY, VALUE = "#0b5fa5", "#a04600", "#08724f"
 WEIGHTS, BIAS, MASK = "#7a2b8c", "#ad1237", "#5b6470"
 
-plt.rcParams.update(
-    {
-        "figure.figsize": (7, 3),
-        "figure.facecolor": PAPER,
-        "figure.constrained_layout.use": True,
-        "axes.facecolor": PAPER,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": SOFT,
-        "axes.titlecolor": INK,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=[QUERY, KEY, VALUE, WEIGHTS, BIAS, MASK]),
-        "grid.color": LINE,
-        "text.color": INK,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "font.sans-serif": ["DejaVu Sans"],
-        "svg.fonttype": "none",
-        "svg.hashsalt": "annotated-attention",
-    }
-)
+plt.rc("figure", figsize=(7, 3), facecolor=PAPER)
+plt.rc("figure.constrained_layout", use=True)
+plt.rc("axes", facecolor=PAPER, edgecolor=LINE, labelcolor=SOFT, titlecolor=INK, titlesize=10, labelsize=9)
+plt.rc("axes", prop_cycle=plt.cycler(color=[QUERY, KEY, VALUE, WEIGHTS, BIAS, MASK]))
+plt.rc("axes", grid=True, axisbelow=True)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color=LINE)
+plt.rc("text", color=INK)
+plt.rc(("xtick", "ytick"), color=SOFT, labelsize=8)
+plt.rc("legend", frameon=False, fontsize=8)
+plt.rc("font", **{"sans-serif": ["DejaVu Sans"]})
+plt.rc("svg", fonttype="none", hashsalt="annotated-attention")
 torch.manual_seed(0)
 
 
 def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
-    """Draw a matrix (queries down, keys across) as squares of one colour: faint at vmin, full at vmax."""
-    levels = ((torch.as_tensor(values) - vmin) / (vmax - vmin)).clamp(0, 1).mul(32).round()
-    square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+    """Draw a matrix (queries down, keys across) as squares of one colour: faint at vmin, full at vmax. What
+    is exactly 0, as a hidden weight is, gets a stroke."""
+    values = torch.as_tensor(values)
+    levels = ((values - vmin) / (vmax - vmin)).clamp(0, 1).mul(32).round()
+    square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) - 0.5
     # One path for all squares of a level keeps the figure small and sharp.
     for level in levels[levels > 0].unique():
         corners = (levels == level).nonzero().flip(-1)[:, None] + square
         path = Path(corners.reshape(-1, 2), [1, 2, 2, 2, 79] * len(corners))
         ax.add_patch(PathPatch(path, facecolor=colour, alpha=level.item() / 32, linewidth=0))
+    strokes = (values == 0).nonzero().flip(-1)[:, None] + square[1:4:2]
+    path = Path(strokes.reshape(-1, 2), [1, 2] * len(strokes))
+    ax.add_patch(PathPatch(path, fill=False, edgecolor=MASK, alpha=0.4, linewidth=0.5))
     ax.set(aspect="equal", xlabel="key", ylabel="query")
-    ax.set(xlim=(0, levels.shape[1]), ylim=(levels.shape[0], 0))
+    ax.set(xlim=(-0.5, levels.shape[1] - 0.5), ylim=(levels.shape[0] - 0.5, -0.5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
 
@@ -141,8 +131,8 @@ print("weights", p, " output", p @ v)
 # <details markdown="1"><summary>Answer</summary>
 #
 # The columns of the weights are shuffled in the same way. The outputs are the same numbers, because a sum
-# does not depend on the order of its terms. Attention sees a bag of keys; order must be put in: lessons 5 and
-# 6.
+# does not depend on the order of its terms. Attention sees a bag of keys; order must be put in, as ALiBi does
+# in lesson 6.
 #
 # </details>
 
@@ -228,10 +218,12 @@ for (t, s), pair in zip([(4, 7), (7, 4)], [axes[:2], axes[2:]], strict=True):
     bottom_right = torch.ones(t, s, dtype=torch.bool).tril(diagonal=s - t)
     heatmap(pair[0], course.attention_weights(query, key, is_causal=True)[0, 0], WEIGHTS)
     heatmap(pair[1], course.attention_weights(query, key, bottom_right)[0, 0], WEIGHTS)
-    pair[0].set(title="top-left", xticks=range(s + 1))
-    pair[1].set(title="bottom-right", xticks=range(s + 1), ylabel="")
+    pair[0].set(title="top-left", xticks=range(s))
+    pair[1].set(title="bottom-right", xticks=range(s), ylabel="")
 
 # %% [markdown]
+# A stroke marks a key that is hidden; a blank square is a weight too small to be seen.
+#
 # What does a query receive that sees no key? The formula says 0/0. A mask of $-\infty$ in a plain softmax
 # makes NaN, which spreads through a model; a mask of $-10^9$, met in much code, makes all scores equal and so
 # mixes the values that were to be hidden. This course and PyTorch return 0.
@@ -345,6 +337,6 @@ plt.show()
 
 # %% [markdown]
 # The inputs double, the weights take four times as much: one number for each pair of query and key, in each
-# head. At 32,768 tokens in half precision that is 2 GiB a head. Half of the lessons that follow are ways
-# around this square; lesson 13 computes the very same function without ever holding it in memory. **Now
-# you.** The exercise builds all of this from empty functions: `attn start scaled_dot_product`.
+# head. At 32,768 tokens in half precision that is 2 GiB a head. Many later mechanisms are ways around this
+# square; FlashAttention, a later lesson, computes the very same function without ever holding it in memory.
+# **Now you.** The exercise builds all of this from empty functions: `attn start scaled_dot_product`.

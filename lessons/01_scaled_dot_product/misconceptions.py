@@ -33,9 +33,9 @@ def softmax__first_axis(scores):
 
 
 def softmax__no_keepdims(scores):
-    """The largest scores of an array `5 7` have the shape `5`, and 5 numbers do not line up with rows of
-    7. With `keepdims=True` a reduced axis stays, with length 1, and lines up with every entry of its
-    row."""
+    """A maximum or a sum over the last axis of an array `5 7` has the shape `5`, and 5 numbers do not line
+    up with rows of 7. With `keepdims=True` the axis stays, with length 1, and lines up with every entry of
+    its row."""
     exponentials = np.exp(scores - scores.max(axis=-1))
     return exponentials / exponentials.sum(axis=-1)
 
@@ -194,6 +194,26 @@ def attention_backward__no_scale(grad_output, query, key, value, attn_mask=None)
     return backward_with(lambda p, dp: p * (dp - (p * dp).sum(axis=-1, keepdims=True)), arguments, scale=1.0)
 
 
+def attention_backward__key_last(grad_output, query, key, value, attn_mask=None):
+    """Your third gradient is that of the keys. The chain rule reaches the values first, but the gradients
+    are returned in the order of the inputs: (dq, dk, dv)."""
+    dq, dk, dv = attention_backward(grad_output, query, key, value, attn_mask)
+    return dv, dq, dk
+
+
+def attention_backward__query_last(grad_output, query, key, value, attn_mask=None):
+    """Your third gradient is that of the queries. The chain rule reaches them last, but the gradients are
+    returned in the order of the inputs: (dq, dk, dv)."""
+    return attention_backward(grad_output, query, key, value, attn_mask)[::-1]
+
+
+def attention_backward__key_before_query(grad_output, query, key, value, attn_mask=None):
+    """Your first gradient is that of the keys, your second that of the queries. The gradients are returned
+    in the order of the inputs: (dq, dk, dv)."""
+    dq, dk, dv = attention_backward(grad_output, query, key, value, attn_mask)
+    return dk, dq, dv
+
+
 def sdpa__heads_dealt_out(query, key, value, attn_mask=None, is_causal=False, scale=None):
     """Your query heads take the key heads in turn: 0, 1, 0, 1. Neighbours share a key head: 0, 0, 1, 1.
     `repeat` puts whole copies behind each other, and the shape is the same."""
@@ -229,6 +249,12 @@ def sdpa__float_mask_as_boolean(query, key, value, attn_mask=None, is_causal=Fal
     change, and is not False."""
     mask = attn_mask if attn_mask is None else attn_mask.bool()
     return sdpa(query, key, value, mask, is_causal, scale)
+
+
+def sdpa__boolean_mask_added(query, key, value, attn_mask=None, is_causal=False, scale=None):
+    """You add a boolean mask to the scores as if it were one of floats. True then counts 1 and False 0:
+    that favours the keys that may be seen, and hides none. Which score must a hidden key have?"""
+    return sdpa(query, key, value, None if attn_mask is None else attn_mask.double(), is_causal, scale)
 
 
 def sdpa__nan_replaced_afterwards(query, key, value, attn_mask=None, is_causal=False, scale=None):

@@ -73,10 +73,9 @@ def causal(index):
 class TestSoftmax:
     @staticmethod
     def demand(student, expect, scores, what, largest=1.0):
+        expected, axes = torch.softmax(scores, dim=-1).nan_to_num(0.0), {1: "key", 2: "row key", 4: KEYS}
         weights = student.call("softmax", scores.numpy())
-        expected = torch.softmax(scores, dim=-1).nan_to_num(0.0)
-        axes = {1: "key", 2: "row key", 4: KEYS}[scores.ndim]
-        expect.close(weights, expected, axes=axes, what=what, largest=largest)
+        expect.close(weights, expected, axes=axes[scores.ndim], what=what, largest=largest)
 
     def test_two_scores_on_paper(self, student, expect):
         self.demand(student, expect, torch.tensor([0.0, LOG3], dtype=torch.float64), "softmax([0, ln 3])")
@@ -262,8 +261,10 @@ class TestSdpa:
         output, expected = student.call("sdpa", *inputs), reference.scaled_dot_product_attention(*inputs)
         expect.close(output, expected, axes=WIDTH, what="output for scores up to 10000", largest=1e4)
 
-    def test_errors(self, student, draw, expect):
+    def test_heads_that_do_not_fit_are_an_error(self, student, draw, expect):
         expect.raises("ValueError", student.call, "sdpa", *drawn(draw, h=6, g=5))
+
+    def test_mask_and_causal_is_an_error(self, student, draw, expect):
         mask = torch.ones(5, 7, dtype=torch.bool)
         expect.raises("ValueError", student.call, "sdpa", *drawn(draw), attn_mask=mask, is_causal=True)
 
@@ -341,9 +342,8 @@ class TestRunning:
             is_state = isinstance(state, tuple) and all(isinstance(part, np.ndarray) for part in state)
             expect.true(is_state, "state must be a tuple of NumPy arrays")
             size = sum(part.size for part in state)
-            expect.true(
-                size <= 25, f"state holds {size} numbers after {n + 1} keys, t (e + 2) are 5 · 5 = 25"
-            )
+            told = f"state holds {size} numbers after {n + 1} keys, t (e + 2) are 5 · 5 = 25"
+            expect.true(size <= 25, told)
         second = student.new("RunningAttention", query, 3, state)
         self.fed(second, key[17:], value[17:])
         what = "read() of an object that went on from the state of another, after 17 + 6 keys"

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Multi-head attention, hands on
 #
-# One attention gives a query one mean of the values. Multi-head attention gives it several, each of
-# another part of the vectors. In this notebook you take the layer apart: which numbers belong to which
-# head, what heads cost, what they can do that one cannot, and where PyTorch's layer means the opposite.
+# One attention gives a query one mean of the values. Multi-head attention gives it several, each of another
+# part of the vectors. In this notebook you take the layer apart: which numbers belong to which head, what
+# heads cost, what they can do that one cannot, and where PyTorch's layer means the opposite.
 #
 # Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
@@ -38,67 +38,57 @@ PAPER, INK, SOFT, LINE = "#fffefb", "#1f2328", "#66707a", "#e6e3da"
 QUERY, KEY, VALUE = "#0b5fa5", "#a04600", "#08724f"
 WEIGHTS, BIAS, MASK = "#7a2b8c", "#ad1237", "#5b6470"
 
-plt.rcParams.update(
-    {
-        "figure.figsize": (7, 3),
-        "figure.facecolor": PAPER,
-        "figure.constrained_layout.use": True,
-        "axes.facecolor": PAPER,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": SOFT,
-        "axes.titlecolor": INK,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=[QUERY, KEY, VALUE, WEIGHTS, BIAS, MASK]),
-        "grid.color": LINE,
-        "text.color": INK,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "font.sans-serif": ["DejaVu Sans"],
-        "svg.fonttype": "none",
-        "svg.hashsalt": "annotated-attention",
-    }
-)
+plt.rc("figure", figsize=(7, 3), facecolor=PAPER)
+plt.rc("figure.constrained_layout", use=True)
+plt.rc("axes", facecolor=PAPER, edgecolor=LINE, labelcolor=SOFT, titlecolor=INK, titlesize=10, labelsize=9)
+plt.rc("axes", prop_cycle=plt.cycler(color=[QUERY, KEY, VALUE, WEIGHTS, BIAS, MASK]))
+plt.rc("axes", grid=True, axisbelow=True)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color=LINE)
+plt.rc("text", color=INK)
+plt.rc(("xtick", "ytick"), color=SOFT, labelsize=8)
+plt.rc("legend", frameon=False, fontsize=8)
+plt.rc("font", **{"sans-serif": ["DejaVu Sans"]})
+plt.rc("svg", fonttype="none", hashsalt="annotated-attention")
 torch.manual_seed(0)
 
 
 def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
-    """Draw a matrix (queries down, keys across) as squares of one colour: faint at vmin, full at vmax."""
-    levels = ((torch.as_tensor(values) - vmin) / (vmax - vmin)).clamp(0, 1).mul(32).round()
-    square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+    """Draw a matrix (queries down, keys across) as squares of one colour: faint at vmin, full at vmax. What
+    is exactly 0, as a hidden weight is, gets a stroke."""
+    values = torch.as_tensor(values)
+    levels = ((values - vmin) / (vmax - vmin)).clamp(0, 1).mul(32).round()
+    square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) - 0.5
     # One path for all squares of a level keeps the figure small and sharp.
     for level in levels[levels > 0].unique():
         corners = (levels == level).nonzero().flip(-1)[:, None] + square
         path = Path(corners.reshape(-1, 2), [1, 2, 2, 2, 79] * len(corners))
         ax.add_patch(PathPatch(path, facecolor=colour, alpha=level.item() / 32, linewidth=0))
+    strokes = (values == 0).nonzero().flip(-1)[:, None] + square[1:4:2]
+    path = Path(strokes.reshape(-1, 2), [1, 2] * len(strokes))
+    ax.add_patch(PathPatch(path, fill=False, edgecolor=MASK, alpha=0.4, linewidth=0.5))
     ax.set(aspect="equal", xlabel="key", ylabel="query")
-    ax.set(xlim=(0, levels.shape[1]), ylim=(levels.shape[0], 0))
+    ax.set(xlim=(-0.5, levels.shape[1] - 0.5), ylim=(levels.shape[0] - 0.5, -0.5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
 
 # %%
-from annotated_attention.multi_head import MultiHeadAttention, merge_heads, split_heads
+from annotated_attention.multi_head import MultiHeadAttention, merge_heads, multi_head_cost, split_heads
 
 # %% [markdown]
 # ## 1. Which number belongs to which head?
 #
 # Let a token have $m = 12$ numbers, and let there be three heads. Each gets four of them.
 #
-# **Predict.** A text of four tokens is `x`, of shape `1 4 12`. `x.view(1, 3, 4, 4)` has the shape of
-# three heads, four tokens, four numbers. Is it the same as `split_heads(x, 3)`?
+# **Predict.** A text of four tokens is `x`, of shape `1 4 12`. `x.view(1, 3, 4, 4)` has the shape of three
+# heads, four tokens, four numbers. Is it the same as `split_heads(x, 3)`?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# No. A view reads the numbers in a row and never moves any. The first twelve, which are the first
-# token, all go to head 0, as if they were three tokens.
+# No. A view reads the numbers in a row and never moves any. The first twelve, which are the first token, all
+# go to head 0, as if they were three tokens.
 #
 # </details>
 
@@ -121,24 +111,23 @@ fig, axes = plt.subplots(1, 3, figsize=(7, 1.7), sharey=True)
 for ax, (name, owner) in zip(axes, owners.items(), strict=True):
     heatmap(ax, owner, QUERY, vmax=3)
     ax.set(title=name, xlabel="number", ylabel="token" if ax is axes[0] else "")
-    ax.set(xticks=[0, 4, 8, 12], yticks=[0, 4])
+    ax.set(xticks=[0, 4, 8, 11], yticks=range(4))
 plt.show()
 
 # %% [markdown]
-# All three give the right shape, and no error tells them apart. Dealing the numbers out like cards does
-# no harm in training, since the projection before it can learn any order; but weights that were trained
-# with one order are noise in the other. The view is worse: it mixes tokens, and with them the past and
-# the future.
+# All three give the right shape, and no error tells them apart. Dealing the numbers out like cards does no
+# harm in training, since the projection before it can learn any order; but weights that were trained with one
+# order are noise in the other. The view is worse: it mixes tokens, and with them the past and the future.
 #
 # ## 2. What do heads cost?
 #
-# **Predict.** A layer is 512 wide. Which of these grow when it gets 32 heads in place of one: its
-# parameters, its arithmetic, its memory?
+# **Predict.** A layer is 512 wide. Which of these grow when it gets 32 heads in place of one: its parameters,
+# its arithmetic, its memory?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# Only memory, and only where the weights are kept: one matrix `t s` for each head. The projections are
-# the same; they are only cut into more pieces.
+# Memory, where the weights are kept: one matrix `t s` for each head, and with it the softmax's arithmetic.
+# The projections and the products, which are nearly all of the work, stay the same.
 #
 # </details>
 
@@ -149,15 +138,17 @@ for n_heads in (1, 4, 8, 32):
     _, weights = layer(text, text, text)
     parameters = sum(part.numel() for part in layer.parameters())
     print(f"{n_heads:2} heads: {parameters:,} parameters, {weights.numel():9,} weights")
+projections, attention = multi_head_cost(b=1, t=256, s=256, m=512)
+print(f"any number: {projections:,} operations of projections, {attention:,} of the products between them")
 
 # %% [markdown]
 # ## 3. Many narrow heads or one wide one?
 #
-# Heads come for nothing, then? Not quite. The scores of a head are products of vectors of $d = m/n$
-# numbers. A table of such products has a rank of at most $d$, however long the text.
+# Heads come for nothing, then? Not quite. The scores of a head are products of vectors of $d = m/n$ numbers.
+# A table of such products has a rank of at most $d$, however long the text.
 #
-# **Predict.** The model is 64 wide and the text has 64 tokens. How many of the 64 singular values of a
-# head's scores are not zero, with 1 head, with 4, with 16?
+# **Predict.** The model is 64 wide and the text has 64 tokens. How many of the 64 singular values of a head's
+# scores are not zero, with 1 head, with 4, with 16?
 
 # %%
 text = torch.randn(1, 64, 64, dtype=torch.float64)
@@ -186,9 +177,9 @@ print("rank of the scores ", torch.linalg.matrix_rank(scores).item())
 print("rank of the weights", torch.linalg.matrix_rank(weights).item())
 
 # %% [markdown]
-# They have full rank, since exp is not linear. So it would be wrong to say that a narrow head cannot
-# produce rich weights. What it cannot do is to choose them freely: 64 by 64 weights follow from 64 times
-# 4 numbers on either side.
+# They have full rank, since exp is not linear. So it would be wrong to say that a narrow head cannot produce
+# rich weights. What it cannot do is to choose them freely: 64 by 64 weights follow from 64 times 4 numbers on
+# either side.
 #
 # What several heads can do and one cannot is to look at two places and keep them apart. Let two keys carry
 # the values $(1, 0)$ and $(0, 1)$.
@@ -197,8 +188,8 @@ print("rank of the weights", torch.linalg.matrix_rank(weights).item())
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# One head returns a mean of the values, and every mean lies on the line between them: $(p, 1-p)$. Two
-# heads take the first number from the first key and the second from the second, and return $(1, 1)$.
+# One head returns a mean of the values, and every mean lies on the line between them: $(p, 1-p)$. Two heads
+# take the first number from the first key and the second from the second, and return $(1, 1)$.
 #
 # </details>
 
@@ -258,11 +249,11 @@ plt.show()
 print("last row of the middle one:", same_mask[0, 0, -1])
 
 # %% [markdown]
-# The picture in the middle is a model that sees nothing but the future. In training its loss would fall
-# wonderfully.
+# A stroke marks a weight of 0 (in the last row of the middle one, NaN). The picture in the middle is a model
+# that sees nothing but the future. In training its loss would fall wonderfully.
 #
-# A text that is shorter than its batch is filled up, and no query may see the filling. Such a mask has
-# the shape `b 1 1 s`: the same for all heads and all queries.
+# A text that is shorter than its batch is filled up, and no query may see the filling. Such a mask has the
+# shape `b 1 1 s`: the same for all heads and all queries.
 
 # %%
 lengths = torch.tensor([10, 6])
@@ -278,8 +269,8 @@ print(f"the short text beside the long one and alone differ by {difference:.1e}"
 #
 # In training each weight is dropped with probability $p$, and those that stay are divided by $1 - p$.
 #
-# **Predict.** Run the layer on the same text many times and take the mean of the outputs. Does it
-# approach the output in evaluation mode?
+# **Predict.** Run the layer on the same text many times and take the mean of the outputs. Does it approach
+# the output in evaluation mode?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
@@ -306,16 +297,16 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# That holds for one layer. In a deep model the next layer is not linear, and the mean of its outputs is
-# not quite the output for the mean.
+# That holds for one layer. In a deep model the next layer is not linear, and the mean of its outputs is not
+# quite the output for the mean.
 #
-# A classic mistake is to forget `.eval()`: the model then answers the same question differently each
-# time, and slightly worse.
+# A classic mistake is to forget `.eval()`: the model then answers the same question differently each time,
+# and slightly worse.
 #
 # ## 6. The order of heads is a name
 #
-# **Predict.** Swap head 0 and head 3 everywhere: their rows in the three input projections, their columns
-# in $W_O$. What changes?
+# **Predict.** Swap head 0 and head 3 everywhere: their rows in the three input projections, their columns in
+# $W_O$. What changes?
 
 # %%
 order = torch.tensor([3, 1, 2, 0])
@@ -333,14 +324,12 @@ reordered = before_weights[:, order]
 print(f"weights, reordered, differ by {(after_weights - reordered).abs().max():.1e}")
 
 # %% [markdown]
-# The output is a sum over heads, and a sum has no order. A layer with 8 heads is one of
-# $8! = 40{,}320$ that compute the same, so "head 3" of one training run has nothing to do with head 3 of
-# another.
+# The output is a sum over heads, and a sum has no order. A layer with 8 heads is one of $8! = 40{,}320$ that
+# compute the same, so "head 3" of one training run has nothing to do with head 3 of another.
 #
-# ## 7. A bias that does nothing
+# ## 7. A bias on the keys
 #
-# **Predict.** Fill the bias of the key projection with huge random numbers. How much does the output
-# change?
+# **Predict.** Fill the bias of the key projection with huge random numbers. How much does the output change?
 
 # %%
 layer = MultiHeadAttention(64, 4).double().eval()

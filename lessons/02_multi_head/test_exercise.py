@@ -14,10 +14,13 @@ from annotated_attention.scaled_dot_product import attention_weights
 
 WEIGHT_AXES = "batch head query key"
 OUTPUT_AXES = "batch query width"
+# A mask of five queries and seven keys that hides all from query 2.
+EMPTY_ROW = (torch.arange(5) != 2)[:, None].repeat(1, 7)
 HEADS = {"two heads": (1, 2, 2, 2), "three heads": (2, 3, 5, 7), "one token": (2, 7, 1, 3)}
 SIZES = {"as many keys": (5, 5), "more keys": (5, 7), "more queries": (7, 5)}
 LAYERS = {"self-attention": (3, 7, 5), "cross-attention": (2, 5, 11), "one head": (1, 3, 5)}
 GIVEN = {"both": (True, True), "attn_mask": (True, False), "key_padding_mask": (False, True)}
+EIGHT = "the eight names are those of your layer's weights"
 REMOVED = {"one head": [1], "two heads": [0, 3], "all but one": [4, 2, 1, 0], "none": []}
 
 
@@ -27,16 +30,33 @@ def draw_state(draw, m):
     return parts | {f"{name}.bias": draw(m) for name in ("w_q", "w_k", "w_v", "w_o")}
 
 
-def student_layer(student, state, n_heads, dropout=0.0):
+def by_name(expect, owner, parts, like, remark):
+    """The student's `parts`, of `owner`, as tensors, once their names and shapes are those of `like`."""
+    expect.true(isinstance(parts, dict), f"{owner} must be a dict of weights by name")
+    missing = ", ".join(f"`{name}`" for name in like if name not in parts)
+    other = ", ".join(f"`{name}`" for name in parts if name not in like)
+    expect.true(not missing, f"{owner} has no {missing}{f', but has {other}' if other else ''}: {remark}")
+    expect.true(not other, f"{owner} also has {other}: {remark}")
+    for name, part in like.items():
+        shape = getattr(parts[name], "shape", None)
+        expect.equal(shape, tuple(part.shape), what=f"{owner}: the shape of {name}")
+    return {name: torch.as_tensor(part).double() for name, part in parts.items()}
+
+
+def student_layer(student, expect, state, n_heads, dropout=0.0):
     """The student's layer in float64 with these weights."""
     layer = student.new("MultiHeadAttention", state["w_o.bias"].shape[0], n_heads, dropout=dropout)
     layer.call("double")
+    remark = "the four projections are `nn.Linear` with bias, named `w_q`, `w_k`, `w_v`, `w_o`"
+    by_name(expect, "Your layer", layer.call("state_dict"), state, remark)
     layer.call("load_state_dict", state)
     return layer
 
 
 def reference_layer(state, n_heads):
-    layer = MultiHeadAttention(state["w_o.bias"].shape[0], n_heads).double()
+    # Its first weights are random, and the student's own draws are to stay what they are.
+    with torch.random.fork_rng(devices=[]):
+        layer = MultiHeadAttention(state["w_o.bias"].shape[0], n_heads).double()
     layer.load_state_dict(state)
     return layer
 
@@ -104,68 +124,50 @@ class TestWeights:
     def inputs(self, draw, t=5, s=7):
         return draw(2, 3, t, 11, scale=2), draw(2, 3, s, 11, scale=2)
 
+    def demand(self, student, expect, inputs, what, explain=None, **options):
+        weights = student.call("attention_weights", *inputs, **options)
+        expected = attention_weights(*inputs, **options)
+        expect.close(weights, expected, axes=WEIGHT_AXES, what=what, explain=explain)
+
     @pytest.mark.parametrize(("t", "s"), SIZES.values(), ids=SIZES)
     def test_no_mask(self, student, draw, expect, t, s):
-        q, k = self.inputs(draw, t, s)
-        weights = student.call("attention_weights", q, k)
-        expect.close(weights, attention_weights(q, k), axes=WEIGHT_AXES, what="weights")
+        self.demand(student, expect, self.inputs(draw, t, s), "weights")
 
     @pytest.mark.parametrize(("t", "s"), SIZES.values(), ids=SIZES)
     def test_causal(self, student, draw, expect, t, s):
-        q, k = self.inputs(draw, t, s)
-
         def explain(index):
             future = index["key"] > index["query"]
             return f"key {index['key']} lies in the future of query {index['query']}" if future else None
 
-        weights = student.call("attention_weights", q, k, is_causal=True)
-        expected = attention_weights(q, k, is_causal=True)
-        expect.close(weights, expected, axes=WEIGHT_AXES, what="causal weights", explain=explain)
+        self.demand(student, expect, self.inputs(draw, t, s), "causal weights", explain, is_causal=True)
 
     @pytest.mark.parametrize("shape", [(5, 7), (3, 5, 7), (2, 1, 1, 7)], ids=["t s", "h t s", "b 1 1 s"])
     def test_boolean_mask(self, student, draw, expect, shape):
-        q, k = self.inputs(draw)
         mask = draw(*shape) > 0
         mask[..., 0] = True  # here every query sees something
 
         def explain(index):
-            seen = mask.expand(2, 3, 5, 7)[tuple(index.values())].item()
-            return f"the mask is {seen} there"
+            return f"the mask is {mask.expand(2, 3, 5, 7)[tuple(index.values())].item()} there"
 
-        weights = student.call("attention_weights", q, k, mask)
-        expected, what = attention_weights(q, k, mask), "masked weights"
-        expect.close(weights, expected, axes=WEIGHT_AXES, what=what, explain=explain)
+        self.demand(student, expect, self.inputs(draw), "masked weights", explain, attn_mask=mask)
 
     def test_float_mask(self, student, draw, expect):
-        q, k = self.inputs(draw)
         mask = draw(3, 5, 7)
         mask[:, :, 2] = -torch.inf
-        weights = student.call("attention_weights", q, k, mask)
-        expected = attention_weights(q, k, mask)
-        expect.close(weights, expected, axes=WEIGHT_AXES, what="weights with a float mask")
+        self.demand(student, expect, self.inputs(draw), "weights with a float mask", attn_mask=mask)
 
     def test_a_query_that_sees_nothing(self, student, draw, expect):
-        q, k = self.inputs(draw)
-        mask = torch.ones(5, 7, dtype=torch.bool)
-        mask[2] = False
-        weights = student.call("attention_weights", q, k, mask)
-        expected, what = attention_weights(q, k, mask), "weights, where query 2 may see nothing"
-        expect.close(weights, expected, axes=WEIGHT_AXES, what=what)
+        what = "weights, where query 2 may see nothing"
+        self.demand(student, expect, self.inputs(draw), what, attn_mask=EMPTY_ROW)
 
     def test_mask_and_causal_is_an_error(self, student, draw, expect):
-        q, k = self.inputs(draw)
-        mask = torch.ones(5, 7, dtype=torch.bool)
-        expect.raises("ValueError", student.call, "attention_weights", q, k, mask, is_causal=True)
+        expect.raises("ValueError", student.call, "attention_weights", *self.inputs(draw), EMPTY_ROW, True)
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("kind", ["bool", "float"])
     def test_gradients_beside_an_empty_row(self, student, draw, expect, kind):
-        q, k = self.inputs(draw)
-        grad = draw(2, 3, 5, 7)
-        mask = torch.ones(5, 7, dtype=torch.bool)
-        mask[2] = False
-        if kind == "float":
-            mask = torch.zeros(5, 7, dtype=torch.float64).masked_fill(~mask, -torch.inf)
+        (q, k), grad = self.inputs(draw), draw(2, 3, 5, 7)
+        mask = EMPTY_ROW if kind == "bool" else torch.zeros(5, 7).double().masked_fill(~EMPTY_ROW, -torch.inf)
         ours = student.vjp("attention_weights", (q, k), grad, attn_mask=mask)
         reference = partial(attention_weights, attn_mask=mask)
         gradients_agree(expect, ours, reference, {"q": q, "k": k}, grad)
@@ -186,16 +188,15 @@ class TestLayer:
     def test_output_and_weights(self, student, draw, expect, h, d, s):
         state, query = draw_state(draw, h * d), draw(2, 5, h * d)
         key, value = (query, query) if s == 5 else (draw(2, s, h * d), draw(2, s, h * d))
-        layer, reference = student_layer(student, state, h), reference_layer(state, h)
-        for is_causal in (False, True):
-            answer = layer(query, key, value, is_causal=is_causal)
-            agrees(expect, answer, reference(query, key, value, is_causal=is_causal))
+        layer, reference = student_layer(student, expect, state, h), reference_layer(state, h)
+        for option in ({"is_causal": False}, {"is_causal": True}):
+            agrees(expect, layer(query, key, value, **option), reference(query, key, value, **option))
 
     def test_each_head_its_own_mask(self, student, draw, expect):
         state, x = draw_state(draw, 21), draw(2, 5, 21)
         mask = draw(3, 5, 5) > 0
         mask[:, 3] = False
-        layer = student_layer(student, state, 3)
+        layer = student_layer(student, expect, state, 3)
         agrees(expect, layer(x, x, x, mask), reference_layer(state, 3)(x, x, x, mask))
 
     @pytest.mark.points(2)
@@ -203,7 +204,7 @@ class TestLayer:
         state = draw_state(draw, 6)
         inputs = {"query": draw(2, 5, 6), "key": draw(2, 7, 6), "value": draw(2, 7, 6)}
         grads = draw(2, 5, 6), draw(2, 3, 5, 7)
-        ours = student_layer(student, state, 3).vjp("__call__", tuple(inputs.values()), grads)
+        ours = student_layer(student, expect, state, 3).vjp("__call__", tuple(inputs.values()), grads)
         gradients_agree(expect, ours, reference_layer(state, 3), inputs, grads)
 
 
@@ -217,17 +218,21 @@ class TestLayer:
     ],
 )
 class TestDropout:
-    def pieces(self, student, draw):
-        """A layer whose output shows the weights that were used, twice: value j is 1 at j and at j + 13."""
+    def run(self, student, draw, expect, training=True):
+        """The answer of a layer whose output shows the weights that were used, twice, since value j is 1 at
+        j and at j + 13; and the weights that are right."""
         state = draw_state(draw, 26) | {name: torch.eye(26).double() for name in ("w_v.weight", "w_o.weight")}
         state |= {name: torch.zeros(26).double() for name in ("w_v.bias", "w_o.bias")}
         inputs = draw(7, 11, 26), draw(7, 13, 26), torch.eye(13).double().tile(7, 1, 2)
         _, weights = reference_layer(state, 1)(*inputs)
-        return student_layer(student, state, 1, dropout=0.25), inputs, weights, weights[:, 0].tile(1, 1, 2)
+        layer = student_layer(student, expect, state, 1, dropout=0.25)
+        layer.call("train" if training else "eval")
+        return *expect.unpack(layer(*inputs), "output", "weights"), weights
 
     def test_training(self, student, draw, expect):
-        layer, inputs, _, weights = self.pieces(student, draw)
-        output, _ = expect.unpack(layer(*inputs), "output", "weights")
+        output, _, weights = self.run(student, draw, expect)
+        expect.equal(getattr(output, "shape", None), (7, 11, 26), what="the shape of the output")
+        weights = weights[:, 0].tile(1, 1, 2)
         dropped = torch.from_numpy(output).abs() < 1e-3 * weights
         share = dropped.double().mean().item()
         # 1001 weights: six standard deviations to either side.
@@ -238,16 +243,13 @@ class TestDropout:
         expect.true(one_decision, "a weight was dropped in one dimension of the value and kept in another")
 
     def test_training_returns_all_weights(self, student, draw, expect):
-        layer, inputs, weights, _ = self.pieces(student, draw)
-        _, returned = expect.unpack(layer(*inputs), "output", "weights")
+        _, returned, weights = self.run(student, draw, expect)
         expect.close(returned, weights, axes=WEIGHT_AXES, what="weights that are returned")
 
     def test_evaluation(self, student, draw, expect):
-        layer, inputs, _, weights = self.pieces(student, draw)
-        layer.call("eval")
-        output, _ = expect.unpack(layer(*inputs), "output", "weights")
-        what = "weights that the output was made with, in evaluation"
-        expect.close(output, weights, axes="batch query key", what=what)
+        output, _, weights = self.run(student, draw, expect, training=False)
+        used, what = weights[:, 0].tile(1, 1, 2), "weights that the output was made with, in evaluation"
+        expect.close(output, used, axes="batch query key", what=what)
 
 
 @pytest.mark.task(
@@ -265,24 +267,34 @@ class TestFromTorch:
         layer.load_state_dict({name: draw(*part.shape) for name, part in layer.state_dict().items()})
         return layer.eval()
 
+    def renamed(self, student, expect, layer):
+        """The layer's weights under the exercise's names, by the student, and by the reference."""
+        expected = MultiHeadAttention.from_torch(layer).state_dict()
+        answer = student.call("weights_from_torch", layer.state_dict())
+        return by_name(expect, "The result of weights_from_torch", answer, expected, EIGHT), expected
+
+    def mask(self, student, expect, forbidden, padding, size):
+        """The student's mask as it is broadcast to the `size` of the weights."""
+        mask = student.call("mask_from_torch", forbidden, padding)
+        expect.true(str(getattr(mask, "dtype", "")) == "bool", "the result must be a boolean mask")
+        pairs = zip(mask.shape[::-1], size[::-1], strict=False)
+        fits = mask.ndim <= len(size) and all(ours in (1, full) for ours, full in pairs)
+        expect.true(fits, f"the mask's shape {mask.shape} does not broadcast to b h t s = {tuple(size)}")
+        return torch.as_tensor(mask).expand(size)
+
     def test_weights(self, student, draw, expect):
         layer = self.theirs(draw, 10, 2)
-        renamed = student.call("weights_from_torch", layer.state_dict())
-        expected = MultiHeadAttention.from_torch(layer).state_dict()
-        expect.true(isinstance(renamed, dict), "weights_from_torch must return a dict")
+        renamed, expected = self.renamed(student, expect, layer)
         for name, wanted in expected.items():
-            expect.close(renamed.get(name), wanted, what=name)
+            expect.close(renamed[name].numpy(), wanted, what=name)
 
     @pytest.mark.parametrize(("forbids", "pads"), GIVEN.values(), ids=GIVEN)
     def test_masks(self, student, draw, expect, forbids, pads):
         forbidden, padding = draw(5, 7) > 0.5, draw(2, 7) > 0.5
-        mask = student.call("mask_from_torch", forbidden if forbids else None, padding if pads else None)
-        expect.true(str(getattr(mask, "dtype", "")) == "bool", "the result must be a boolean mask")
-        expected = ~(forbidden & forbids) & ~(padding & pads)[:, None, None]
-        # Any shape that broadcasts will do: what the mask does to equal scores shows what it allows.
-        zeros = torch.zeros(2, 3, 5, 11), torch.zeros(2, 3, 7, 11)
-        allowed = attention_weights(*zeros, torch.as_tensor(mask)).numpy() > 0
-        expect.close(allowed, expected.expand(2, 3, 5, 7), axes=WEIGHT_AXES, what="the mask")
+        expected = (~(forbidden & forbids) & ~(padding & pads)[:, None, None]).expand(2, 3, 5, 7)
+        given = forbidden if forbids else None, padding if pads else None
+        mask = self.mask(student, expect, *given, expected.shape)
+        expect.close(mask.numpy(), expected, axes=WEIGHT_AXES, what="the mask")
 
     def test_no_mask(self, student, expect):
         expect.equal(student.call("mask_from_torch", None, None), None, what="the mask made of None and None")
@@ -292,9 +304,9 @@ class TestFromTorch:
         theirs, x = self.theirs(draw, 10, 2), draw(3, 5, 10)
         forbidden, padding = torch.ones(5, 5).triu(1).bool(), torch.zeros(3, 5).bool()
         padding[1, 3:] = True
-        renamed = student.call("weights_from_torch", theirs.state_dict())
-        ours = student_layer(student, {name: torch.as_tensor(part) for name, part in renamed.items()}, 2)
-        mask = torch.as_tensor(student.call("mask_from_torch", forbidden, padding))
+        renamed, _ = self.renamed(student, expect, theirs)
+        ours = student_layer(student, expect, renamed, 2)
+        mask = self.mask(student, expect, forbidden, padding, (3, 2, 5, 5))
         options = {"attn_mask": forbidden, "key_padding_mask": padding, "average_attn_weights": False}
         # PyTorch's weights are drawn without a scale, so the sums are larger here than elsewhere.
         agrees(expect, ours(x, x, x, mask), theirs(x, x, x, **options), largest=100.0)
@@ -324,27 +336,15 @@ def computed(state, n_heads, x, replaced=(), average=None):
     ],
 )
 class TestRemoveHeads:
-    def test_shapes(self, student, draw, expect):
-        smaller = student.call("remove_heads", draw_state(draw, 15), 5, [0, 3], draw(5, 3))
-        expect.true(isinstance(smaller, dict), "remove_heads must return a dict")
-        for name in ("w_q", "w_k", "w_v", "w_o"):
-            wanted = ((15, 9), (15,)) if name == "w_o" else ((9, 15), (9,))
-            shapes = tuple(
-                getattr(smaller.get(f"{name}.{part}"), "shape", None) for part in ("weight", "bias")
-            )
-            expect.equal(
-                shapes, wanted, what=f"the shapes of {name}, weight and bias, with 3 of 5 heads left"
-            )
-
     @pytest.mark.points(3)
     @pytest.mark.parametrize("average", [0, 1], ids=["average 0", "any average"])
     @pytest.mark.parametrize("removed", REMOVED.values(), ids=REMOVED)
     def test_output(self, student, draw, expect, removed, average):
-        state, x = draw_state(draw, 15), draw(2, 7, 15)
-        fixed = draw(5, 3) * average
-        smaller = student.call("remove_heads", state, 5, removed, fixed)
-        tensors = {name: torch.as_tensor(part) for name, part in smaller.items()}
-        output = computed(tensors, 5 - len(removed), x)
-        expected = computed(state, 5, x, removed, fixed)
-        what = f"output without the heads {removed}"
-        expect.close(output.numpy(), expected, axes=OUTPUT_AXES, what=what)
+        state, x, fixed = draw_state(draw, 15), draw(2, 7, 15), draw(5, 3) * average
+        n = 15 - 3 * len(removed)
+        like = {name: part[:n] for name, part in state.items()}
+        like |= {"w_o.weight": state["w_o.weight"][:, :n], "w_o.bias": state["w_o.bias"]}
+        answer = student.call("remove_heads", state, 5, removed, fixed)
+        smaller = by_name(expect, "The result of remove_heads", answer, like, EIGHT)
+        output, expected = computed(smaller, 5 - len(removed), x), computed(state, 5, x, removed, fixed)
+        expect.close(output.numpy(), expected, axes=OUTPUT_AXES, what=f"output without the heads {removed}")

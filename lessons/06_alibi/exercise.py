@@ -124,6 +124,8 @@ class GrowingBias:
     it anew costs more than using it, so keep what was built. All there is to keep is one row a head:
     the bias at distance 0, 1, 2, ...
 
+    - `row` is an attribute, a tensor `h size`: what is kept. A call that needs no distance beyond it
+      leaves it as it is and reads from it; nothing is computed anew.
     - `size` is the number of distances held, 0 at first. It never shrinks. When a call needs more, it
       becomes the smallest power of two that is enough, so that a thousand steps rebuild the row only a
       few times.
@@ -138,14 +140,14 @@ class GrowingBias:
     def __init__(self, n_heads: int):
         ### BEGIN SOLUTION
         self.n_heads = n_heads
-        self.by_distance = alibi_bias(n_heads, 1, 0)[:, 0]
+        self.row = alibi_bias(n_heads, 1, 0)[:, 0]
         ### END SOLUTION
 
     @property
     def size(self) -> int:
         """How many distances are held."""
         ### BEGIN SOLUTION
-        return self.by_distance.shape[1]
+        return self.row.shape[1]
         ### END SOLUTION
 
     def add_to(self, scores: Tensor, *, offset: int = 0) -> Tensor:
@@ -156,8 +158,8 @@ class GrowingBias:
         needed = int(distance.max()) + 1
         if needed > self.size:
             size = 1 << (needed - 1).bit_length()
-            self.by_distance = alibi_bias(self.n_heads, 1, size)[:, 0]
-        return scores + self.by_distance[:, distance].to(scores.dtype)
+            self.row = alibi_bias(self.n_heads, 1, size)[:, 0]
+        return scores + self.row[:, distance].to(scores.dtype)
         ### END SOLUTION
 
 
@@ -170,8 +172,12 @@ class RunningAlibi:
         exp(a(j) - m (i - j)),        j = 0, 1, ... i.
 
     Written down like that, each new token looks back at all the others. It need not: what it has to
-    know of the past fits into a state whose size does not grow with the text. Find that state. `step`
-    is given one new token, its score and its value, and returns the output at its position.
+    know of the past fits into a state whose size does not grow with the text. Find that state.
+
+    - `step(score, value)` takes in one new token and returns the output at its position.
+    - `state` is an attribute: a tuple of tensors, empty at first, all that the object remembers of the
+      tokens. Together they hold at most b h (e + 2) numbers, however many tokens came.
+      `RunningAlibi(n_heads, state)` goes on from there.
 
     Scores may be in the thousands: exp of them is infinite, the outputs are not.
 
@@ -179,25 +185,25 @@ class RunningAlibi:
     shares are exp(-1/256) and 1, in parts of one 0.499 and 0.501, so the output is 2.002.
     """
 
-    def __init__(self, n_heads: int):
+    def __init__(self, n_heads: int, state: tuple[Tensor, ...] = ()):
         ### BEGIN SOLUTION
         self.slopes = alibi_slopes(n_heads)
-        self.top = None
+        # The largest share's exponent; the sum of all shares and that of the values, in parts of it.
+        self.state = state
         ### END SOLUTION
 
     def step(self, score: Tensor, value: Tensor) -> Tensor:
         """Shapes: `score` is `b h`, `value` is `b h e`, and so is the result."""
         ### BEGIN SOLUTION
-        if self.top is None:
-            self.top = torch.full_like(score, float("-inf"))
-            self.total = torch.zeros_like(score)
-            self.weighted = torch.zeros_like(value)
+        nothing = torch.full_like(score, float("-inf")), torch.zeros_like(score), torch.zeros_like(value)
+        top, total, weighted = self.state or nothing
         # One step on, every old share is exp(-m) times what it was. All shares are held relative to
         # the largest of them, exp(top), so that no exponent is ever above 0.
-        faded = self.top - self.slopes.to(score.dtype)
-        self.top = torch.maximum(faded, score)
-        old, new = torch.exp(faded - self.top), torch.exp(score - self.top)
-        self.total = old * self.total + new
-        self.weighted = old[..., None] * self.weighted + new[..., None] * value
-        return self.weighted / self.total[..., None]
+        faded = top - self.slopes.to(score.dtype)
+        top = torch.maximum(faded, score)
+        old, new = torch.exp(faded - top), torch.exp(score - top)
+        total = old * total + new
+        weighted = old[..., None] * weighted + new[..., None] * value
+        self.state = top, total, weighted
+        return weighted / total[..., None]
         ### END SOLUTION

@@ -61,8 +61,8 @@ def alibi_slopes__extras_are_the_doubled_ones(n_heads):
 
 
 def alibi_slopes__sorted(n_heads):
-    """Your slopes are the right ones, but sorted. A trained model's heads have an order: head 9 of
-    12 learned with slope 2^-0.5, and must find it in place 9."""
+    """Your slopes are the right ones, but sorted. A trained model's heads have an order: the head with
+    index 8 of 12 learned with slope 2^-0.5, and must find it at index 8."""
     return alibi_slopes(n_heads).sort(descending=True).values
 
 
@@ -113,7 +113,7 @@ def alibi_bias__squared_distance(n_heads, t, s, *, offset=0):
     return -alibi_slopes(n_heads)[:, None, None] * distance**2
 
 
-def _attention(query, key, value, score, is_causal=True, offset=0, fill=float("-inf")):
+def _attention(query, key, value, score, is_causal=True, offset=0, fill=float("-inf"), dim=-1):
     """Attention with the scores that `score(product, bias)` makes, masked by `fill`."""
     h, t, s = query.shape[1], query.shape[2], key.shape[2]
     product = torch.einsum("b h t d, b h s d -> b h t s", query, key)
@@ -121,7 +121,7 @@ def _attention(query, key, value, score, is_causal=True, offset=0, fill=float("-
     if is_causal:
         scores = scores.masked_fill(torch.arange(s) > torch.arange(t)[:, None] + offset, fill)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
-    return scores.softmax(dim=-1).masked_fill(empty, 0.0) @ value
+    return scores.softmax(dim=dim).masked_fill(empty, 0.0) @ value
 
 
 def alibi_attention__bias_scaled_too(query, key, value, *, is_causal=True, offset=0, scale=None):
@@ -148,6 +148,13 @@ def alibi_attention__bias_left_out(query, key, value, *, is_causal=True, offset=
     """Your output is that of attention without any bias. Is it computed and then not used?"""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return _attention(query, key, value, lambda product, bias: product * scale, is_causal, offset)
+
+
+def alibi_attention__softmax_over_queries(query, key, value, *, is_causal=True, offset=0, scale=None):
+    """Your softmax runs over the queries: the columns sum to one. A query divides its attention among
+    the keys, so it is its row that sums to one."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _attention(query, key, value, lambda a, bias: a * scale + bias, is_causal, offset, dim=-2)
 
 
 def alibi_attention__never_causal(query, key, value, *, is_causal=True, offset=0, scale=None):
@@ -226,9 +233,18 @@ class GrowingBias__grows_by_what_is_needed(GrowingBias):
         t, s = scores.shape[-2:]
         needed = max(offset + t, s - offset)
         if needed > self.size:
-            self.by_distance = alibi_bias(self.n_heads, 1, needed)[:, 0]
+            self.row = alibi_bias(self.n_heads, 1, needed)[:, 0]
         distance = (torch.arange(t)[:, None] + offset - torch.arange(s)).abs()
-        return scores + self.by_distance[:, distance].to(scores.dtype)
+        return scores + self.row[:, distance].to(scores.dtype)
+
+
+class GrowingBias__never_keeps(GrowingBias):
+    """Your answers are right, but each call computes the bias anew: what is in `row` after one call is
+    not what the next one reads. Which calls need a new row, and what can all others do without?"""
+
+    def add_to(self, scores, *, offset=0):
+        self.row = alibi_bias(self.n_heads, 1, self.size)[:, 0]
+        return super().add_to(scores, offset=offset)
 
 
 class GrowingBias__keeps_the_first_dtype(GrowingBias):
@@ -259,10 +275,12 @@ class RunningAlibi__total_does_not_fade(RunningAlibi):
     halves of one fraction: what shrinks a key's share above must shrink it below."""
 
     def step(self, score, value):
-        self.seen = torch.cat([*([self.seen] if hasattr(self, "seen") else []), score[..., None]], dim=-1)
-        output = super().step(score, value)
-        total = torch.exp(self.seen - self.top[..., None]).sum(dim=-1)
-        return output * (self.total / total)[..., None]
+        old_top, old_total, _ = self.state or (score, torch.zeros_like(score), value)
+        super().step(score, value)
+        top, _, weighted = self.state
+        total = torch.exp(old_top - top) * old_total + torch.exp(score - top)
+        self.state = top, total, weighted
+        return weighted / total[..., None]
 
 
 class RunningAlibi__overflows(RunningAlibi):
@@ -271,20 +289,20 @@ class RunningAlibi__overflows(RunningAlibi):
     exponent at or below 0?"""
 
     def step(self, score, value):
-        if self.top is None:
-            self.top, self.total, self.weighted = score, torch.zeros_like(score), torch.zeros_like(value)
+        total, weighted = self.state or (torch.zeros_like(score), torch.zeros_like(value))
         fade = torch.exp(-self.slopes.to(score.dtype))
-        self.total = fade * self.total + torch.exp(score)
-        self.weighted = fade[:, None] * self.weighted + torch.exp(score)[..., None] * value
-        return self.weighted / self.total[..., None]
+        total = fade * total + torch.exp(score)
+        weighted = fade[:, None] * weighted + torch.exp(score)[..., None] * value
+        self.state = total, weighted
+        return weighted / total[..., None]
 
 
 class RunningAlibi__no_fading(RunningAlibi):
     """Your output is the softmax average of all values so far, with no penalty for distance. What
     does each step do to the shares of the keys that are already in the state?"""
 
-    def __init__(self, n_heads):
-        super().__init__(n_heads)
+    def __init__(self, n_heads, state=()):
+        super().__init__(n_heads, state)
         self.slopes = torch.zeros_like(self.slopes)
 
 
@@ -294,13 +312,25 @@ class RunningAlibi__old_sums_not_rescaled(RunningAlibi):
     mean the same again?"""
 
     def step(self, score, value):
-        if self.top is None:
-            self.top = torch.full_like(score, float("-inf"))
-            self.total, self.weighted = torch.zeros_like(score), torch.zeros_like(value)
+        top, total, weighted = self.state or (score, torch.zeros_like(score), torch.zeros_like(value))
         slopes = self.slopes.to(score.dtype)
-        self.top = torch.maximum(self.top - slopes, score)
-        new = torch.exp(score - self.top)
-        fade = torch.exp(-slopes)
-        self.total = fade * self.total + new
-        self.weighted = fade[:, None] * self.weighted + new[..., None] * value
-        return self.weighted / self.total[..., None]
+        top = torch.maximum(top - slopes, score)
+        new, fade = torch.exp(score - top), torch.exp(-slopes)
+        total = fade * total + new
+        weighted = fade[:, None] * weighted + new[..., None] * value
+        self.state = top, total, weighted
+        return weighted / total[..., None]
+
+
+class RunningAlibi__keeps_all_tokens(RunningAlibi):
+    """Your state grows with every token. The output is right, but the task is not to look back: which
+    few numbers say all that the tokens so far will ever matter?"""
+
+    def step(self, score, value):
+        score, value = score[..., None], value[..., None, :]
+        if self.state:
+            score, value = (torch.cat(pair, dim=2) for pair in zip(self.state, (score, value), strict=True))
+        self.state = score, value
+        distance = torch.arange(score.shape[2]).flip(0)
+        shares = torch.softmax(score - self.slopes[:, None] * distance, dim=-1)
+        return torch.einsum("b h s, b h s e -> b h e", shares, value)

@@ -3,6 +3,7 @@
 They speak to the student's code through the fixture `student` and to the reference by import.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,17 +163,19 @@ class TestAttention:
         other_key, other_value = key.clone(), value.clone()
         other_key[:, :, now + 1 :] = draw(2, 3, 7 - now - 1, 5, scale=30)
         other_value[:, :, now + 1 :] = draw(2, 3, 7 - now - 1, 5, scale=30)
+        axes = "batch head query width"
         before = student.call("alibi_attention", query, key, value)
-        after = student.call("alibi_attention", query, other_key, other_value)
-        expect.close(
-            after[:, :, : now + 1],
-            before[:, :, : now + 1],
-            axes="batch head query width",
-            what=f"output after changing the keys and values behind position {now}",
-            explain=lambda index: f"query {index['query']} must not feel keys that come after it",
-        )
         expected = alibi_attention(query, key, value)
-        expect.close(before, expected, axes="batch head query width", what="output before the change")
+        expect.close(before, expected, axes=axes, what="output before the change")
+
+        def explain(index):
+            query = index["query"]
+            return f"query {query} must not feel keys that come after it" if query <= now else None
+
+        after = student.call("alibi_attention", query, other_key, other_value)
+        expected = alibi_attention(query, other_key, other_value)
+        what = f"output after changing the keys and values behind position {now}"
+        expect.close(after, expected, axes=axes, what=what, explain=explain, largest=1e3)
 
     def test_large_scores(self, student, draw, expect):
         query, key, value = draw(1, 2, 5, 3, scale=100), draw(1, 2, 5, 3, scale=100), draw(1, 2, 5, 3)
@@ -222,9 +225,9 @@ class TestGrowingBias:
         for name in ("float32", "float64"):
             scores = draw(1, 12, 5, 5, dtype=getattr(torch, name))
             result = bias.call("add_to", scores)
-            expect.equal(str(result.dtype), name, what=f"dtype of the result for scores in {name}")
             what = f"scores + bias in {name}"
             expect.close(result, self.expected(scores, 0), axes="batch head query key", what=what)
+            expect.equal(str(result.dtype), name, what=f"dtype of the result for scores in {name}")
 
     def test_size(self, student, draw, expect):
         bias = student.new("GrowingBias", 3)
@@ -232,6 +235,20 @@ class TestGrowingBias:
         for t, offset, size in [(3, 0, 4), (1, 5, 8), (3, 0, 8), (1, 8, 16), (2, 13, 16)]:
             bias.call("add_to", draw(1, 3, t, t + offset), offset=offset)
             expect.equal(bias.get("size"), size, what=f"size after {t} queries at offset {offset}")
+
+    @pytest.mark.points(2)
+    def test_the_row_is_kept(self, student, draw, expect):
+        bias, scores = student.new("GrowingBias", 3), draw(2, 3, 5, 5)
+        bias.call("add_to", draw(2, 3, 1, 8), offset=7)
+        row = alibi_bias(3, 1, 8, dtype=torch.float64)[:, 0]
+        expect.close(bias.get("row"), row, axes="head distance", what="row, the bias at distances 0 to 7,")
+        # A mark on the row must show in a call that needs no new one, and must outlast it.
+        bias.call("row.__iadd__", 1.0)
+        result = bias.call("add_to", scores)
+        what = "scores + row, after the check added 1 to all of `row`,"
+        expect.close(result, self.expected(scores, 0) + 1, axes="batch head query key", what=what)
+        what = "`row` after a call that needed no other distances, with the 1 that the check added,"
+        expect.close(bias.get("row"), row + 1, axes="head distance", what=what)
 
     def test_objects_share_nothing(self, student, draw, expect):
         one, other = student.new("GrowingBias", 3), student.new("GrowingBias", 5)
@@ -254,11 +271,15 @@ class TestGrowingBias:
     ],
 )
 class TestRunning:
-    def run(self, student, draw, expect, h, steps, scale):
+    def text(self, draw, h, steps, scale=1.0):
+        """Scores and values of a text, and the outputs at its tokens."""
         score, value = draw(2, h, steps, scale=scale), draw(2, h, steps, 5)
         # A query of ones and keys of width 1: then every query gives key j the score a(j).
         key = score[..., None]
-        expected = alibi_attention(torch.ones_like(key), key, value, scale=1.0)
+        return score, value, alibi_attention(torch.ones_like(key), key, value, scale=1.0)
+
+    def run(self, student, draw, expect, h, steps, scale):
+        score, value, expected = self.text(draw, h, steps, scale)
         head = student.new("RunningAlibi", h)
         for now in range(steps):
             output = head.call("step", score[:, :, now], value[:, :, now])
@@ -274,6 +295,24 @@ class TestRunning:
     @pytest.mark.points(2)
     def test_large_scores(self, student, draw, expect):
         self.run(student, draw, expect, h=3, steps=11, scale=2000.0)
+
+    @pytest.mark.points(2)
+    def test_state_is_small_and_complete(self, student, draw, expect):
+        score, value, expected = self.text(draw, h=3, steps=17)
+        first, most = student.new("RunningAlibi", 3), 2 * 3 * (5 + 2)
+        for now in range(11):
+            first.call("step", score[:, :, now], value[:, :, now])
+            state = first.get("state")
+            is_state = isinstance(state, tuple) and all(isinstance(part, np.ndarray) for part in state)
+            expect.true(is_state, "state must be a tuple of tensors")
+            size = sum(part.size for part in state)
+            told = f"state holds {size} numbers after {now + 1} tokens, b h (e + 2) are 2 · 3 · 7 = {most}"
+            expect.true(size <= most, told)
+        second = student.new("RunningAlibi", 3, tuple(map(torch.from_numpy, state)))
+        for now in range(11, 17):
+            output = second.call("step", score[:, :, now], value[:, :, now])
+            what = f"output of token {now}, in an object that went on from another's state after 11 tokens,"
+            expect.close(output, expected[:, :, now], axes="batch head width", what=what)
 
     def test_two_texts(self, student, draw, expect):
         one, other = student.new("RunningAlibi", 3), student.new("RunningAlibi", 3)

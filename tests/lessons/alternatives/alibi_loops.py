@@ -57,7 +57,7 @@ class GrowingBias:
     def __init__(self, n_heads):
         self.slopes = alibi_slopes(n_heads)
         self.size = 0
-        self.rows = [[] for _ in range(n_heads)]
+        self.row = torch.zeros(n_heads, 0, dtype=torch.double)
 
     def add_to(self, scores, *, offset=0):
         t, s = scores.shape[2:]
@@ -66,18 +66,33 @@ class GrowingBias:
             self.size = self.size or 1
             while self.size <= furthest:
                 self.size *= 2
-            self.rows = [[-slope.item() * r for r in range(self.size)] for slope in self.slopes]
-        picked = [[[row[abs(i + offset - j)] for j in range(s)] for i in range(t)] for row in self.rows]
+            rows = [[-slope.item() * r for r in range(self.size)] for slope in self.slopes]
+            self.row = torch.tensor(rows, dtype=torch.double)
+        rows = self.row.tolist()
+        picked = [[[row[abs(i + offset - j)] for j in range(s)] for i in range(t)] for row in rows]
         return scores + torch.tensor(picked, dtype=scores.dtype)
 
 
 class RunningAlibi:
-    def __init__(self, n_heads):
-        self.slopes = alibi_slopes(n_heads)
-        self.past = []
+    """One list of numbers a head: the largest exponent, the sum of shares, the sums of values."""
+
+    def __init__(self, n_heads, state=None):
+        self.slopes = alibi_slopes(n_heads).tolist()
+        self.state = state or ()
 
     def step(self, score, value):
-        # Not a small state, but a correct answer.
-        self.past = [(old - self.slopes, v) for old, v in self.past] + [(score, value)]
-        shares = torch.softmax(torch.stack([old for old, _ in self.past]), dim=0)
-        return sum(share[..., None] * v for share, (_, v) in zip(shares, self.past, strict=True))
+        b, h, e = value.shape
+        if not self.state:
+            self.state = (torch.tensor([-math.inf] + (1 + e) * [0.0]).repeat(b, h, 1).double(),)
+        rows = self.state[0].clone()
+        for text in range(b):
+            for head in range(h):
+                row = rows[text, head]
+                row[0] -= self.slopes[head]
+                a = score[text, head]
+                if a > row[0]:
+                    row[1:] *= math.exp(row[0] - a)
+                    row[0] = a
+                row[1:] += math.exp(a - row[0]) * torch.cat([torch.ones(1), value[text, head]])
+        self.state = (rows,)
+        return rows[..., 2:] / rows[..., 1:2]

@@ -40,26 +40,26 @@ def alibi_attention(query, key, value, *, is_causal=True, offset=0, scale=None):
 class GrowingBias:
     def __init__(self, n_heads):
         self.slopes, self.size = alibi_slopes(n_heads), 0
-        self.line = F.pad(self.slopes[:, None], (0, -1))
+        self.row = F.pad(self.slopes[:, None], (0, -1))
 
     def add_to(self, scores, *, offset=0):
         t, s = scores.shape[-2:]
         while self.size < max(offset + t, s - offset):
             self.size = max(1, 2 * self.size)
-            self.line = -self.slopes.outer(torch.arange(self.size).double())
+            self.row = -self.slopes.outer(torch.arange(self.size).double())
         steps = (offset + torch.arange(t).unsqueeze(1) - torch.arange(s)).abs()
-        return scores + self.line.take_along_dim(steps.reshape(1, -1), 1).reshape(-1, t, s).to(scores)
+        return scores + self.row.take_along_dim(steps.reshape(1, -1), 1).reshape(-1, t, s).to(scores)
 
 
 class RunningAlibi:
     """The state is a mean and the logarithm of its weight."""
 
-    def __init__(self, n_heads):
-        self.slopes, self.log_weight, self.mean = alibi_slopes(n_heads), None, 0.0
+    def __init__(self, n_heads, state=()):
+        self.slopes, self.state = alibi_slopes(n_heads), state
 
     def step(self, score, value):
-        old = torch.full_like(score, -torch.inf) if self.log_weight is None else self.log_weight - self.slopes
-        self.log_weight = torch.logaddexp(old, score)
-        new = torch.exp(score - self.log_weight)[..., None]
-        self.mean = (1 - new) * self.mean + new * value
-        return self.mean
+        log_weight, mean = self.state or (torch.full_like(score, -torch.inf), torch.zeros_like(value))
+        log_weight = torch.logaddexp(log_weight - self.slopes, score)
+        new = torch.exp(score - log_weight)[..., None]
+        self.state = log_weight, (1 - new) * mean + new * value
+        return self.state[1]
