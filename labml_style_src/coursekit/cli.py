@@ -7,6 +7,7 @@ What is slow to import (torch, MkDocs, pytest) is imported inside the command th
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,12 @@ EXAMPLES = """
 Examples:
 
 \b
-  attn serve                read the course in the browser, rebuilt on every edit
   attn list                 the lessons
   attn start alibi          an exercise to fill in: work/alibi.py
   attn check alibi          points, and what is wrong in words
   attn check alibi --hint   the same, and one hint more
+  attn solution alibi       an answer, after your first attempt
+  attn serve                read the course in the browser, rebuilt on every edit
   attn new gated            a new mechanism with all its pieces
   attn doctor               what this machine has and lacks
 
@@ -62,6 +64,70 @@ def print_json(data: Any) -> None:
 def chosen(slugs: list[str] | None) -> list[Lesson]:
     course = find_course()
     return [course.lesson(slug) for slug in slugs] if slugs else course.lessons
+
+
+@app.command("list")
+def list_lessons(as_json: AsJson = False) -> None:
+    """List the lessons."""
+    from coursekit.grading import progress
+
+    course = find_course()
+    entries = [
+        {"number": lesson.number, "slug": lesson.slug, "title": lesson.title, "folder": str(lesson.folder)}
+        for lesson in course.lessons
+    ]
+    if as_json:
+        print_json(entries)
+        return
+    width = max((len(lesson.slug) for lesson in course.lessons), default=0)
+    for lesson in course.lessons:
+        mine = progress.load(course.root / "work", lesson.slug).line
+        say(f"{lesson.number:02d}  {lesson.slug:<{width}}  {lesson.title}{mine and f'  ({mine})'}")
+
+
+@app.command()
+def start(
+    slug: Slug,
+    notebook: Annotated[bool, typer.Option("--notebook", help="As .ipynb, for Jupyter.")] = False,
+) -> None:
+    """Put an exercise into work/ for you to fill in. What is there already is never overwritten."""
+    from coursekit.grading import exercise
+
+    path = exercise.start(find_course().lesson(slug), notebook=notebook)
+    say(f"{path}\nfill it in, then: attn check {slug}")
+    other = exercise.other_half(path)
+    if other.exists():
+        say(f"{other} exists too: `attn check {slug}` checks the one that was saved last")
+
+
+@app.command()
+def check(
+    slug: Slug,
+    file: Annotated[Path | None, typer.Argument(help="Your .py or .ipynb; else the one in work/.")] = None,
+    hint: Annotated[bool, typer.Option("--hint", help="One hint more for the first unsolved task.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check your exercise: points, the first wrong number in words, the mistake if it is a known one."""
+    lesson = find_course().lesson(slug)
+    with out.status("checking ...") if out.is_terminal and not (PLAIN or as_json) else nullcontext():
+        from coursekit.grading import exercise, feedback
+
+        report = exercise.check(lesson, file, hint=hint)
+    if as_json:
+        print_json(feedback.as_json(report))
+    elif PLAIN:
+        print(feedback.plain(report), end="")
+    else:
+        out.print(feedback.render(report))
+    raise typer.Exit(0 if report.passed else CHECK_FAILED)
+
+
+@app.command()
+def solution(slug: Slug) -> None:
+    """Show the course's own solution of an exercise, after your first attempt."""
+    from coursekit.grading import exercise
+
+    print(exercise.solution(find_course().lesson(slug)), end="")
 
 
 @app.command()
@@ -108,66 +174,6 @@ def new(
     for path in scaffold.new(course, slug, number):
         say(f"made {path.relative_to(course.root).as_posix()}")
     say(f"next: fill them, then `attn verify {slug}` and `attn serve`")
-
-
-@app.command()
-def start(
-    slug: Slug,
-    notebook: Annotated[bool, typer.Option("--notebook", help="As .ipynb, for Jupyter.")] = False,
-) -> None:
-    """Put an exercise into work/ for you to fill in. What is there already is never overwritten."""
-    from coursekit.grading import exercise
-
-    path = exercise.start(find_course().lesson(slug), notebook=notebook)
-    say(f"{path}\nfill it in, then: attn check {slug}")
-
-
-@app.command()
-def check(
-    slug: Slug,
-    file: Annotated[Path | None, typer.Argument(help="Your .py or .ipynb; else the one in work/.")] = None,
-    hint: Annotated[bool, typer.Option("--hint", help="One hint more for the first unsolved task.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check your exercise: points, the first wrong number in words, the mistake if it is a known one."""
-    from coursekit.grading import exercise, feedback
-
-    report = exercise.check(find_course().lesson(slug), file, hint=hint)
-    if as_json:
-        print_json(feedback.as_json(report))
-    elif PLAIN:
-        print(feedback.plain(report), end="")
-    else:
-        out.print(feedback.render(report))
-    raise typer.Exit(0 if report.passed else CHECK_FAILED)
-
-
-@app.command()
-def solution(slug: Slug) -> None:
-    """Show the course's own solution of an exercise, after your first attempt."""
-    from coursekit.grading import exercise
-
-    print(exercise.solution(find_course().lesson(slug)), end="")
-
-
-@app.command("list")
-def list_lessons(as_json: AsJson = False) -> None:
-    """List the lessons."""
-    from coursekit.grading import progress
-
-    course = find_course()
-    entries = [
-        {"number": lesson.number, "slug": lesson.slug, "title": lesson.title, "folder": str(lesson.folder)}
-        for lesson in course.lessons
-    ]
-    if as_json:
-        print_json(entries)
-        return
-    width = max((len(lesson.slug) for lesson in course.lessons), default=0)
-    for lesson in course.lessons:
-        best = progress.load(course.root / "work", lesson.slug)
-        mine = f"  ({best.best:g} points in {best.attempts} attempts)" if best.attempts else ""
-        say(f"{lesson.number:02d}  {lesson.slug:<{width}}  {lesson.title}{mine}")
 
 
 @app.command()

@@ -38,6 +38,7 @@ def new(course: Course, slug: str, number: int | None = None) -> list[Path]:
         raise CourseError(f"{there[0].relative_to(course.root).as_posix()} exists already")
     title = slug.replace("_", " ")
     words = {"slug": slug, "title": title.capitalize(), "title_lower": title, "setup": setup_cells(course)}
+    words["function"] = slug if slug.endswith("attention") else f"{slug}_attention"
     for path, template in templates(lesson).items():
         text = (TEMPLATES / template).read_text("utf-8")
         write_text(path, re.sub(r"@(\w+)@", lambda match: words[match[1]], text))

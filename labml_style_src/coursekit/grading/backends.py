@@ -10,20 +10,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from typing import Any, Protocol
 
 from coursekit.grading import wire
-from coursekit.grading.session import Session, describe_error
+from coursekit.grading.child import PRINT_LIMIT
+from coursekit.grading.session import Randomness, Session, describe_error, seed_everything
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import copied
-from coursekit.grading.verbs import StudentError
+from coursekit.grading.verbs import StudentError, stops_in_words
 
 CALL_SECONDS = 10.0
-LOAD_SECONDS = 60.0
-TIMEOUTS_ALLOWED = 3
-PRINT_LIMIT = 10_000
+# A function that was too slow once gets less from then on, and in the end no more.
+AGAIN_SECONDS = 2.0
+TIMEOUTS_ALLOWED = 2
+LOAD_SECONDS = 20.0
+# PyTorch is imported before the student's file.
+START_SECONDS = 120.0
 # What a Python process needs to start, and no more: no token or key of the grader's.
 ENVIRONMENT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+# Both backends start from the same random numbers.
+LOAD_SEED = 0
 
 _names = (f"submission_{number}" for number in itertools.count())
 
@@ -33,8 +41,14 @@ class Backend(Protocol):
 
     def ask(self, request: dict[str, Any]) -> Any: ...
 
-    def printed(self) -> str:
-        """What the student's code has printed since the last time, as far as this backend keeps it."""
+    @property
+    def stops(self) -> list[str]:
+        """Where the submission stopped while it was loaded, in words. Known after the first question."""
+        ...
+
+    def printed(self) -> tuple[str, int]:
+        """What the student's code has printed since the last time, as far as this backend keeps it, and how
+        many lines came after that."""
         ...
 
     def close(self) -> None: ...
@@ -46,9 +60,12 @@ class InProcess:
     def __init__(self, submission: Submission) -> None:
         self.submission = submission
         self.session = Session(next(_names))
+        self.random = Randomness()
         self.problem: StudentError | None = None
         try:
-            self.session.load(submission.text, submission.filename)
+            with self.random.entered():
+                seed_everything(LOAD_SEED)
+                self.session.load(submission.text, submission.filename, submission.cells)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -58,15 +75,20 @@ class InProcess:
         if self.problem is not None:
             raise self.problem.with_traceback(None)
         try:
-            return self.session.run(copied(request))
+            with self.random.entered():
+                return self.session.run(copied(request))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             # The student's frames stay at the end of the traceback, where a post-mortem debugger opens.
             raise self._told(error).with_traceback(error.__traceback__) from None
 
-    def printed(self) -> str:
-        return ""
+    @property
+    def stops(self) -> list[str]:
+        return stops_in_words(self.session.stops, self.submission)
+
+    def printed(self) -> tuple[str, int]:
+        return "", 0
 
     def close(self) -> None:
         self.session.close()
@@ -78,16 +100,17 @@ class InProcess:
 class SecondProcess:
     """The student's module in a process of its own, started at once and asked over pipes.
 
-    A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next check gets
-    a fresh process, until `TIMEOUTS_ALLOWED` calls were too slow.
+    A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next one gets a
+    fresh process. A function that was too slow `TIMEOUTS_ALLOWED` times is not called again.
     """
 
     def __init__(self, submission: Submission, seconds: float = CALL_SECONDS) -> None:
         self.submission = submission
         self.seconds = seconds
-        self.timeouts = 0
+        self.timeouts: Counter[str] = Counter()
         self.problem: StudentError | None = None
-        self._printed = ""
+        self.stops: list[str] = []
+        self._printed, self._more = "", 0
         self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
         self._loaded = False
         self._process: subprocess.Popen[bytes] | None = self._start()
@@ -97,11 +120,15 @@ class SecondProcess:
             self._load()
         if self.problem is not None:
             raise self.problem.with_traceback(None)
-        return self._exchange(request, self.seconds)
+        slow = self.timeouts[request.get("name") or ""]
+        if slow >= TIMEOUTS_ALLOWED:
+            raise self._failure(request, "Timeout", f"{self.seconds:g} s")
+        return self._exchange(request, min(self.seconds, AGAIN_SECONDS) if slow else self.seconds)
 
-    def printed(self) -> str:
-        printed, self._printed = self._printed, ""
-        return printed
+    def printed(self) -> tuple[str, int]:
+        printed, more = self._printed, self._more
+        self._printed, self._more = "", 0
+        return printed, more
 
     def close(self) -> None:
         self._end()
@@ -121,9 +148,11 @@ class SecondProcess:
 
     def _load(self) -> None:
         self._process = self._process or self._start()
-        text, filename = self.submission.text, self.submission.filename
+        known = {name: getattr(self.submission, name) for name in ("text", "filename", "cells")}
         try:
-            self._exchange({"verb": "load", "text": text, "filename": filename}, LOAD_SECONDS)
+            self._exchange({"verb": "begin", "seed": LOAD_SEED}, START_SECONDS)
+            stops = self._exchange({"verb": "load", **known}, LOAD_SECONDS)
+            self.stops = stops_in_words(stops, self.submission)
         except StudentError as error:
             self.problem = error
         self._loaded = True
@@ -153,22 +182,25 @@ class SecondProcess:
             raise self._failure(request, "WireError", str(error)) from None
         finally:
             timer.cancel()
-        printed = answer.get("printed")
-        self._printed = (self._printed + printed)[:PRINT_LIMIT] if isinstance(printed, str) else ""
+        match answer.get("printed"):
+            case (str(printed), int(more)):
+                self._keep(printed, more)
         if "error" in answer:
             raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
         return answer.get("value")
+
+    def _keep(self, printed: str, more: int) -> None:
+        whole = self._printed + printed
+        self._printed = whole[:PRINT_LIMIT]
+        self._more += whole.count("\n", PRINT_LIMIT) + more
 
     def _lost(self, request: dict[str, Any], seconds: float | None) -> StudentError:
         """The process is gone: it was too slow (after so many seconds), or it ended by itself."""
         code = self._end()
         if seconds is None:
             return self._failure(request, "Ended", f"exit code {code}")
-        slow = self._failure(request, "Timeout", f"{seconds:g} s")
-        self.timeouts += 1
-        if self.timeouts == TIMEOUTS_ALLOWED:
-            self.problem = slow
-        return slow
+        self.timeouts[request.get("name") or ""] += 1
+        return self._failure(request, "Timeout", f"{seconds:g} s")
 
     def _failure(self, request: dict[str, Any], kind: str, message: str) -> StudentError:
         told = {"type": kind, "bases": [], "message": message, "lines": [], "raised": False}

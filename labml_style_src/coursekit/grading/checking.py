@@ -26,7 +26,9 @@ from coursekit.grading.diagnosis import (
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
 from coursekit.grading.feedback import printed
+from coursekit.grading.notes import fused_notes
 from coursekit.grading.plugin import task_of
+from coursekit.grading.session import seed_everything
 from coursekit.grading.submission import Submission, read_submission
 from coursekit.grading.verbs import Student
 
@@ -71,6 +73,12 @@ class Bench:
         self.lesson = lesson
         self.backend: Backend = SecondProcess(submission) if boundary else InProcess(submission)
         self.bank = bank
+        self.fused = fused_notes(submission)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say of the submission as a whole, once a check has asked it something."""
+        return [*self.backend.stops, *self.fused]
 
     def close(self) -> None:
         """End the submission; the bank may go on to serve others."""
@@ -85,7 +93,7 @@ class Check:
         self.bench = bench
         self.seed = seed_of(seed, item.nodeid.rpartition(f"{item.path.name}::")[2])
         self.student = Student(bench.backend)
-        self.expect = Expect()
+        self.expect = Expect(self.student)
         self.draw = Draw(self.seed)
         self.failure: Failure | None = None
         self.printed = ""
@@ -93,13 +101,15 @@ class Check:
     def begin(self) -> None:
         # Another fixture may have drawn already; a rerun draws what the check will draw from here.
         self.next_draw = self.draw.fork()
+        # The checks' own random numbers (the weights of a layer, say) are the same in a rerun too.
+        seed_everything(self.seed)
         self.student.begin(self.seed)
 
     def failed(self, error: BaseException) -> None:
-        self.failure = failure_of(error, self.student.trace, self.expect.count)
+        self.failure = failure_of(error, self.student, self.expect.count)
 
     def end(self) -> None:
-        self.printed = printed(self.bench.backend.printed())
+        self.printed = printed(*self.bench.backend.printed())
 
     def mistakes(self) -> list[Misconception]:
         """The misconceptions whose variant fails this check just as the student's code does."""
@@ -109,16 +119,18 @@ class Check:
 
     def rerun(self, variant: Variant) -> Failure | None:
         """How a variant fails this check, on the same inputs; None if it passes."""
-        student, expect, draw = Student(variant), Expect(), self.next_draw.fork()
+        student = Student(variant)
+        expect, draw = Expect(student), self.next_draw.fork()
         fresh = dict(zip(FIXTURES, (student, expect, draw), strict=True))
         known = self.item.funcargs | fresh
         arguments = {name: known[name] for name in inspect.signature(self.item.obj).parameters}
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                seed_everything(self.seed)
                 student.begin(self.seed)
                 self.item.obj(**arguments)
         except (Exception, pytest.fail.Exception) as error:
-            return failure_of(error, student.trace, expect.count)
+            return failure_of(error, student, expect.count)
         return None
 
     def record(self, outcome: str) -> dict[str, Any]:
@@ -137,6 +149,9 @@ class Check:
             "points": points.args[0] if points else 1,
             "outcome": "not done" if failure.kind == UNDONE else outcome,
             "broken": failure.kind == BROKEN,
+            "notes": self.bench.notes,
+            "asked": self.student.names,
+            "error": [failure.error.identity, failure.error.function] if failure.error else None,
             "message": failure.message if outcome == "failed" else "",
             "mistakes": [[each.name, each.sentence] for each in mistakes],
             "printed": self.printed,

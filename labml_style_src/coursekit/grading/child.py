@@ -16,21 +16,26 @@ PRINT_LIMIT = 10_000
 
 
 class Printed(io.TextIOBase):
-    """Keeps the first characters that are written, and forgets the rest."""
+    """Keeps the first characters that are written, and of the rest the number of lines."""
 
     def __init__(self) -> None:
         self.kept = ""
+        self.more = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str, /) -> int:
-        self.kept += text[: PRINT_LIMIT - len(self.kept)]
+        room = PRINT_LIMIT - len(self.kept)
+        self.kept += text[:room]
+        self.more += text.count("\n", room)
         return len(text)
 
-    def taken(self) -> str:
-        kept, self.kept = self.kept, ""
-        return kept
+    def taken(self) -> tuple[str, int]:
+        """What was kept and how many lines came after it, once."""
+        kept, more = self.kept, self.more
+        self.kept, self.more = "", 0
+        return kept, more
 
 
 def main() -> None:
@@ -40,6 +45,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, mode), descriptor)
     printed = Printed()
     session = Session()
+    # Not the student's time: their file will want it, and random numbers are seeded before it begins.
+    import torch  # noqa: F401
+
     while True:
         try:
             request = wire.receive(requests)
@@ -53,13 +61,13 @@ def main() -> None:
             wire.send(answers, answer)
         except (wire.WireError, ValueError) as error:
             problem = {"type": "WireError", "bases": [], "message": str(error), "lines": [], "raised": False}
-            wire.send(answers, {"error": problem, "printed": ""})
+            wire.send(answers, {"error": problem, "printed": ("", 0)})
 
 
 def answer_to(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["verb"] == "load":
-            return {"value": session.load(request["text"], request["filename"])}
+            return {"value": session.load(request["text"], request["filename"], request["cells"])}
         return {"value": session.run(request)}
     except BaseException as error:
         return {"error": describe_error(error, session.filename)}

@@ -43,7 +43,9 @@ def complaint(
 ) -> str | None:
     """What is wrong with `actual`, in words, or None if nothing is."""
     wanted = np.asarray(plain(expected))
-    words = axis_words(axes, wanted)
+    words = axes.split()
+    if words and len(words) != wanted.ndim:
+        return wrong_rank(actual, wanted, words, what)
     if problem := wrong_kind(actual, wanted, words, what):
         return problem
     given = np.asarray(actual)
@@ -77,12 +79,15 @@ def slack(expected: np.ndarray, dtype: torch.dtype, terms: int, largest: float) 
     return terms * eps * max(biggest, largest)
 
 
-def axis_words(axes: str, expected: np.ndarray) -> list[str]:
-    """The words for the axes. Raises `ValueError`, for the check's author, if their number is wrong."""
-    words = axes.split()
-    if words and len(words) != expected.ndim:
-        raise ValueError(f"axes='{axes}' names {len(words)} axes, the expected value has {expected.ndim}")
-    return words
+def wrong_rank(actual: Any, expected: np.ndarray, words: list[str], what: str) -> str:
+    """The complaint where the expected value has not the axes that it should have: it was computed from an
+    answer that has not either. Raises `ValueError`, for the check's author, if the answer has them."""
+    if isinstance(actual, np.ndarray) and actual.ndim == len(words):
+        raise ValueError(
+            f"axes='{' '.join(words)}' names {len(words)} axes, the expected value has {expected.ndim}"
+        )
+    came = f"has shape {actual.shape}" if isinstance(actual, np.ndarray) else f"is {in_words(actual)}"
+    return f"{what} {came}, expected {len(words)} axes ({', '.join(words)})"
 
 
 def wrong_kind(actual: Any, expected: np.ndarray, words: list[str], what: str) -> str | None:
@@ -92,6 +97,10 @@ def wrong_kind(actual: Any, expected: np.ndarray, words: list[str], what: str) -
         wanted += f" ({', '.join(words)})"
     if actual is None:
         return f"{what} is None, expected {wanted}: is a return missing?"
+    if isinstance(actual, list | tuple) and expected.ndim:
+        maker = "stack" if any(isinstance(part, np.ndarray) for part in actual) else "tensor"
+        wanted = wanted.replace("an array", "a tensor", 1)
+        return f"{what} is {in_words(actual)}, expected {wanted}: torch.{maker}(...) makes one of it"
     if not isinstance(actual, bool | int | float | np.ndarray):
         return f"{what} is {in_words(actual)}, expected {wanted}"
     given = np.asarray(actual)
@@ -151,11 +160,11 @@ def precision_note(given: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -
 
 
 def distinct(value: Any, target: Any) -> tuple[str, str]:
-    """Both numbers with as few digits as show that they differ."""
+    """Both numbers with as few digits as show that they differ; -0 is 0."""
     if value.dtype.kind != "f" and target.dtype.kind != "f":
         return str(value), str(target)
     for digits in (3, 5, 8, 12, 17):
-        shown, wanted = f"{float(value):.{digits}g}", f"{float(target):.{digits}g}"
+        shown, wanted = f"{float(value) + 0.0:.{digits}g}", f"{float(target) + 0.0:.{digits}g}"
         if shown != wanted:
             return shown, wanted
     return repr(float(value)), repr(float(target))

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from coursekit.course import Lesson
-from coursekit.grading import progress, stub
+from coursekit.grading import feedback, progress, stub
 from coursekit.grading.checking import Bank, Bench
 from coursekit.grading.plugin import BENCH, LEDGER
 from coursekit.grading.report import Report, build
 from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 
-__all__ = ["ExerciseError", "check", "make_stub", "run", "solution", "start", "submission_path"]
+__all__ = ["ExerciseError", "check", "make_stub", "other_half", "run", "solution", "start", "submission_path"]
 
 
 def start(lesson: Lesson, work_dir: Path | None = None, notebook: bool = False) -> Path:
@@ -69,11 +69,14 @@ def check(
     bank = Bank(lesson)
     report = run(lesson, read_submission(path), seed=seed, boundary=boundary, bank=bank)
     bank.close()
-    report.submission = str(path)
+    report.submission, report.asked = str(path), hint
+    other = other_half(path)
+    if submission is None and other.exists():
+        report.notes.insert(0, f"{feedback.shown_path(str(other))} is older and was not checked")
     known = progress.load(work_dir, lesson.slug)
     # An untouched stub is no attempt.
     known.attempts += report.attempted
-    known.best = max(known.best, report.earned)
+    known.best, known.points = max(known.best, report.earned), report.points
     task = report.next_task
     if hint and task is not None and not report.problem:
         known.hints[task.key] = min(known.hints.get(task.key, 0) + 1, len(task.hints))
@@ -82,6 +85,11 @@ def check(
     report.attempts = known.attempts
     progress.save(work_dir, lesson.slug, known)
     return report
+
+
+def other_half(path: Path) -> Path:
+    """The `.ipynb` beside a `.py`, and the other way round."""
+    return path.with_suffix({".py": ".ipynb"}.get(path.suffix, ".py"))
 
 
 def solution(lesson: Lesson, work_dir: Path | None = None) -> str:

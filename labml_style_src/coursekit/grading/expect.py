@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from coursekit import numerics
 from coursekit.grading import compare
 from coursekit.grading.values import in_words, plain
-from coursekit.grading.verbs import StudentError
+from coursekit.grading.verbs import Student, StudentError
 
 
 class Unmet(AssertionError):
@@ -22,9 +22,11 @@ class Unmet(AssertionError):
 
 
 class Expect:
-    """Demands on one check's answers. Each raises `Unmet` with a sentence for the student."""
+    """Demands on one check's answers. Each raises `Unmet` with a sentence for the student; `student` is who
+    gave the answers, to name the call that gave none."""
 
-    def __init__(self) -> None:
+    def __init__(self, student: Student | None = None) -> None:
+        self.student = student
         self.count = 0
 
     def close(
@@ -61,7 +63,7 @@ class Expect:
             explain=explain,
         )
         if problem:
-            self._fail(problem, "value", actual)
+            self._fail(self._nothing(actual, what) or problem, "value", actual)
 
     def equal(self, actual: Any, expected: Any, *, what: str = "the result") -> None:
         """The answer is exactly this: a number, a text, None, a shape, a tuple of such, or an array."""
@@ -76,7 +78,7 @@ class Expect:
             fine = alike and not hasattr(given, "shape") and given == expected
             problem = None if fine else f"{what} is {in_words_exact(actual)}, expected {expected!r}"
         if problem:
-            self._fail(problem, "value", actual)
+            self._fail(self._nothing(actual, what) or problem, "value", actual)
 
     def unpack(self, actual: Any, *names: str) -> tuple[Any, ...]:
         """The parts of an answer that must be a tuple of that many: `out, weights = expect.unpack(answer,
@@ -85,7 +87,8 @@ class Expect:
         if isinstance(actual, tuple | list) and len(actual) == len(names):
             return tuple(actual)
         wanted = f"a tuple of {len(names)}: ({', '.join(names)})"
-        self._fail(f"the result is {in_words(actual)}, expected {wanted}", "value", actual)
+        problem = f"the result is {in_words(actual)}, expected {wanted}"
+        self._fail(self._nothing(actual, "the result") or problem, "value", actual)
 
     def true(self, condition: Any, message: str) -> None:
         """The condition holds; `message` tells the student what does not."""
@@ -94,11 +97,18 @@ class Expect:
             self._fail(message, "condition")
 
     def raises(
-        self, error: str, function: Callable[..., Any], *args: Any, match: str = "", **kwargs: Any
+        self,
+        error: str,
+        function: Callable[..., Any],
+        *args: Any,
+        match: str = "",
+        what: str = "",
+        **kwargs: Any,
     ) -> None:
         """`function`, which calls the student's code, raises this type of error (by its name), and its
-        message has the regular expression `match` in it."""
+        message has the regular expression `match` in it. `what` says what is wrong with the input."""
         self.count += 1
+        what = f"{what}: " if what else ""
         try:
             answer = function(*args, **kwargs)
         except StudentError as raised:
@@ -106,12 +116,21 @@ class Expect:
             if raised.not_done or raised.loading or raised.type in ("MissingName", "Timeout", "Ended"):
                 raise
             if error != raised.type and error not in raised.bases:
-                self._fail(f"expected {error}, but the code raises\n{raised.text}", "raises")
+                self._fail(f"{what}expected {error}, but the code raises\n{raised.text}", "raises")
             if not re.search(match, raised.message):
                 told = f"'{raised.message}'" if raised.message else "empty"
-                self._fail(f"the message of {error} should mention {match}, but is {told}", "raises")
+                self._fail(f"{what}the message of {error} should mention {match}, but is {told}", "raises")
             return
-        self._fail(f"expected {error}, but the code returns {in_words(answer)}", "raises")
+        self._fail(f"{what}expected {error}, but the code returns {in_words(answer)}", "raises")
+
+    def _nothing(self, actual: Any, what: str) -> str | None:
+        """Where None is no answer: the call that returned it, or the entry that a dict lacks."""
+        if actual is not None or self.student is None or not self.student.trace:
+            return None
+        last, call = self.student.trace[-1], self.student.last
+        if isinstance(last, dict):
+            return f"{what} is missing from the dict that {call} returns" if what not in last else None
+        return f"{call} returns None: is a return missing?" if last is None and call.endswith(")") else None
 
     def _fail(self, message: str, kind: str, actual: Any = None) -> NoReturn:
         raise Unmet(message, kind, self.count, actual)

@@ -3,21 +3,26 @@
 Rich is imported only where it is used, so that pytest's own output does not need it.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coursekit.grading.report import NOT_DONE, PASSED, Check, Mistake, Report, Task
+from coursekit.grading.report import NOT_DONE, PASSED, Case, Check, Mistake, Report, Task
 from coursekit.grading.verbs import clean
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 PRINTED_SHOWN = 1000
+PRINTED_LINES = 5
 SIGNS = {"passed": "✓", "failed": "✗", "not done": "·"}
 
 
-def printed(text: str) -> str:
-    """What the student's code printed, safe to show."""
-    return clean(text.strip("\n"), PRINTED_SHOWN)
+def printed(text: str, more: int = 0) -> str:
+    """The first lines of what the student's code printed, safe to show; `more` lines were not even kept."""
+    lines = text.strip("\n").split("\n")
+    shown = clean("\n".join(lines[:PRINTED_LINES]), PRINTED_SHOWN)
+    left = (text.count("\n") + more if more else len(lines)) - PRINTED_LINES
+    return shown + (f"\n... {left:,} more line{'' if left == 1 else 's'}" if left > 0 else "")
 
 
 def number(points: float) -> str:
@@ -37,12 +42,28 @@ def task_line(task: Task) -> str:
     """`0 of 3 points, 1 of 2 checks`, or that nothing was begun."""
     passed = sum(check.outcome == PASSED for check in task.checks)
     line = f"{of(task.earned, task.points, 'point')}, {of(passed, len(task.checks), 'check')}"
-    return line + (", not done yet" if task.not_done else "")
+    return line + (", not done yet" if task.not_done and not task.waits else "")
 
 
 def total_line(report: Report) -> str:
     passed = sum(check.outcome == PASSED for check in report.checks)
     return f"{of(report.earned, report.points, 'point')}, {of(passed, len(report.checks), 'check')}"
+
+
+def shown_path(path: str) -> str:
+    """A path as it is typed here."""
+    try:
+        return Path(path).resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path
+
+
+def first_line(report: Report) -> str:
+    """Which file it is about, and the points."""
+    path = shown_path(report.submission)
+    if report.problem:
+        return f"{report.slug}: {path} could not be run, so nothing was checked"
+    return f"{report.slug} ({path}): {total_line(report)}"
 
 
 def mistake_lines(mistakes: list[Mistake]) -> list[str]:
@@ -52,15 +73,18 @@ def mistake_lines(mistakes: list[Mistake]) -> list[str]:
     return ["One of these, which give the same answer here:", *(f"- {each.sentence}" for each in mistakes)]
 
 
-def check_title(check: Check) -> str:
-    return check.title + (f" ({check.case})" if check.case else "")
+def check_title(check: Check, case: Case) -> str:
+    if not case.name:
+        return check.title
+    return f"{check.title} {case.name}" if case.name.startswith("(") else f"{check.title} ({case.name})"
 
 
-def hint_lines(task: Task) -> list[str]:
-    """The hints that were asked for."""
-    return [
-        f"hint {level} of {len(task.hints)}: {task.hints[level - 1]}" for level in range(1, task.shown + 1)
-    ]
+def shown_hints(report: Report, task: Task) -> list[int]:
+    """The hints to show, by number: all so far where one was asked for now, else the last one."""
+    if task.passed or report.problem:
+        return []
+    every = report.asked and task is report.next_task
+    return list(range(1 if every else max(task.shown, 1), task.shown + 1))
 
 
 def footer(report: Report) -> str:
@@ -71,21 +95,38 @@ def footer(report: Report) -> str:
     if report.problem or task is None or not task.hints:
         return ""
     if task.shown >= len(task.hints):
-        return f"All hints for '{task.title}' are shown; `attn solution {report.slug}` shows an answer."
+        when = "" if report.attempts else "After a first attempt "
+        shows = f"{when}`attn solution {report.slug}` shows an answer."
+        return f"All hints for '{task.title}' are shown. {shows}"
     which = "the next hint" if task.shown else "a hint"
     return f"`attn check {report.slug} --hint` gives {which} for '{task.title}'."
 
 
-def failing(task: Task, told: set[str]) -> list[tuple[Check, list[Mistake]]]:
-    """The checks of a task to talk about, each with the mistakes that were not told before."""
-    pairs = []
-    for check in task.checks:
-        if check.outcome in (PASSED, NOT_DONE):
-            continue
-        fresh = [mistake for mistake in check.mistakes if mistake.name not in told]
-        told |= {mistake.name for mistake in fresh}
-        pairs.append((check, fresh))
-    return pairs
+def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
+    """What there is to say of a task, each with its style. `told` has the errors and mistakes that were
+    told before, and grows."""
+    texts = [("dim", f"waits for {wait}") for wait in task.waits]
+    failing = [
+        check for check in task.checks if check.outcome not in (PASSED, NOT_DONE) and not check.first.waits
+    ]
+    for check in failing:
+        for case in check.cases:
+            fresh = [mistake for mistake in case.mistakes if mistake.name not in told]
+            if case is not check.first and not fresh:
+                continue
+            title = check_title(check, case)
+            if case.error and case.error in told:
+                texts.append(("bold", f"{title}: the same error as above"))
+                continue
+            if case.mistakes and not fresh:
+                texts.append(("bold", f"{title}: the same mistake as above"))
+                continue
+            texts += [("bold", title), ("", case.message)]
+            texts += [("yellow", line) for line in mistake_lines(fresh)]
+            if case.printed and check is failing[0]:
+                texts.append(("dim", f"printed: {case.printed}"))
+            told |= {mistake.name for mistake in fresh} | {case.error}
+    return texts
 
 
 def render(report: Report) -> "Group":
@@ -95,10 +136,13 @@ def render(report: Report) -> "Group":
     from rich.table import Table
     from rich.text import Text
 
+    from coursekit.grading.quoted import message
+
     styles = {"passed": "green", "failed": "red", "not done": "dim"}
-    parts: list[Any] = [Text(f"{report.slug}: {total_line(report)}", style="bold")]
+    parts: list[Any] = [Text(first_line(report), style="bold")]
+    parts += [message(note, "yellow") for note in report.notes]
     if report.problem:
-        parts += [Text(""), Text(report.problem, style="red")]
+        return Group(*parts, Text(""), message(report.problem, "red"))
     told: set[str] = set()
     for place, task in enumerate(report.tasks, start=1):
         row = Table.grid(expand=True, padding=(0, 1))
@@ -109,19 +153,16 @@ def render(report: Report) -> "Group":
         title = Text(f"{place}. {task.title}")
         row.add_row(Text(SIGNS[state(task)], style=style), title, Text(task_line(task), style=style))
         parts.append(row)
-        for check, mistakes in [] if report.problem else failing(task, told):
-            text = Text(check_title(check), style="bold")
-            again = check.mistakes and not mistakes
-            text.append(": the same mistake as above" if again else f"\n{check.message}", style="not bold")
-            parts.append(Padding(text, (0, 0, 0, 3)))
-            for line in mistake_lines(mistakes):
-                parts.append(Padding(Text(line, style="yellow"), (0, 0, 0, 3)))
-            if check.printed:
-                parts.append(Padding(Text(f"printed: {check.printed}", style="dim"), (0, 0, 0, 3)))
-        parts += [Padding(Text(line, style="cyan"), (0, 0, 0, 3)) for line in hint_lines(task)]
+        texts = task_texts(task, told)
+        texts += [("cyan", hint_line(task, level)) for level in shown_hints(report, task)]
+        parts += [Padding(message(text, style), (0, 0, 0, 3)) for style, text in texts]
     if footer(report):
         parts += [Text(""), Text(footer(report), style="dim")]
     return Group(*parts)
+
+
+def hint_line(task: Task, level: int) -> str:
+    return f"hint {level} of {len(task.hints)}: {task.hints[level - 1]}"
 
 
 def plain(report: Report, width: int = 100) -> str:
@@ -147,13 +188,14 @@ def as_json(report: Report) -> dict[str, Any]:
         "max_points": report.points,
         "passed": report.passed,
         "problem": report.problem,
+        "notes": report.notes,
         "tasks": [
             {
                 "title": task.title,
                 "points": task.earned,
                 "max_points": task.points,
                 "state": state(task),
-                "hints": task.hints[: task.shown],
+                "hints": [] if task.passed or report.problem else task.hints[: task.shown],
                 "hints_left": len(task.hints) - task.shown,
                 "checks": [
                     {
@@ -161,16 +203,24 @@ def as_json(report: Report) -> dict[str, Any]:
                         "points": check.earned,
                         "max_points": check.points,
                         "outcome": check.outcome,
-                        "case": check.case,
-                        "message": check.message,
-                        "printed": check.printed,
-                        "mistakes": [vars(mistake) for mistake in check.mistakes],
+                        **case_json(check.first),
+                        "other_cases": [case_json(case) for case in check.cases[1:]],
                     }
                     for check in task.checks
                 ],
             }
             for task in report.tasks
         ],
+    }
+
+
+def case_json(case: Case) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "message": case.message,
+        "waits": case.waits,
+        "printed": case.printed,
+        "mistakes": [vars(mistake) for mistake in case.mistakes],
     }
 
 
@@ -184,4 +234,4 @@ def failure_text(record: dict[str, Any]) -> str:
 def points_text(report: Report) -> str:
     """A line for each task and the total, for the end of pytest's output."""
     lines = [f"{SIGNS[state(task)]} {task.title}: {task_line(task)}" for task in report.tasks]
-    return "\n".join([*lines, f"{report.slug}: {total_line(report)}"])
+    return "\n".join([*report.notes, *lines, f"{report.slug}: {total_line(report)}"])

@@ -4,6 +4,7 @@ It is loaded by every pytest run of an environment that has this package, so it 
 leaves every test alone that is not a lesson's `test_exercise.py`.
 """
 
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,20 @@ def expect(request: pytest.FixtureRequest) -> "Expect":
 def draw(request: pytest.FixtureRequest) -> "Draw":
     """Random inputs: `draw(2, 3)`, `draw.integers(0, 9, 2, 3)`."""
     return _check(request.node).draw
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """One thread: the checks' tensors are tiny, and threads would only wait for each other."""
+    torch = sys.modules.get("torch")
+    if torch is None or lesson_of(item.path) is None:
+        return (yield)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,11 +9,21 @@ from pathlib import Path
 
 @dataclass
 class Progress:
-    """How often the submission was checked, its best points, and how many hints of each task were shown."""
+    """How often the submission was checked, its best points, of how many (0 if unknown), and how many hints
+    of each task were shown."""
 
     attempts: int = 0
     best: float = 0
     hints: dict[str, int] = field(default_factory=dict)
+    points: float = 0
+
+    @property
+    def line(self) -> str:
+        """`35 of 35 points, 1 attempt`; empty if nothing was checked."""
+        if not self.attempts:
+            return ""
+        of = f" of {self.points:g}" if self.points else ""
+        return f"{self.best:g}{of} points, {self.attempts} attempt{'' if self.attempts == 1 else 's'}"
 
 
 def progress_path(work_dir: Path, slug: str) -> Path:
@@ -24,7 +34,8 @@ def load(work_dir: Path, slug: str) -> Progress:
     """What was remembered; nothing if there is no file or it cannot be read."""
     try:
         found = json.loads(progress_path(work_dir, slug).read_text("utf-8"))
-        return Progress(int(found["attempts"]), float(found["best"]), dict(found["hints"]))
+        known = int(found["attempts"]), float(found["best"]), dict(found["hints"])
+        return Progress(*known, float(found.get("points", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return Progress()
 

@@ -16,21 +16,46 @@ class Mistake:
 
 
 @dataclass
+class Case:
+    """One case of a check that failed: what is told of it belongs to it alone. Several mistakes mean that
+    they cannot be told apart here. `error` is the same wherever the same error shows, `function` is where
+    it was raised, and `waits` names that one if it belongs to an earlier task that is not solved."""
+
+    name: str = ""
+    message: str = ""
+    printed: str = ""
+    mistakes: list[Mistake] = field(default_factory=list)
+    error: str = ""
+    function: str = ""
+    waits: str = ""
+
+
+@dataclass
 class Check:
-    """One check: all its parametrised cases pass, or it earns nothing. The message is that of the first case
-    that failed; several mistakes mean that they cannot be told apart here."""
+    """One check: all its parametrised cases pass, or it earns nothing. `cases` has the first case that
+    failed, and later ones that show other mistakes."""
 
     name: str
     points: float
     outcome: str = PASSED
-    message: str = ""
-    case: str = ""
-    printed: str = ""
-    mistakes: list[Mistake] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         return self.name.removeprefix("test_").replace("_", " ")
+
+    @property
+    def first(self) -> Case:
+        """The first case that failed; an empty one if none did."""
+        return self.cases[0] if self.cases else Case()
+
+    @property
+    def message(self) -> str:
+        return self.first.message
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        return self.first.mistakes
 
     @property
     def earned(self) -> float:
@@ -60,6 +85,11 @@ class Task:
         return all(check.outcome == PASSED for check in self.checks)
 
     @property
+    def waits(self) -> list[str]:
+        """The functions of earlier tasks that checks of this one could not do without, each once."""
+        return list(dict.fromkeys(check.first.waits for check in self.checks if check.first.waits))
+
+    @property
     def not_done(self) -> bool:
         """Whether the student has not begun: nothing but the stub's own exception was met."""
         outcomes = {check.outcome for check in self.checks}
@@ -68,7 +98,8 @@ class Task:
 
 @dataclass
 class Report:
-    """A checked submission. `problem` is set, and nothing earned, when its file could not be run at all."""
+    """A checked submission. `problem` is set, and nothing earned, when its file could not be run at all;
+    `notes` are about the file as a whole; `asked` is whether a hint was asked for now."""
 
     slug: str
     tasks: list[Task]
@@ -76,6 +107,8 @@ class Report:
     submission: str = ""
     seed: int = 0
     attempts: int = 0
+    notes: list[str] = field(default_factory=list)
+    asked: bool = False
 
     @property
     def points(self) -> float:
@@ -106,7 +139,8 @@ class Report:
     @property
     def mistakes(self) -> list[Mistake]:
         """Every mistake that was recognised, once, in order."""
-        found = {mistake.name: mistake for check in self.checks for mistake in check.mistakes}
+        cases = [case for check in self.checks for case in check.cases]
+        found = {mistake.name: mistake for case in cases for mistake in case.mistakes}
         return list(found.values())
 
 
@@ -122,16 +156,39 @@ def build(records: list[dict[str, Any]]) -> Report:
         if (key, record["check"]) not in checks:
             checks[key, record["check"]] = Check(record["check"], record["points"])
             task.checks.append(checks[key, record["check"]])
-        check = checks[key, record["check"]]
-        if record["outcome"] != PASSED and check.outcome == PASSED:
-            check.outcome, check.message = record["outcome"], record["message"]
-            check.case, check.printed = record["case"], record["printed"]
-        known = {mistake.name for mistake in check.mistakes}
-        check.mistakes += [
-            Mistake(*pair) for pair in record["mistakes"] if pair[0] in names and pair[0] not in known
-        ]
+        add_case(checks[key, record["check"]], record, names)
     problem = next((record["message"] for record in records if record["broken"]), "")
-    return Report(records[0]["lesson"] if records else "", list(tasks.values()), problem)
+    note_what_waits(list(tasks.values()), records)
+    notes = records[-1]["notes"] if records else []
+    return Report(records[0]["lesson"] if records else "", list(tasks.values()), problem, notes=notes)
+
+
+def add_case(check: Check, record: dict[str, Any], names: list[str]) -> None:
+    """Take up a case that failed, if it is the first or shows another mistake."""
+    if record["outcome"] == PASSED:
+        return
+    mistakes = [Mistake(*pair) for pair in record["mistakes"] if pair[0] in names]
+    known = {mistake.name for case in check.cases for mistake in case.mistakes}
+    if check.cases and {mistake.name for mistake in mistakes} <= known:
+        return
+    if not check.cases:
+        check.outcome = record["outcome"]
+    error, function = record["error"] or ("", "")
+    check.cases.append(Case(record["case"], record["message"], record["printed"], mistakes, error, function))
+
+
+def note_what_waits(tasks: list[Task], records: list[dict[str, Any]]) -> None:
+    """Mark the checks that failed in a function of an earlier task: the first task that asks for it."""
+    places = {task.key: place for place, task in enumerate(tasks, start=1)}
+    owner: dict[str, int] = {}
+    for record in records:
+        for name in record["asked"]:
+            owner.setdefault(name, places[record["key"]])
+    for place, task in enumerate(tasks, start=1):
+        for check in task.checks:
+            name = check.first.function
+            if name in owner and owner[name] < place and not tasks[owner[name] - 1].passed:
+                check.first.waits = f"task {owner[name]}: {name}"
 
 
 def explained(candidates: list[list[str]]) -> list[list[str]]:

@@ -9,6 +9,8 @@ import operator
 import random
 import sys
 import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +25,52 @@ class MissingName(Exception):
     """The submission lacks a name that the checks ask for."""
 
 
+class Unreached(Exception):
+    """The same, but the submission stopped on the way: the name may have come later."""
+
+
 class NoGradient(Exception):
     """The answer cannot be differentiated with respect to the inputs."""
+
+
+class Randomness:
+    """The states of the global generators of random numbers (`random`, NumPy, PyTorch), kept apart from those
+    of the process around: entered, they go on from where they were left."""
+
+    def __init__(self) -> None:
+        self._inside: Any = None
+
+    @contextmanager
+    def entered(self) -> Generator[None]:
+        outside = _random_states()
+        if self._inside:
+            _set_random_states(*self._inside)
+        try:
+            yield
+        finally:
+            self._inside = _random_states()
+            _set_random_states(*outside)
+
+
+def _random_states() -> tuple[Any, Any, Any]:
+    torch = sys.modules.get("torch")
+    # NumPy's and PyTorch's global generators are what student code draws from: not ours to choose.
+    return random.getstate(), np.random.get_state(), torch and torch.get_rng_state()  # noqa: NPY002
+
+
+def _set_random_states(own: Any, numpys: Any, torchs: Any) -> None:
+    random.setstate(own)
+    np.random.set_state(numpys)  # noqa: NPY002
+    if torchs is not None:
+        sys.modules["torch"].set_rng_state(torchs)
+
+
+def seed_everything(seed: int) -> None:
+    """Let the global generators start anew."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if torch := sys.modules.get("torch"):
+        torch.random.default_generator.manual_seed(seed)
 
 
 class Session:
@@ -34,14 +80,37 @@ class Session:
         self.module = ModuleType(name)
         self.filename = name
         self.objects: list[Any] = []
+        self.stops: list[dict[str, Any]] = []
 
-    def load(self, text: str, filename: str) -> None:
-        """Execute the submission. Whatever it raises comes through."""
+    def load(self, text: str, filename: str, cells: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """Execute the submission; of a notebook (`cells` has each cell's first line) the cells one by one,
+        whether those before went well or not.
+
+        Returns what went wrong on the way. If nothing was defined at all, the exception comes through.
+        """
         self.filename = self.module.__file__ = filename
         # Dataclasses and type hints look their module up by name.
         sys.modules[self.module.__name__] = self.module
         linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-        exec(compile(text, filename, "exec", dont_inherit=True), self.module.__dict__)
+        errors = []
+        for part in pieces(text, cells):
+            try:
+                exec(compile(part, filename, "exec", dont_inherit=True), self.module.__dict__)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                errors.append(error)
+        if errors and not self._defined():
+            raise errors[0]
+        self.stops = [describe_error(error, filename) for error in errors]
+        return self.stops
+
+    def _defined(self) -> bool:
+        """Whether the submission has made a function or a class."""
+        return any(
+            getattr(value, "__module__", None) == self.module.__name__
+            for value in self.module.__dict__.values()
+        )
 
     def close(self) -> None:
         self.objects.clear()
@@ -69,17 +138,14 @@ class Session:
     def _begin(self, seed: int) -> None:
         """A new check: forget its predecessor's objects, and let every check draw the same random numbers."""
         self.objects.clear()
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - what student code draws from is not ours to choose
-        if torch := sys.modules.get("torch"):
-            torch.random.default_generator.manual_seed(seed)
+        seed_everything(seed)
 
     def _target(self, owner: Any, name: str | None) -> Any:
         if isinstance(owner, values.Reference):
             found = self.objects[owner.number]
             return operator.attrgetter(name)(found) if name else found
         if not hasattr(self.module, name or ""):
-            raise MissingName(name)
+            raise (Unreached if self.stops else MissingName)(name)
         return getattr(self.module, name or "")
 
     def _resolved(self, value: Any) -> Any:
@@ -125,20 +191,38 @@ def _vjp(target: Any, inputs: tuple[Any, ...], grad: Any, kwargs: dict[str, Any]
     return tuple(next(found) if differentiable(part) else None for part in inputs)
 
 
+def pieces(text: str, cells: Sequence[int]) -> list[str]:
+    """The text cell by cell, each under so many empty lines that its lines keep their numbers."""
+    if not cells:
+        return [text]
+    lines = text.splitlines()
+    ends = [start - 1 for start in cells[1:]] + [len(lines)]
+    return [
+        "\n" * (start - 1) + "\n".join(lines[start - 1 : end]) for start, end in zip(cells, ends, strict=True)
+    ]
+
+
 def describe_error(error: BaseException, filename: str) -> dict[str, Any]:
     """What is told of an exception: its type and the types it derives from, its message, the student's own
-    lines (innermost last) and whether the student's code raised it rather than something it called."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [(frame.lineno or 0, frame.name) for frame in frames if frame.filename == filename]
+    lines (the outermost and the innermost two, innermost last), the column in the last of them (from 0, None
+    if unknown) and whether the student's code raised it rather than something it called."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    inside = [frame.f_code.co_filename == filename for frame, _ in frames]
+    own = [
+        (line, frame.f_code.co_qualname) for (frame, line), ours in zip(frames, inside, strict=True) if ours
+    ]
+    columns = [summary.colno for summary in traceback.extract_tb(error.__traceback__)]
+    column = [column for column, ours in zip(columns, inside, strict=True) if ours][-1:]
     if isinstance(error, SyntaxError) and error.filename == filename:
-        own = [(error.lineno or 0, "<module>")]
+        own, column = [(error.lineno or 0, "<module>")], [(error.offset or 1) - 1]
     message = error.msg if isinstance(error, SyntaxError) else _text(error)
     return {
         "type": type(error).__name__[:100],
         "bases": [base.__name__[:100] for base in type(error).__mro__[1:20]],
         "message": message[:MESSAGE_LIMIT],
-        "lines": own[-3:],
-        "raised": bool(frames) and frames[-1].filename == filename,
+        "lines": own[:1] + own[1:][-2:],
+        "column": column[0] if column else None,
+        "raised": bool(inside) and inside[-1],
     }
 
 

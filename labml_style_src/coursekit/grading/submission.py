@@ -34,12 +34,17 @@ class Submission:
     def where(self, line: int) -> str:
         """A line of `text` as the student counts it."""
         starts = [start for start in self.cells if start <= line]
-        return f"code cell {len(starts)}, line {line - starts[-1] + 1}" if starts else f"line {line}"
+        return f"{self.part(line)}, line {line - starts[-1] + 1}" if starts else f"line {line}"
+
+    def part(self, line: int) -> str:
+        """The code cell of a line of `text`; empty if this is no notebook."""
+        starts = [start for start in self.cells if start <= line]
+        return f"code cell {len(starts)}" if starts else ""
 
     def line(self, number: int) -> str:
-        """The source of a line, stripped; empty if there is none."""
+        """The source of a line as it stands; empty if there is none."""
         lines = self.text.splitlines()
-        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        return lines[number - 1].rstrip() if 0 < number <= len(lines) else ""
 
 
 def read_submission(path: Path) -> Submission:

@@ -128,4 +128,7 @@ def in_words(value: Any) -> str:
     if isinstance(value, Other | list | dict):
         kind = value.kind if isinstance(value, Other) else type(value).__name__
         return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+    # -0.0 + 0.0 is 0.0: nobody should have to wonder about the sign.
+    if isinstance(value, float):
+        return repr(value + 0.0)
     return f"the text {value[:80]!r}" if isinstance(value, str) else repr(value)

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from coursekit.grading.backends import Backend
 
 NOT_DONE = "not done yet"
+SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
 class StudentError(Exception):
     """The student's code raised an exception, or could not answer.
 
     `type` and `bases` are names of exception classes, `message` is the exception's own, `where` has the
-    student's own lines, innermost last, in words.
+    student's own lines, innermost last, in words, `function` the outermost name of the innermost one's
+    function: that of a class for a method. Two errors with the same `identity` are one and the same.
     """
 
     def __init__(self, told: Any, submission: Submission, *, loading: bool = False) -> None:
@@ -34,8 +36,18 @@ class StudentError(Exception):
         self.bases = [_clean(base, 100) for base in _items(told.get("bases"))]
         self.message = _clean(told.get("message"), 2000)
         self.name = told.get("name")
-        lines = [pair for pair in _items(told.get("lines")) if isinstance(pair, tuple) and len(pair) == 2]
-        self.where = [self._place(*pair) for pair in lines]
+        self.lines = [
+            (line, _clean(function, 100))
+            for pair in _items(told.get("lines"))
+            if isinstance(pair, tuple) and len(pair) == 2
+            for line, function in [pair]
+            if isinstance(line, int)
+        ]
+        self.column = told.get("column")
+        self.where = [self._place(*pair) for pair in self.lines]
+        self.function = self.lines[-1][1].partition(".")[0] if self.lines else ""
+        place = self.lines[-1][0] if self.lines else self.name or self.message
+        self.identity = self.type if self.type == "Unreached" else f"{self.type} {place}"
         # Only the stub's own line says "not done yet"; PyTorch raises the same type for other reasons.
         self.not_done = self.type == "NotImplementedError" and told.get("raised") is True
         super().__init__(self.sentence)
@@ -47,6 +59,8 @@ class StudentError(Exception):
         match self.type:
             case _ if self.not_done:
                 return NOT_DONE
+            case "Unreached":
+                return f"{file} stopped before {name} was defined, as told above"
             case "MissingName":
                 return f"{file} has no {name}: keep the names that the stub has"
             case "NoGradient":
@@ -62,7 +76,7 @@ class StudentError(Exception):
                 return f"the process that ran the code ended by itself ({self.message})"
             case "WireError":
                 return f"the answer cannot be read: {self.message}"
-            case "SyntaxError" | "IndentationError" | "TabError" if self.loading:
+            case _ if self.loading and self.type in SYNTAX_ERRORS:
                 return f"{file} is not valid Python: {self.message}"
             case _:
                 return f"{self.type}: {self.message}" if self.message else self.type
@@ -72,21 +86,56 @@ class StudentError(Exception):
         """The sentence, and under it the student's own lines."""
         if self.not_done:
             return NOT_DONE
-        return "\n".join([self.sentence, *self.where])
+        where = self._pointed() if self.loading else self.where
+        return "\n".join([self.sentence, *where])
 
-    def _place(self, line: Any, function: Any) -> str:
-        number = line if isinstance(line, int) else 0
-        inside = "" if function == "<module>" else f", in {_clean(function, 100)}"
-        source = self.submission.line(number)
-        return f"{self.submission.where(number)}{inside}" + (f": {source}" if source else "")
+    @property
+    def stop(self) -> str:
+        """Where the file or one of its cells stopped while it was loaded, and what became of the rest."""
+        line = self.lines[0][0] if self.lines else 0
+        cell = self.submission.part(line)
+        rest = "the cells after it were still run" if cell else "what stands above it was still checked"
+        if self.not_done:
+            source = clean(self.submission.line(line).strip(), 200)
+            place = self.submission.where(line)
+            return f"{place}: `{source}` calls a task that is not done yet; {rest}"
+        what = f"stops with {self.sentence}"
+        if self.type in SYNTAX_ERRORS:
+            what = f"is not valid Python: {self.message}"
+        told = f"{cell or self.submission.where(line)} {what}; {rest}"
+        return "\n".join([told, *self._pointed()])
+
+    def _place(self, line: int, function: str, quote: bool = True) -> str:
+        inside = "" if function == "<module>" else f", in {function.replace('<locals>.', '')}"
+        source = clean(self.submission.line(line).strip(), 500) if quote else ""
+        return f"{self.submission.where(line)}{inside}" + (f": {source}" if source else "")
+
+    def _pointed(self) -> list[str]:
+        """The lines, the innermost as it stands in the file with a caret under the place."""
+        if not self.lines:
+            return []
+        line, function = self.lines[-1]
+        source = self.submission.line(line)
+        shown = [*self.where[:-1], f"{self._place(line, function, quote=False)}:", f"  {clean(source, 500)}"]
+        if isinstance(self.column, int):
+            shown.append("  " + " " * len(clean(source[: max(self.column, 0)], 500)) + "^")
+        return shown
+
+
+def stops_in_words(stops: Any, submission: Submission) -> list[str]:
+    """What `Session.load` returned, for the student."""
+    return [StudentError(each, submission, loading=True).stop for each in _items(stops)]
 
 
 class Student:
-    """The student's code, as the checks see it. `trace` keeps every answer of this check, for diagnosis."""
+    """The student's code, as the checks see it. Of this check `trace` keeps every answer, for diagnosis,
+    `names` what was asked for, and `last` is the latest call in words."""
 
     def __init__(self, backend: "Backend") -> None:
         self._backend = backend
         self.trace: list[Any] = []
+        self.names: list[str] = []
+        self.last = ""
 
     def begin(self, seed: int) -> None:
         """A new check: the objects of the one before are forgotten, random numbers start anew."""
@@ -98,7 +147,7 @@ class Student:
 
     def new(self, name: str, /, *args: Any, **kwargs: Any) -> "Handle":
         """A handle for the object that a class (or function) of the submission makes."""
-        return Handle(self, self._ask(verb="new", target=None, name=name, args=args, kwargs=kwargs))
+        return Handle(self, self._ask(verb="new", target=None, name=name, args=args, kwargs=kwargs), name)
 
     def vjp(
         self, name: "str | Handle", inputs: tuple[Any, ...], grad: Any, /, **kwargs: Any
@@ -108,7 +157,12 @@ class Student:
             return name.vjp("__call__", inputs, grad, **kwargs)
         return self._ask(verb="vjp", target=None, name=name, args=inputs, kwargs=kwargs, grad=grad)
 
-    def _ask(self, **request: Any) -> Any:
+    def _ask(self, owner: str = "", **request: Any) -> Any:
+        if name := request.get("name"):
+            self.names += [] if owner else [name]
+            self.last = f"{owner}.{name}" if owner else name
+            if request["verb"] != "get":
+                self.last = f"{self.last.removesuffix('.__call__')}({_arguments(request)})"
         try:
             answer = self._backend.ask(walk(request, _reference))
         except StudentError as error:
@@ -121,24 +175,39 @@ class Student:
 class Handle:
     """An object on the student's side: its methods and attributes are reached, it never comes over."""
 
-    def __init__(self, student: Student, reference: Reference) -> None:
+    def __init__(self, student: Student, reference: Reference, made_by: str) -> None:
         self._student = student
         self._reference = reference
+        self._made_by = made_by
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        return self._student._ask(verb="call", target=self._reference, name=method, args=args, kwargs=kwargs)
+        return self._ask(verb="call", name=method, args=args, kwargs=kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call("__call__", *args, **kwargs)
 
     def get(self, attribute: str) -> Any:
         """The value of an attribute; dots reach further (`"w_q.weight"`)."""
-        return self._student._ask(verb="get", target=self._reference, name=attribute)
+        return self._ask(verb="get", name=attribute)
 
     def vjp(self, method: str, inputs: tuple[Any, ...], grad: Any, /, **kwargs: Any) -> tuple[Any, ...]:
-        return self._student._ask(
-            verb="vjp", target=self._reference, name=method, args=inputs, kwargs=kwargs, grad=grad
-        )
+        return self._ask(verb="vjp", name=method, args=inputs, kwargs=kwargs, grad=grad)
+
+    def _ask(self, **request: Any) -> Any:
+        return self._student._ask(self._made_by, target=self._reference, **request)
+
+
+def _arguments(request: dict[str, Any]) -> str:
+    """The arguments of a call, where they are short enough to read."""
+    args = [_argument(value) for value in request["args"]]
+    args += [f"{name}={_argument(value)}" for name, value in request["kwargs"].items()]
+    return ", ".join(args) if sum(map(len, args)) < 60 else "..."
+
+
+def _argument(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return "tensor"
+    return repr(value) if isinstance(value, bool | int | float | str | None) else "..."
 
 
 def _reference(value: Any) -> Any:

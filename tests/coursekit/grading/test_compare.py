@@ -28,7 +28,16 @@ def test_the_right_answer_is_not_complained_about():
     ("actual", "said"),
     [
         (None, "weights is None, expected an array of shape (2, 3) (query, key): is a return missing?"),
-        ([1.0, 2.0], "weights is a list, expected an array of shape (2, 3) (query, key)"),
+        (
+            [1.0, 2.0],
+            "weights is a list, expected a tensor of shape (2, 3) (query, key): "
+            "torch.tensor(...) makes one of it",
+        ),
+        (
+            (RIGHT[0], RIGHT[1]),
+            "weights is a tuple of 2, expected a tensor of shape (2, 3) (query, key): "
+            "torch.stack(...) makes one of it",
+        ),
         (Other("generator"), "weights is a generator, expected an array of shape (2, 3) (query, key)"),
         (RIGHT.T, "weights has shape (3, 2), expected an array of shape (2, 3) (query, key)"),
         (3.0, "weights is 3.0, expected an array of shape (2, 3) (query, key)"),
@@ -74,7 +83,19 @@ def test_scalars_and_arrays_without_words():
 
 def test_words_that_do_not_fit_are_the_check_authors_mistake():
     with pytest.raises(ValueError, match="names 1 axes, the expected value has 2"):
-        complaint(RIGHT, RIGHT, axes="query")
+        complaint(RIGHT[0], RIGHT, axes="query")
+
+
+def test_an_expected_value_made_from_a_wrong_answer_is_not_its_author_s_mistake():
+    said = complaint(RIGHT, RIGHT, axes="head query key", what="weights")
+    assert said == "weights has shape (2, 3), expected 3 axes (head, query, key)"
+    assert complaint(None, RIGHT[0], axes="query key") == "the result is None, expected 2 axes (query, key)"
+
+
+def test_minus_zero_is_zero():
+    said = complaint(np.array([-0.0, 1.0]), np.array([0.5, 1.0]))
+    assert said == "the result: entry [0] is 0, expected 0.5 (1 of 2 entries is wrong)"
+    assert complaint(-0.0, RIGHT) == "the result is 0.0, expected an array of shape (2, 3)"
 
 
 def test_a_step_in_float32_is_suspected():

@@ -5,7 +5,7 @@ from tests.coursekit.grading.tiny import with_change
 
 from coursekit.course import Lesson
 from coursekit.grading.checking import Bank
-from coursekit.grading.diagnosis import read_bank
+from coursekit.grading.diagnosis import read_bank, variant_submission
 from coursekit.grading.exercise import run
 from coursekit.grading.report import Report, explained
 from coursekit.grading.submission import ExerciseError, Submission
@@ -111,3 +111,74 @@ def test_ties_are_told_apart_by_other_cases_or_kept():
     assert explained([["a", "b"], ["b", "a"]]) == [["a", "b"], ["b", "a"]]
     assert explained([["a"], ["b"]]) == [["a"], ["b"]]
     assert explained([]) == []
+
+
+DROPPED = '''
+
+def dropped(x):
+    """Keep half of the numbers."""
+    ### BEGIN SOLUTION
+    return torch.nn.functional.dropout(x, 0.5)
+    ### END SOLUTION
+'''
+DROPPED_CHECK = """
+
+@pytest.mark.task("Dropout")
+class TestDropped:
+    def test_dropped(self, student, expect, draw):
+        x = draw(50)
+        noise = torch.rand(7)
+        kept = torch.from_numpy(student.call("dropped", x))
+        expect.close(kept.numpy(), torch.where(kept == 0, 0.0, 2 * x), what="kept")
+"""
+DROPPED_MISTAKE = '''
+
+def dropped__unscaled(x):
+    """You do not scale what you keep."""
+    return dropped(x) / 2
+'''
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_a_mistake_among_random_numbers_is_named_over_both_backends(lesson: Lesson, boundary: bool):
+    for path, text in (
+        (lesson.exercise, DROPPED),
+        (lesson.checks, DROPPED_CHECK),
+        (lesson.misconceptions, DROPPED_MISTAKE),
+    ):
+        path.write_text(path.read_text("utf-8") + text, "utf-8")
+    unscaled = "torch.nn.functional.dropout(x, 0.5) * 0.5"
+    text = lesson.exercise.read_text("utf-8").replace("torch.nn.functional.dropout(x, 0.5)", unscaled)
+    report = run(lesson, Submission(text, "a", "a"), boundary=boundary, bank=Bank(lesson))
+    assert named(report, "test_dropped") == ["dropped__unscaled"]
+
+
+def test_every_variant_is_named_from_a_process_of_its_own(lesson: Lesson):
+    bank = Bank(lesson)
+    for known in read_bank(lesson):
+        report = run(lesson, variant_submission(lesson, known), boundary=True, bank=bank)
+        assert known.name in [mistake.name for mistake in report.mistakes]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("None", "centre(tensor) returns None: is a return missing?"),
+        ("{'b': 1}", "a is missing from the dict that centre(tensor) returns"),
+        ("x[0]", "centre(tensor) returns an array of shape (5,), which the check cannot use (IndexError: "),
+    ],
+)
+def test_an_answer_that_the_check_cannot_use_is_described(lesson: Lesson, answer: str, told: str):
+    use = "student.call('centre', draw(3, 5))" + ("['a']" if "{" in answer else "[0, 0]")
+    checks = lesson.checks.read_text("utf-8").replace("x = draw(1, 4)", use)
+    lesson.checks.write_text(checks, "utf-8")
+    report = run(lesson, with_change("return x - x.mean(axis=-1, keepdims=True)", f"return {answer}"))
+    assert report.tasks[0].checks[1].message.startswith(told)
+
+
+def test_an_entry_that_a_dict_lacks_is_named(lesson: Lesson):
+    demand = "expect.close(student.call('centre', draw(3, 5)).get('w.bias'), 1.0, what='w.bias')"
+    lesson.checks.write_text(lesson.checks.read_text("utf-8").replace("x = draw(1, 4)", demand), "utf-8")
+    report = run(lesson, with_change("return x - x.mean(axis=-1, keepdims=True)", "return {'w': x}"))
+    told = report.tasks[0].checks[1].message
+    assert told == "w.bias is missing from the dict that centre(tensor) returns"

@@ -71,6 +71,8 @@ def test_raises_wants_the_type_and_what_the_message_says(student: Student):
         "the message of ValueError should mention scores, but is 'x is 3, wanted an even number'"
     )
     assert said(expect.raises, "ValueError", student.call, "silent", match="x").endswith("but is empty")
+    said_so = said(expect.raises, "ValueError", student.call, "fine", what="6 query heads on 5 key heads")
+    assert said_so == "6 query heads on 5 key heads: expected ValueError, but the code returns 3"
     for name in ("todo", "missing"):
         with pytest.raises(StudentError):
             expect.raises("NotImplementedError", student.call, name)
