@@ -18,7 +18,9 @@ head looks twice as far as the one above it.](figure:decay)
 
 Sinusoidal and learned positions are vectors added to the tokens, so position travels through every layer
 mixed with meaning, and a new position is a new input. T5 moved it into the scores: a learned number for each
-of 32 buckets of relative distance. ALiBi keeps the place and the relative distance and drops the learning.
+of 32 buckets of relative distance. Trained on 512 tokens, such a model extrapolates by some 600 more, but it
+trains at least twice as slowly as a sinusoidal one (Press et al., section 2.2). ALiBi keeps the place and the
+relative distance, and drops the learning.
 
 ## From distances to positions
 
@@ -38,9 +40,9 @@ tokens is a property of one, so a key can be given its bias when it is written, 
 weights that both of them give when the scores are equal.](figure:two_biases)
 
 A number that belongs to a key is one more coordinate of that key. Append $m_h\,j$ to $\mathbf{k}_j$ and
-$\sqrt d$ to $\mathbf{q}_i$, and the scaled product gains exactly $m_h\,j$. Any attention kernel, even one
-that has never heard of a bias, computes causal ALiBi on vectors that are wider by one
-[check:test_bias_is_one_more_coordinate].
+$\sqrt d$ to $\mathbf{q}_i$, pass the old scale (`scale=d**-0.5`, for the width is now $d + 1$), and the
+scaled product gains exactly $m_h\,j$. Any attention kernel, even one that has never heard of a bias, computes
+causal ALiBi on vectors that are wider by one [check:test_bias_is_one_more_coordinate].
 
 ## Equal on paper, not in bfloat16
 
@@ -49,19 +51,23 @@ keeps 8 binary digits: near $m_h\,j = 2000$ its numbers are 8 apart, so the newe
 receive the same bias. With equal scores and $m_h = 1/2$, a weight is wrong by more than 0.2 after 4,096
 tokens [check:test_bfloat16_ruins_positions].
 
-A distance is small where it matters. Rounding $m_h\,r$ costs at most $2^{-8}\,m_h\,r$, on a weight that is no
-more than $e^{-m_h r}$, and $x\,e^{-x}$ never exceeds $1/e$: with equal scores no weight moves by more than
-$2^{-8}$, at any length [check:test_bfloat16_spares_distances]. This file therefore keeps distances, and makes
-them in float32.
+A distance is small where it matters. Rounding moves $x_r = m_h\,r$ by at most $2^{-8}\,x_r$, and so, to first
+order, the weight at distance $r$ by at most
+
+$$2^{-8}\, P_r \Big( x_r + \sum_k P_k\, x_k \Big) \;\le\; 2^{-8}\, (1 + x_r)\, e^{-x_r} \;\le\; 2^{-8},$$
+
+because with equal scores $P_r \le e^{-x_r}$ and the mean $\sum_k P_k\,x_k$ stays below 1, at any length.
+Measured with 17 heads, no weight moves by more than $2^{-10}$ [check:test_bfloat16_spares_distances]. This
+file therefore keeps distances, and makes them in float32.
 
 ## How far a head sees
 
-If no score exceeds $S$ in size, a key at distance $r$ gets a weight of at most
+If no score exceeds $C$ in size, a key at distance $r$ gets a weight of at most
 
-$$P_{ij} \le e^{2S - m_h r}$$
+$$P_{ij} \le e^{2C - m_h r}$$
 
-since its numerator is at most $e^{S - m_h r}$ and the query's own key alone puts $e^{-S}$ into the
-denominator [check:test_weight_is_bounded_by_distance]. For $S = 4$ the weight is below a thousandth from 30
+since its numerator is at most $e^{C - m_h r}$ and the query's own key alone puts $e^{-C}$ into the
+denominator [check:test_weight_is_bounded_by_distance]. For $C = 4$ the weight is below a thousandth from 30
 tokens on when $m_h = 1/2$, from 3,817 on when $m_h = 1/256$. A longer text holds nothing new for such a head:
 it is a window with a soft edge.
 
@@ -73,7 +79,7 @@ it is a window with a soft edge.
 | $\mathbf{k}_j$ | `key` | `b h s d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b h s e` | what position $j$ gives |
 | $P_{ij}$ | – | `b h t s` | how much of $\mathbf{v}_j$ query $i$ takes |
-| $m_h$, $m$ | `slopes` | `h` | what one step of distance costs head $h$ |
+| $m_h$ | `slopes` | `h` | what one step of distance costs head $h$ |
 | $B_{hij}$ | `bias` | `h t s` | what is added to the score: $-m_h\,\lvert i-j\rvert$ |
 | $i$ | `i` | `t` | position of a query |
 | $j$ | `j` | `s` | position of a key |
@@ -85,18 +91,18 @@ it is a window with a soft edge.
 
 Trained on 512 tokens of WikiText-103, ALiBi has a perplexity of 19.73 there and of 18.40 when tested on
 3,072, below a sinusoidal model trained on 3,072 (18.67) and trained 1.84 times as fast (arXiv:2108.12409,
-tables 2 and 5). Sinusoidal positions, trained on the same 512: 19.91 at 532, 20.40 at 602, 406 at 15,512.
+tables 2 and 5; the speed is in section 4.1). Sinusoidal positions, trained on the same 512: 19.91 at 532,
+20.40 at 602, 406 at 15,512.
 
 Read the first pair with care. A text cut into longer pieces has fewer tokens near the start of a piece, where
 hardly any context helps, and that alone lowers perplexity. When each token is predicted from a full window,
 ALiBi is flat (17.98 to 18.3; sinusoidal 18.35 to 360; tables 13 to 15). It is not hurt by more context, and
 hardly uses it.
 
-**Source.** Press, Smith, Lewis (2022), arXiv:2108.12409, section 3; the equation there has no number. Its
-$m\cdot[-(i-1),\dots,-2,-1,0]$ counts positions from 1 and is our $-m_h(i-j)$; it leaves out $1/\sqrt d$,
-which applies to the product and never to the bias [check:test_scale_spares_the_bias]. The text gives one
-series of slopes for any $n$, the authors' code another unless $n$ is a power of two; we follow the code, as
-the published models do.
+**Source.** Press, Smith, Lewis (2022), arXiv:2108.12409, section 3; the equation there has no number, and is
+for causal attention only. Its $m\cdot[-(i-1),\dots,-2,-1,0]$ counts positions from 1 and is our $-m_h(i-j)$;
+it leaves out $1/\sqrt d$, which applies to the product and never to the bias
+[check:test_scale_spares_the_bias].
 """
 
 from collections.abc import Callable
@@ -143,9 +149,10 @@ def alibi_slopes(
     # $2p$: its even members are those that we have, its odd members lie between them, and the steepest are
     # taken first [check:test_any_head_count]. So head 9 of 12 is the steepest of all, $2^{-1/2}$.
     #
-    # The short cut $2^{-8h/n}$ for every $n$, found in a public collection of FlexAttention recipes, puts
-    # 0.02 in that place, 0.69 less [check:test_short_cut_is_wrong_at_12_heads]. A model trained on one does
-    # not run on the other.
+    # The paper's text (section 3) has one series for every $n$, $2^{-8h/n}$, and public recipes follow it;
+    # the authors' code and published models (BLOOM, MPT) have the series here. At $n = 12$, head 9 gets 0.02
+    # there, 0.69 less [check:test_short_cut_is_wrong_at_12_heads]. A model trained on one does not run on the
+    # other.
     exponents += [4 * h / power for h in range(1, 2 * (n_heads - power), 2)]
 
     # Python's floats are float64, so each slope is rounded once, to the dtype that is asked for.
@@ -167,9 +174,9 @@ def alibi_bias(
     $$B_{hij} = -m_h\,|i - j|$$
 
     Keys stand at $0, \dots, s-1$ and queries at $o, \dots, o+t-1$. With `offset` $o = 0$ both begin together;
-    a model that decodes its token 100 asks with $t = 1$ and $o = 100$, and gets row 100 of the whole matrix
-    [check:test_offset_picks_rows]. Only distances count: moving queries and keys together changes nothing
-    [check:test_bias_is_relative].
+    a model that decodes the token at position 100 asks with $t = 1$ and $o = 100$, and gets row 100 of the
+    whole matrix [check:test_offset_picks_rows]. Only distances count: moving queries and keys together
+    changes nothing [check:test_bias_is_relative].
 
     **Shapes.** The result is `h t s`: no batch, because all texts are measured with the same ruler.
 
@@ -203,9 +210,9 @@ def alibi_attention(
 
     **Decoding.** `is_causal` hides the keys $j > i$ [check:test_future_moves_nothing], and `offset` says
     where the first query stands. It is 0 unless given, which aligns the mask top-left as everywhere in this
-    book, and it is never guessed from $t < s$: a short question about a long text has that shape too. Forget
-    it when decoding, with $t = 1$ and $s = 100$, and the hundredth token takes itself for the first and
-    returns $\mathbf{v}_0$ [check:test_decoding_needs_the_offset]; with $o = s - t$ it gets what it would get
+    book, and it is never guessed from $t < s$: cross-attention has that shape too. Forget it when decoding,
+    with $t = 1$ and $s = 100$, and the token at position 99 takes itself for the one at 0 and returns
+    $\mathbf{v}_0$ [check:test_decoding_needs_the_offset]; with $o = s - t$ it gets what it would get
     from the whole text [check:test_decoding_equals_prefill].
 
     **Where it fails.** Without the mask the distance has no sign: a text read backwards gives the same
@@ -213,9 +220,9 @@ def alibi_attention(
     bites man* from *man bites dog* needs more than this. And the price is paid for everything far: to reach
     back 2,560 tokens, the gentlest head needs a score 10 higher than the nearest key's.
 
-    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`, the result is `b h t e`. A
-    query that stands before every key ($o < 0$) sees none and returns 0
-    [check:test_queries_before_all_keys_return_zero].
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`, the result is `b h t e`. If
+    $o < 0$, the queries at positions $i < 0$ stand before every key: with `is_causal` they see none, and
+    return 0 [check:test_queries_before_all_keys_return_zero].
 
     **Raises.** `ValueError` if batch, heads, lengths, widths or dtypes do not fit
     [check:test_wrong_input_is_refused].
@@ -239,9 +246,10 @@ def alibi_attention(
 class AlibiBias(nn.Module):
     r"""## One line a head
 
-    A bias for $t$ queries and $s$ keys has $t\,s$ entries a head, but only $t + s - 1$ distances. This cache
-    keeps the distances: one line a head, $2s$ numbers for a text of $s$ tokens in place of $s^2$
-    [check:test_cache_is_linear_in_length]. For 32 heads and 8,192 tokens in float32 that is 2 MiB, not 8 GiB.
+    A bias for $t$ queries and $s$ keys has $t\,s$ entries a head, but only $t + s - 1$ differences $i - j$.
+    This cache keeps one line of differences a head: between $2s$ and $4s$ numbers for a text of $s$ tokens,
+    in place of $s^2$ [check:test_cache_is_linear_in_length]. For 32 heads and 8,192 tokens in float32 that is
+    2 to 4 MiB, not 8 GiB.
 
     Which distances are in the future is a matter of distance too, so a causal line holds $-\infty$ there.
 
@@ -291,8 +299,9 @@ class AlibiBias(nn.Module):
             self.line = line[:, 0]
 
         # A query at position $i$ reads $s$ numbers of it, from place `length - i` on; the next query begins
-        # one place further left. `unfold` lists these windows without a copy, and decoding takes a single
-        # one.
+        # one place further left. `unfold` lists these windows without a copy, but `flip` copies those that
+        # are wanted: prefill still makes `h t s` numbers, decoding $s$ a head
+        # [check:test_cache_is_linear_in_length].
         windows = self.line.unfold(1, s, 1)
         first = length - (offset + t - 1)
         return windows[:, first : first + t].flip(1)
@@ -308,8 +317,8 @@ def alibi_score_mod(
     - **FlexAttention** takes the function below as `score_mod`, beside a causal `block_mask`
       [check:test_flex_attention_agrees].
     - **SDPA** takes `alibi_bias` as `attn_mask`, with the causal part folded in
-      [check:test_torch_sdpa_agrees]. A mask for padding joins it by `masked_fill`
-      [check:test_padding_joins_the_bias].
+      [check:test_torch_sdpa_agrees]. `alibi_attention` takes no mask; padding, `b 1 1 s`, joins the bias as
+      `bias.masked_fill(~padding, -inf)` [check:test_padding_joins_the_bias].
     - **flash-attn** takes `alibi_slopes=alibi_slopes(n)` in float32. It aligns bottom-right, which is our
       $o = s - t$.
     - **Transformers** (BLOOM, MPT) and **vLLM** build these slopes from the head count. BLOOM adds $m_h\,j$

@@ -11,11 +11,18 @@ O &= [\,H_1 \cdots H_n\,]\, W_O, \\
 H_h &= \operatorname{softmax}\!\Big(\tfrac{1}{\sqrt d}\, Q W_Q^h\, (K W_K^h)^\top\Big)\, V W_V^h .
 \end{aligned}$$
 
-A head works in $d = m/n$ of the $m$ dimensions of the model, so that all of them together cost what a single
-wide one would.
+Every head reads all $m$ dimensions of a token, and projects them to $d = m/n$ of its own, so that all heads
+together cost what a single wide one would.
 
 ![A vector of twelve numbers, projected and cut into three heads. Each head weighs the keys on its own; the
 results are joined and projected once more.](figure:heads)
+
+## What came before
+
+One head, and one average a query: so it was in the attention of lesson 1. In March 2017, Lin et al. let a
+sentence be read by several rows of weights, each with its own average, and punished rows for being alike. But
+all rows averaged the same vectors, and no query asked: what a row looks for was learned once, for all texts.
+Vaswani et al. gave every row a query, and every head its own view of queries, keys and values.
 
 ## Two places at once
 
@@ -45,7 +52,7 @@ order is only a name [check:test_order_of_heads_is_a_name].
 
 ## What can be seen of a head
 
-Only two products of its four matrices ever matter:
+Leave biases out for a moment. Then only two products of its four matrices matter:
 
 $$\begin{aligned}
 Q_h K_h^\top &= Q\, \big(W_Q^h W_K^{h\top}\big)\, K^\top, \\
@@ -54,16 +61,18 @@ H_h W_O^h &= P_h\, V\, \big(W_V^h W_O^h\big).
 
 The first decides where to look, the second what to carry over. Both are $m \times m$ but pass through $d$
 dimensions, so their rank is at most $d$ [check:test_scores_of_a_head_have_rank_d]: more heads mean simpler
-ones. And for every invertible $A$, the pair $W_Q^h A$, $W_K^h A^{-\top}$ acts as before
-[check:test_only_the_products_matter]. A single coordinate of a query means nothing by itself.
+ones. And for every invertible $A$, the pair $W_Q^h A$, $W_K^h A^{-\top}$ acts as before, if a bias of the
+queries is turned by $A$ too [check:test_only_the_products_matter]. A single coordinate of a query means
+nothing by itself.
 
-## Two biases that do nothing
+## Two biases that are not needed
 
 Give the keys a bias $\mathbf{b}$: every score of query $i$ grows by $\mathbf{q}_i^\top \mathbf{b}$, the same
 for all keys, and softmax does not feel a constant. It has no effect at all and its gradient is zero
 [check:test_key_bias_does_nothing]. Give the values a bias: weights sum to one, so it comes out of the average
-as it went in, and only shifts the output, which has a bias of its own
-[check:test_value_bias_is_an_output_bias]. Whisper leaves the key bias out, LLaMA all four.
+as it went in and shifts the output, which has a bias of its own for that; only where weights do not sum to
+one, after dropout and in rows without a key, do the two differ [check:test_value_bias_is_an_output_bias].
+Whisper leaves the key bias out, LLaMA all four.
 
 ## Notation
 
@@ -89,7 +98,7 @@ as it went in, and only shifts the output, which has a bias of its own
 our $n$, $W_i^Q$ is $W_Q^h$, $d_\text{model}$ is $m$, $d_k$ and $d_v$ are $d$. With computation held constant,
 1, 4, 8, 16 and 32 heads reach 24.9, 25.5, 25.8, 25.8 and 25.4 BLEU (table 3, rows A): one is too few, and
 very many too narrow. The paper drops out the output of the layer; dropping weights, as here and in PyTorch,
-comes from code.
+comes from code. Lin et al. (2017), arXiv:1703.03130.
 """
 
 import torch
@@ -154,7 +163,8 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if n_heads < 1 or d_model < 1 or d_model % n_heads:
-            raise ValueError(f"d_model is {d_model}, n_heads is {n_heads}: a multiple of n_heads is wanted")
+            came = f"d_model is {d_model}, n_heads is {n_heads}"
+            raise ValueError(f"{came}: a multiple of n_heads is wanted")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}: it must lie between 0 and 1")
         self.d_model, self.n_heads = d_model, n_heads
@@ -219,15 +229,21 @@ class MultiHeadAttention(nn.Module):
         r"""## Beside torch.nn.MultiheadAttention
 
         The same layer under other customs. This copies its weights, dropout and mode
-        [check:test_from_torch_keeps_dropout_and_mode], and the two then agree in outputs, weights and
-        gradients [check:test_agrees_with_torch_multihead_attention]. What differs:
+        [check:test_from_torch_keeps_dropout_and_mode], and the two then agree, without dropout, in outputs,
+        weights and gradients [check:test_agrees_with_torch_multihead_attention]. What differs:
 
         - Its boolean mask means the opposite: True *forbids* [check:test_torch_mask_means_the_opposite].
         - It takes `t b m` unless `batch_first=True`, and averages the weights over heads unless told not to.
         - `is_causal=True` is a hint there, and an error without a mask
           [check:test_torch_is_causal_is_a_hint].
-        - A query that may see nothing gets NaN, or finite numbers with `need_weights=False`: one layer, two
-          answers [check:test_torch_empty_rows_depend_on_need_weights].
+        - A query that may see nothing gets NaN; with `need_weights=False` the bias of $W_O$, as here; but NaN
+          again on the fast path of inference (on a CPU, in `eval()`, without gradients, one tensor passed
+          three times, an even number of heads) [check:test_torch_empty_rows_depend_on_the_path].
+        - In training it returns the weights *after* dropout, whose rows do not sum to one
+          [check:test_torch_returns_weights_after_dropout].
+        - It begins elsewhere: $W_Q$, $W_K$, $W_V$ within $\sqrt{6/(4m)}$ (Xavier, for the three as one) and
+          biases at zero; `nn.Linear` draws all of them within $\sqrt{1/m}$
+          [check:test_torch_begins_elsewhere].
 
         **In production** nobody asks for weights, so that a fused kernel can run. Transformers splits heads
         as above, calls `F.scaled_dot_product_attention`, FlexAttention or flash-attn (which takes `b t h d`,

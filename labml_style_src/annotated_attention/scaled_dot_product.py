@@ -1,6 +1,6 @@
 r"""# Scaled dot-product attention
 
-A network that reads a sentence into one vector has the same few hundred numbers for five words as for fifty.
+A network that reads a sentence into one vector has the same thousand numbers for five words as for fifty.
 What does not fit is lost before the first word is written.
 
 Attention keeps a vector for every position and decides at each step what to read. A *query* is compared with
@@ -19,8 +19,8 @@ $$e_{ij} = v_a^\top \tanh(W_a s_{i-1} + U_a h_j), \qquad
 \alpha_{ij} = \frac{e^{e_{ij}}}{\sum_k e^{e_{ik}}}, \qquad c_i = \sum_j \alpha_{ij} h_j .$$
 
 Two of these formulas are still in use. In place of the first, Luong, Pham and Manning tried a dot product,
-which is one matrix product for all pairs $(i, j)$. Vaswani et al. divided it by $\sqrt d$ and split $h_j$
-into a key to be found by and a value to be read, whose width is free [check:test_value_width_is_free].
+one matrix product for all pairs $(i, j)$. Daniluk et al. split $h_j$ into a key to be found by and a value,
+whose width is free [check:test_value_width_is_free]. Vaswani et al. kept both and divided by $\sqrt d$.
 
 ## Why the square root
 
@@ -30,10 +30,10 @@ components then has mean 0 and variance 1, and $d$ such products are added:
 $$\mathrm{Var}[\mathbf{q}_i^\top \mathbf{k}_j] = \sum_n \mathrm{E}[q_{in}^2]\, \mathrm{E}[k_{jn}^2] = d .$$
 
 So scores grow like $\sqrt d$ [check:test_scores_have_variance_d], and the softmax of scores that lie far
-apart is a choice of one. There its derivative vanishes, and with it the gradient that could correct the
-choice: from $d = 4$ to $d = 1024$ the derivative at the median query falls a thousandfold. Divided by
-$\sqrt d$, scores have variance 1 at every width, and the derivative keeps its size
-[check:test_unscaled_softmax_saturates]. Training then sets its own sharpness.
+apart is a choice of one. There a query's derivative $\partial P / \partial S$ vanishes, and with it the
+gradient that could correct the choice: from $d = 4$ to $d = 1024$ the median of its Frobenius norm over
+queries falls more than a thousandfold. (The mean falls fivefold: some queries stay undecided.) Divided by
+$\sqrt d$, scores have variance 1 and the derivative keeps its size [check:test_unscaled_softmax_saturates].
 
 ![Sorted weights over 24 keys, mean of 1000 queries. Above, unscaled: as the width grows, one key takes all.
 Below, divided by the root of the width: the shape stays.](figure:saturation)
@@ -56,7 +56,8 @@ Axes: `b` batch, `h` query and `g` key heads, `t` queries, `s` keys, `d` width o
 
 **Source.** Vaswani et al. (2017), arXiv:1706.03762, equation 1 and footnote 4; their $d_k$ is our $d$, their
 $d_v$ is $e$. Bahdanau et al. (2014), arXiv:1409.0473, equations 5 and 6 and appendix A.1.2; their $e_{ij}$ is
-our $S_{ij}$, $\alpha_{ij}$ is $P_{ij}$, $c_i$ is $\mathbf{o}_i$. Luong et al. (2015), arXiv:1508.04025.
+our $S_{ij}$, $\alpha_{ij}$ is $P_{ij}$, $c_i$ is $\mathbf{o}_i$. Luong et al. (2015), arXiv:1508.04025, and
+Daniluk et al. (2017), arXiv:1702.04521.
 """
 
 import numpy as np
@@ -98,8 +99,8 @@ def numpy_weights(
     if is_causal:
         attn_mask = np.tri(*scores.shape[-2:], dtype=bool)
 
-    # True means *attend*. A forbidden score becomes $-\infty$, not some large negative number: with -1e9, a
-    # query that may see nothing returns the mean of all values [check:test_finite_mask_returns_the_mean].
+    # True means *attend*. A forbidden score becomes $-\infty$. With -1e9 in its place, a query that may see
+    # nothing returns the mean of all values [check:test_finite_mask_returns_the_mean].
     if attn_mask is not None and attn_mask.dtype == bool:
         scores = np.where(attn_mask, scores, -np.inf)
     elif attn_mask is not None:
@@ -127,14 +128,13 @@ def numpy_attention(
 ) -> Float[np.ndarray, "b h t e"]:
     r"""## The blend
 
-    $O = P V$. Each $\mathbf{o}_i = \sum_j P_{ij} \mathbf{v}_j$ is an average, and stays within the range of
-    the values in every component [check:test_output_lies_between_the_values]: attention selects and mixes, it
-    never amplifies. The result is rounded once, to the dtype of `query` [check:test_numpy_agrees].
+    $O = P V$. Each $\mathbf{o}_i = \sum_j P_{ij} \mathbf{v}_j$ is an average, in every component within the
+    range of the values [check:test_output_lies_between_the_values], or 0 in a row with no key. Attention
+    mixes, it never amplifies. The result is rounded once, to the dtype of `query` [check:test_numpy_agrees].
     """
     check_inputs(query, key, value, attn_mask, is_causal)
     weights = numpy_weights(query, key, attn_mask, is_causal, scale)
-    output = np.einsum("b h t s, b h s e -> b h t e", weights, value)
-    return output.astype(query.dtype)
+    return np.einsum("b h t s, b h s e -> b h t e", weights, value).astype(query.dtype)
 
 
 def numpy_attention_backward(
@@ -156,8 +156,8 @@ def numpy_attention_backward(
     dS_{ik} &= \sum_j dP_{ij}\, P_{ij}\,(\delta_{jk} - P_{ik})
     = P_{ik}\,\Big(dP_{ik} - \sum_j dP_{ij}\, P_{ij}\Big) . \end{aligned}$$
 
-    A score is moved by how far its weight's gradient lies above the row's average. The three results agree
-    with PyTorch's autograd to $10^{-10}$ in float64 [check:test_numpy_backward_equals_autograd].
+    A score is moved by its weight $P_{ik}$ times how far that weight's gradient lies above the row's average,
+    itself weighted by $P$. Autograd agrees to $10^{-10}$ [check:test_numpy_backward_equals_autograd].
 
     | symbol | code | shape | meaning |
     |---|---|---|---|
@@ -176,7 +176,7 @@ def numpy_attention_backward(
     dp = np.einsum("b h t e, b h s e -> b h t s", grad_output, value)
 
     # $dS = P \circ (dP - \operatorname{rowsum}(dP \circ P))$. The mask needs no line: where it forbids,
-    # $P_{ij} = 0$ stops the gradient [check:test_empty_rows_are_zero]. The row sum is also
+    # $P_{ij} = 0$ stops the gradient [check:test_numpy_backward_equals_autograd]. The row sum is also
     # $\operatorname{rowsum}(dO \circ O)$, which lesson 13 lives on [check:test_row_sum_needs_no_weights].
     ds = weights * (dp - (dp * weights).sum(axis=-1, keepdims=True))
 
@@ -197,10 +197,10 @@ def attention_weights(
     r"""## The weights in PyTorch
 
     The same steps with autograd, on any device and in any floating dtype. A mask broadcasts from the right:
-    rank two is `t s`, rank three `h t s`, rank four `b h t s`. Padding, `b s`, must enter as `b 1 1 s`; a
-    mask `b t s` is refused, unless $b = h$, when it is silently read as one mask a head
-    [check:test_rank_three_mask_means_heads]. And `torch.nn.MultiheadAttention` means the opposite: its True
-    *forbids* [check:test_multihead_attention_masks_the_opposite].
+    rank two is `t s`, rank three `h t s`, rank four `b h t s`. Padding, `b s`, must enter as `b 1 1 s`: where
+    $b = t$, it is silently read as `t s`. A mask `b t s` is refused unless $b = 1$, or $b = h$, when it is
+    silently one mask a head [check:test_masks_are_read_from_the_right]. `torch.nn.MultiheadAttention` means
+    the opposite: its True *forbids* [check:test_multihead_attention_masks_the_opposite].
     """
     check_inputs(query, key, key, attn_mask, is_causal)
 
@@ -238,10 +238,11 @@ def scaled_dot_product_attention(
 
     Arguments, defaults and results are those of `torch.nn.functional.scaled_dot_product_attention`, in every
     dtype [check:test_agrees_with_pytorch], with every mask [check:test_masks_agree_with_pytorch], and in the
-    gradients [check:test_gradcheck]. Two things differ on purpose. PyTorch takes any number of leading axes,
-    the course always `b h`. And wrong input, a mask together with `is_causal` included, is a `ValueError`
-    that says what is wanted [check:test_wrong_input_is_named]; PyTorch raises a `RuntimeError`, or
-    broadcasts.
+    gradients [check:test_gradcheck]. What differs: PyTorch takes any number of leading axes, the course
+    always `b h`. There, `scale` and `enable_gqa` go by keyword only, and a float mask is float32 or of the
+    query's dtype; here, any float mask will do [check:test_pytorch_is_stricter]. Wrong input, a mask with
+    `is_causal` included, is a `ValueError` that says what is wanted; there it is a `RuntimeError` or an
+    `IndexError`, or goes through, as $d = 0$ and a key batch of 1 do [check:test_wrong_input_is_named].
     """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa)
 
@@ -280,9 +281,8 @@ def check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=False) -> N
             came = f"{name} has shape {tuple(arrays[name].shape)}"
             raise ValueError(f"{came}, query {tuple(query.shape)}: {wanted} is wanted")
     if h != g and (not enable_gqa or g == 0 or h % g):
-        came = f"key has {g} heads, query has {h}: query heads must be "
         rule = "a multiple of key heads" if enable_gqa else "as many without enable_gqa"
-        raise ValueError(came + rule)
+        raise ValueError(f"key has {g} heads, query has {h}: query heads must be {rule}")
     if attn_mask is not None:
         came = f"attn_mask is {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
         if is_causal:
@@ -299,17 +299,18 @@ def attention_cost(b: int, h: int, t: int, s: int, d: int, e: int) -> tuple[int,
 
     Returns the operations of one forward pass, $2\,b h t s\,(d + e)$ for two matrix products, and the number
     of weights. Twice the text costs four times both, and memory hurts first: in bf16, the weights of 32 heads
-    on 32,768 tokens are 64 GiB [check:test_cost|operations, 64 GiB]. Lesson 13 never writes them out.
+    on 32,768 tokens are 64 GiB [check:test_cost|operations, 64 GiB]. Lesson 13 never writes them out. What
+    the formula cannot do:
 
-    What the formula cannot do:
-
-    - *See order.* Shuffle keys and values together and nothing changes [check:test_key_order_is_invisible].
-      Positions must be put in: lessons 5 and 6.
+    - *See order.* Without a mask, shuffle keys and values together and nothing changes
+      [check:test_key_order_is_invisible]. A causal mask lets a model count what came before (Haviv et al.
+      2022, arXiv:2203.16634); more than that must be put in: lessons 5 and 6.
     - *Abstain.* Weights sum to one, so a query that finds nothing takes something all the same: lesson 10.
-    - *Stay sharp in a long text.* If no score is larger than $B$ in size, no weight is larger than
-      $e^{2B} / (e^{2B} + s - 1)$, and every further key lowers that [check:test_long_texts_dilute].
-    - *Ignore garbage.* Zero times NaN is NaN: even a forbidden value must be finite, in PyTorch as here
-      [check:test_forbidden_values_must_be_finite].
+    - *Stay sharp in a long text.* If no score is larger than $C$ in size, no weight is larger than
+      $e^{2C} / (e^{2C} + s - 1)$, and every further key lowers that [check:test_long_texts_dilute].
+    - *Ignore garbage.* Zero times NaN is NaN: even a value that a mask forbids must be finite, in PyTorch as
+      here [check:test_forbidden_values_must_be_finite]. Under `is_causal` fused kernels skip tiles: on a CPU,
+      NaN in the last of 7 values spoils 5 of 5 queries, of 600 none of 64 [check:test_garbage_in_the_future].
     """
     return 2 * b * h * t * s * (d + e), b * h * t * s
 

@@ -1,6 +1,5 @@
 """The proof of `multi_head`: each test is a claim that its page makes."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -9,38 +8,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.proof import (
-    DTYPES,
-    SQUARE,
-    Case,
-    apart,
-    assert_agrees,
-    assert_close,
-    assert_gradcheck,
-    bare,
-    causal,
-    changed,
-    draw_mask,
-    each_case,
-    each_dtype,
-    each_mask,
-    masked,
-    normal,
-    plain_attention,
-)
+from tests import proof
+from tests.proof import SQUARE, Case, assert_agrees, assert_close, causal, changed, normal, plain_attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from annotated_attention.multi_head import MultiHeadAttention, merge_heads, multi_head_cost, split_heads
-
-exact_dtypes = pytest.mark.parametrize("dtype", DTYPES[:2], ids=["float64", "float32"])
 
 
 def tokens(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, ...]:
     """Query `b t m`, key and value `b s m`."""
     lengths, m = {"query": case.t, "key": case.s, "value": case.s}, case.h * case.d
     drawn = (normal(name, case.b, n, m, dtype=dtype, device=device) for name, n in lengths.items())
-    return tuple(apart(x[:, None])[:, 0] if case.strided else x for x in drawn)
+    return tuple(proof.apart(x[:, None])[:, 0] if case.strided else x for x in drawn)
 
 
 def layer(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> MultiHeadAttention:
@@ -58,14 +38,7 @@ def layer(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -
     return module.to(device, dtype)
 
 
-def plain_layer(
-    module: MultiHeadAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    attend: Callable[..., Tensor] = plain_attention,
-) -> tuple[Tensor, Tensor]:
+def plain_layer(module, query, key, value, mask=None, attend=plain_attention) -> tuple[Tensor, Tensor]:
     """The layer one head at a time: no reshape, each head with its own slices of the weights."""
     n, m, found, weights = module.n_heads, module.d_model, [], []
     for h in range(n):
@@ -79,35 +52,25 @@ def plain_layer(
     return F.linear(torch.cat(found, -1), module.w_o.weight, module.w_o.bias), torch.cat(weights, 1)
 
 
-def wide(module: nn.Module) -> nn.Module:
-    return deepcopy(module).double()
-
-
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
-@each_case
-@each_dtype
+@proof.each_case
+@proof.each_dtype
 def test_agrees_with_the_plain_formula(case: Case, dtype: torch.dtype, is_causal: bool, device: str) -> None:
     module = layer(case, dtype, device)
     mask = causal(case.t, case.s, device) if is_causal else None
-    assert_agrees(
-        partial(module, is_causal=is_causal),
-        partial(plain_layer, module, mask=mask, attend=F.scaled_dot_product_attention),
-        tokens(case, dtype, device),
-        oracle=partial(plain_layer, wide(module), mask=mask),
-    )
+    peer = partial(plain_layer, module, mask=mask, attend=F.scaled_dot_product_attention)
+    oracle = partial(plain_layer, deepcopy(module).double(), mask=mask)
+    assert_agrees(partial(module, is_causal=is_causal), peer, tokens(case, dtype, device), oracle=oracle)
 
 
-@each_mask
-@each_dtype
+@proof.each_mask
+@proof.each_dtype
 def test_masks_agree_with_the_plain_formula(mask_kind: str, dtype: torch.dtype, device: str) -> None:
     case, module = Case("t<s"), layer(Case("t<s"), dtype, device)
-    mask = draw_mask(mask_kind, case, dtype, device)
-    assert_agrees(
-        masked(module, mask),
-        masked(partial(plain_layer, module, attend=F.scaled_dot_product_attention), mask),
-        tokens(case, dtype, device),
-        oracle=masked(partial(plain_layer, wide(module)), mask),
-    )
+    mask = proof.draw_mask(mask_kind, case, dtype, device)
+    peer = proof.masked(partial(plain_layer, module, attend=F.scaled_dot_product_attention), mask)
+    oracle = proof.masked(partial(plain_layer, deepcopy(module).double()), mask)
+    assert_agrees(proof.masked(module, mask), peer, tokens(case, dtype, device), oracle=oracle)
 
 
 def test_gradcheck() -> None:
@@ -118,7 +81,7 @@ def test_gradcheck() -> None:
         named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
         return torch.func.functional_call(module, named, (query, key, value))
 
-    assert_gradcheck(ours, [*tokens(case), *module.parameters()])
+    proof.assert_gradcheck(ours, [*tokens(case), *module.parameters()])
 
 
 @given(b=st.integers(0, 3), t=st.integers(1, 7), h=st.integers(1, 5), d=st.integers(1, 5))
@@ -137,8 +100,7 @@ def test_view_mixes_tokens() -> None:
 
 
 def test_heads_are_slices_of_the_weights(device: str) -> None:
-    case, module = SQUARE, layer(SQUARE, device=device)
-    query, _, _ = tokens(case, device=device)
+    module, query = layer(SQUARE, device=device), tokens(SQUARE, device=device)[0]
     together = split_heads(module.w_q(query), 3)
     alone = [F.linear(query, module.w_q.weight[n : n + 11], module.w_q.bias[n : n + 11]) for n in (0, 11, 22)]
     assert_close(together, torch.stack(alone, 1), torch.stack(alone, 1))
@@ -227,30 +189,38 @@ def test_value_bias_is_an_output_bias(device: str) -> None:
     other.w_o.bias.data += other.w_o.weight.data @ other.w_v.bias.data
     other.w_v.bias.data.zero_()
     assert_close(other(*inputs)[0], module(*inputs)[0], plain_layer(module, *inputs)[0])
+    # They differ where weights do not sum to one: in a row without a key, and after dropout.
+    mask = causal(7, 7, device).tril(-1)
+    moved = (other(*inputs, mask)[0] - module(*inputs, mask)[0]).abs().amax((0, 2)) > 1e-3
+    assert moved.tolist() == [True] + [False] * 6
+    assert (dropped(other, inputs)[0] - dropped(module, inputs)[0]).abs().max() > 1e-3
 
 
-@each_dtype
+@proof.each_dtype
 def test_empty_rows_give_the_output_bias(dtype: torch.dtype, device: str) -> None:
     module, inputs = layer(SQUARE, dtype, device), [x.requires_grad_() for x in tokens(SQUARE, dtype, device)]
-    mask = torch.ones(7, 7, dtype=torch.bool, device=device)
-    mask[3] = False
+    mask = torch.arange(7, device=device)[:, None].expand(7, 7) != 3
     output, weights = module(*inputs, mask)
     assert torch.equal(output[:, 3], module.w_o.bias.expand(2, 33))
     assert (weights[:, :, 3] == 0).all()
     assert all((x == 0).all() for x in torch.autograd.grad(output[:, 3].sum(), inputs))
 
 
+def dropped(module: MultiHeadAttention, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    module.dropout.p = 0.4
+    return module(*inputs)
+
+
 def test_dropout_acts_on_weights(device: str) -> None:
     module, inputs = layer(SQUARE, device=device), tokens(SQUARE, device=device)
-    module.dropout.p = 0.4
+    output, weights = dropped(module, inputs)
     torch.manual_seed(0)
-    output, weights = module(*inputs)
-    torch.manual_seed(0)
-    dropped = F.dropout(weights, 0.4)
-    again = module.w_o(merge_heads(dropped @ split_heads(module.w_v(inputs[2]), 3)))
+    kept = F.dropout(weights, 0.4)
+    again = module.w_o(merge_heads(kept @ split_heads(module.w_v(inputs[2]), 3)))
     assert_close(output, again, again)
     assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), torch.ones_like(weights[..., 0]))
-    assert (dropped == 0).any()
+    assert (kept == 0).any()
     assert torch.equal(module.eval()(*inputs)[0], module(*inputs)[0])
 
 
@@ -269,13 +239,20 @@ def test_texts_and_heads_are_independent(device: str) -> None:
     other_output, _ = module(*(changed(x, 0, 1) for x in inputs))
     assert torch.equal(output[0], other_output[0])
     assert (output[1] != other_output[1]).all()
-    module.w_q.weight.data[11:22] += 1
-    assert (module(*inputs)[1] != weights).flatten(2).any(-1).tolist() == [[False, True, False]] * 2
+    # With the unit matrix for W_O, the output shows the heads one beside the other.
+    module.w_o.weight.data = torch.eye(33, dtype=torch.float64, device=device)
+    heads = split_heads(module(*inputs)[0], 3)
+    for name in ("w_q", "w_k", "w_v"):
+        other = deepcopy(module)
+        getattr(other, name).weight.data[11:22] += normal("change", 11, 33, device=device)
+        other_output, other_weights = other(*inputs)
+        assert (split_heads(other_output, 3) != heads).flatten(2).any(-1).tolist() == [[False, True, False]] * 2
+        assert torch.equal(other_weights[:, ::2], weights[:, ::2])
 
 
 def test_wrong_input_is_refused() -> None:
     module, (query, key, value) = layer(SQUARE), tokens(SQUARE)
-    forward = partial(bare(MultiHeadAttention.forward), module)
+    forward = partial(proof.bare(MultiHeadAttention.forward), module)
     for d_model, n_heads in [(10, 3), (0, 1), (4, 0)]:
         with pytest.raises(ValueError, match=f"d_model is {d_model}, n_heads is {n_heads}"):
             MultiHeadAttention(d_model, n_heads)
@@ -304,13 +281,13 @@ def twin(dtype: torch.dtype, device: str, bias: bool = True) -> nn.MultiheadAtte
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@exact_dtypes
+@pytest.mark.parametrize("dtype", proof.DTYPES[:2], ids=str)
 def test_agrees_with_torch_multihead_attention(dtype: torch.dtype, bias: bool, device: str) -> None:
     theirs, case = twin(dtype, device, bias), Case("t<s")
     ours = MultiHeadAttention.from_torch(theirs)
-    mask = draw_mask("bool-rank-2", case, device=device)
+    mask = proof.draw_mask("bool-rank-2", case, device=device)
     their_call = partial(theirs, attn_mask=~mask, average_attn_weights=False)
-    oracle = partial(wide(theirs), attn_mask=~mask, average_attn_weights=False)
+    oracle = partial(deepcopy(theirs).double(), attn_mask=~mask, average_attn_weights=False)
     assert_agrees(partial(ours, attn_mask=mask), their_call, tokens(case, dtype, device), oracle=oracle)
 
 
@@ -333,11 +310,35 @@ def test_torch_is_causal_is_a_hint(device: str) -> None:
         theirs(x, x, x, is_causal=True)
 
 
-def test_torch_empty_rows_depend_on_need_weights(device: str) -> None:
-    theirs, (x, _, _) = twin(torch.float64, device), tokens(SQUARE, device=device)
-    nothing = torch.ones(7, 7, dtype=torch.bool, device=device)
-    assert theirs(x, x, x, attn_mask=nothing)[0].isnan().all()
-    assert theirs(x, x, x, attn_mask=nothing, need_weights=False)[0].isfinite().all()
+@pytest.mark.parametrize("n_heads", [2, 3])
+def test_torch_empty_rows_depend_on_the_path(n_heads: int) -> None:
+    theirs, nothing = nn.MultiheadAttention(12, n_heads, batch_first=True), torch.ones(7, 7, dtype=torch.bool)
+    x, bias = normal("x", 2, 7, 12, dtype=torch.float32), nn.init.normal_(theirs.out_proj.bias)
+    for training in (True, False):
+        call = partial(theirs.train(training), x, x, x, attn_mask=nothing)
+        assert call()[0].isnan().all()
+        assert torch.equal(call(need_weights=False)[0], bias.expand(2, 7, 12))
+    with torch.no_grad():
+        assert call(need_weights=False)[0].isnan().all() == (n_heads == 2)
+
+
+def test_torch_returns_weights_after_dropout(device: str) -> None:
+    theirs, inputs = twin(torch.float64, device), tokens(SQUARE, device=device)
+    theirs.dropout = 0.4
+    weights = theirs(*inputs, average_attn_weights=False)[1]
+    _, before = MultiHeadAttention.from_torch(theirs)(*inputs)
+    survivors = (weights != 0) * before / 0.6
+    assert_close(weights, survivors, survivors)
+    assert ((weights.sum(-1) - 1).abs() > 1e-3).all()
+
+
+def test_torch_begins_elsewhere() -> None:
+    theirs, ours = nn.MultiheadAttention(256, 4), MultiHeadAttention(256, 4)
+    xavier, linear = (6 / (4 * 256)) ** 0.5, (1 / 256) ** 0.5
+    assert 0.99 * xavier < theirs.in_proj_weight.abs().max() <= xavier
+    assert not any(bias.any() for bias in (theirs.in_proj_bias, theirs.out_proj.bias))
+    for parameter in ours.parameters():
+        assert 0.9 * linear < parameter.abs().max() <= linear
 
 
 def test_cost_counts_the_products() -> None:

@@ -1,10 +1,11 @@
-"""The bound of `coursekit.numerics` has teeth: it kills each of these mistakes, and 1e-2 does not."""
+"""The bound of `coursekit.numerics` has teeth: it kills each of these mistakes, and 1e-2 does not. And the
+wrong input that must be refused."""
 
 from functools import partial
 
 import pytest
 import torch
-from tests.proof import Case, assert_close, causal
+from tests.proof import Case, assert_close, causal, changed
 from torch.nn import functional as F
 
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
@@ -66,3 +67,31 @@ def test_mutants_die(name):
     assert not numerics.measure(wrong, peer, peer).passed
     # And a bound picked by taste would have let the first three live.
     assert name not in list(MUTANTS)[:3] or (wrong - peer).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dim", [0, 1], ids=["batch", "head"])
+def test_batches_and_heads_are_independent(dim, device):
+    inputs = Case("many", b=5).inputs(device=device)
+    before = scaled_dot_product_attention(*inputs).unbind(dim)
+    after = scaled_dot_product_attention(*(changed(x, dim, 1, 2) for x in inputs)).unbind(dim)
+    equal = [torch.equal(*pair) for pair in zip(before, after, strict=True)]
+    assert equal == [n != 1 for n in range(len(equal))]
+
+
+# Name: what differs from good input, and the message. The last two are no error in PyTorch.
+REFUSED = {
+    "rank": ({"query": (2, 3, 5)}, r"query is .* of shape \(2, 3, 5\): b h t d"),
+    "integers": ({"query_dtype": torch.int64}, "query is torch.int64 .* floating dtype, is wanted"),
+    "key dtype": ({"key_dtype": torch.float64}, "key is torch.float64 .* one floating dtype, is wanted"),
+    "key width": ({"key": (2, 3, 7, 13)}, r"key has shape \(2, 3, 7, 13\), .*: \(2, 3, 7, 11\) is wanted"),
+    "value length": ({"value": (2, 3, 5, 13)}, r"value has shape .*: \(2, 3, 7, 13\) is wanted"),
+    "heads": ({"query": (2, 6, 5, 11)}, "key has 3 heads, query has 6: .* without enable_gqa"),
+    "multiple": ({"query": (2, 4, 5, 11), "gqa": True}, "3 heads, query has 4: .* a multiple of key heads"),
+    "mask and is_causal": ({"mask": (5, 7), "causal": True}, "attn_mask .*: together with is_causal"),
+    "mask of integers": ({"mask": (5, 7), "mask_dtype": torch.int64}, "attn_mask is torch.int64 .*: bool"),
+    "mask of rank 1": ({"mask": (7,)}, "attn_mask .* rank 2 to 4"),
+    "mask of rank 5": ({"mask": (1, 2, 3, 5, 7)}, "attn_mask .* rank 2 to 4"),
+    "mask per batch": ({"mask": (2, 5, 7)}, r"attn_mask .* \(2, 5, 7\): .* fitting \(2, 3, 5, 7\)"),
+    "key batch": ({"key": (1, 3, 7, 11)}, r"key has shape \(1, 3, 7, 11\), .*: \(2, 3, 7, 11\) is wanted"),
+    "no width": ({"query": (2, 3, 5, 0), "key": (2, 3, 7, 0)}, "query is .* d > 0"),
+}
