@@ -245,8 +245,8 @@ def test_texts_and_heads_are_independent(device: str) -> None:
     for name in ("w_q", "w_k", "w_v"):
         other = deepcopy(module)
         getattr(other, name).weight.data[11:22] += normal("change", 11, 33, device=device)
-        other_output, other_weights = other(*inputs)
-        assert (split_heads(other_output, 3) != heads).flatten(2).any(-1).tolist() == [[False, True, False]] * 2
+        found, other_weights = other(*inputs)
+        assert (split_heads(found, 3) != heads).flatten(2).any(-1).tolist() == [[False, True, False]] * 2
         assert torch.equal(other_weights[:, ::2], weights[:, ::2])
 
 
