@@ -172,7 +172,7 @@ class TestAttention:
 
     def test_mask_and_causal_is_an_error(self, student, draw, expect):
         inputs, mask = arrays(*drawn(draw)), np.ones((5, 7), dtype=bool)
-        expect.raises("ValueError", student.call, "attention", *inputs, mask, True)
+        expect.raises("ValueError", student.call, "attention", *inputs, mask, True, what="mask and is_causal")
 
 
 @pytest.mark.task(
@@ -262,11 +262,11 @@ class TestSdpa:
         expect.close(output, expected, axes=WIDTH, what="output for scores up to 10000", largest=1e4)
 
     def test_heads_that_do_not_fit_are_an_error(self, student, draw, expect):
-        expect.raises("ValueError", student.call, "sdpa", *drawn(draw, h=6, g=5))
+        expect.raises("ValueError", student.call, "sdpa", *drawn(draw, h=6, g=5), what="6 heads, 5 key heads")
 
     def test_mask_and_causal_is_an_error(self, student, draw, expect):
         mask = torch.ones(5, 7, dtype=torch.bool)
-        expect.raises("ValueError", student.call, "sdpa", *drawn(draw), attn_mask=mask, is_causal=True)
+        expect.raises("ValueError", student.call, "sdpa", *drawn(draw), mask, True, what="mask and is_causal")
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("kind", ["no mask", "boolean mask", "float mask"])

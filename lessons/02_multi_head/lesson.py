@@ -12,7 +12,6 @@
 # One attention gives a query one mean of the values. Multi-head attention gives it several, each of another
 # part of the vectors. In this notebook you take the layer apart: which numbers belong to which head, what
 # heads cost, what they can do that one cannot, and where PyTorch's layer means the opposite.
-#
 # Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
 # %% jupyter={"source_hidden": true}
@@ -97,10 +96,7 @@ x = torch.arange(48).view(1, 4, 12)
 print(split_heads(x, 3)[0, 0])
 print(x.view(1, 3, 4, 4)[0, 0])
 
-# %% [markdown]
-# Here is the same as a picture. Every row is a token, and the shade says which head a number goes to.
-
-# %%
+# The same as a picture: every row is a token, and the shade says which head a number goes to.
 heads = torch.arange(1, 4).view(1, 3, 1, 1).expand(1, 3, 4, 4)
 owners = {
     "split_heads": merge_heads(heads)[0],
@@ -297,11 +293,9 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# That holds for one layer. In a deep model the next layer is not linear, and the mean of its outputs is not
-# quite the output for the mean.
-#
-# A classic mistake is to forget `.eval()`: the model then answers the same question differently each time,
-# and slightly worse.
+# That holds for one layer. In a deep model the next one is not linear, and the mean of its outputs is not the
+# output for the mean. A classic mistake is to forget `.eval()`: the same question then gets another answer
+# each time.
 #
 # ## 6. The order of heads is a name
 #
@@ -320,8 +314,7 @@ with torch.no_grad():
     after, after_weights = ours(text, text, text)
 print(f"outputs differ by {(after - before).abs().max():.1e}")
 print(f"weights differ by {(after_weights - before_weights).abs().max():.1e}")
-reordered = before_weights[:, order]
-print(f"weights, reordered, differ by {(after_weights - reordered).abs().max():.1e}")
+print(f"weights, reordered, differ by {(after_weights - before_weights[:, order]).abs().max():.1e}")
 
 # %% [markdown]
 # The output is a sum over heads, and a sum has no order. A layer with 8 heads is one of $8! = 40{,}320$ that
@@ -352,7 +345,6 @@ print(f"gradient of w_q's     {layer.w_q.bias.grad.abs().max():.1e}")
 # - In section 3, draw `scores` for a longer text, say 256 tokens. Does the rank grow with it?
 # - In section 4, leave out `average_attn_weights=False`. What shape come PyTorch's weights in?
 # - In section 5, set `dropout=0.9`. How many runs does it take to come within 0.01?
-# - In section 7, put the large bias on the query instead, and then on the value. One of the two changes
-#   something simple: what?
+# - In section 7, put the large bias on the value instead. What changes is simple: what is it?
 # - Then write it yourself: `attn start multi_head` puts six tasks into your working folder, and
 #   `attn check multi_head` tells you how far you are.

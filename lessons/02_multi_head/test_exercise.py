@@ -157,11 +157,11 @@ class TestWeights:
         self.demand(student, expect, self.inputs(draw), "weights with a float mask", attn_mask=mask)
 
     def test_a_query_that_sees_nothing(self, student, draw, expect):
-        what = "weights, where query 2 may see nothing"
-        self.demand(student, expect, self.inputs(draw), what, attn_mask=EMPTY_ROW)
+        self.demand(student, expect, self.inputs(draw), "weights, query 2 without keys", attn_mask=EMPTY_ROW)
 
     def test_mask_and_causal_is_an_error(self, student, draw, expect):
-        expect.raises("ValueError", student.call, "attention_weights", *self.inputs(draw), EMPTY_ROW, True)
+        call = partial(student.call, "attention_weights", *self.inputs(draw))
+        expect.raises("ValueError", call, EMPTY_ROW, True, what="mask and is_causal")
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("kind", ["bool", "float"])

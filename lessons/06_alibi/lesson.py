@@ -10,10 +10,8 @@
 # # Attention with linear biases, hands on
 #
 # ALiBi gives a token no position. It takes something from each score instead: the distance between query and
-# key, times a slope that every head has of its own. In this notebook you predict what that does, run it, and
-# see whether you were right. The derivation is on the page of the mechanism; here it is put to the test.
-#
-# Guess before you open an answer. A wrong guess is worth more than a right answer read.
+# key, times a slope that every head has of its own. Here you predict what that does, run it, and see whether
+# you were right. Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
@@ -86,12 +84,6 @@ from annotated_attention.alibi import alibi_attention, alibi_bias, alibi_slopes
 # score. Eight heads get the slopes $1/2$, $1/4$, $1/8$ and so on, each half of the one before.
 #
 # **Predict.** What is the last of the eight? And for sixteen heads: is the last one flatter still?
-#
-# <details markdown="1"><summary>Answer</summary>
-#
-# $2^{-8} = 1/256$, in both cases. More heads divide the same range more finely; none looks further.
-#
-# </details>
 
 # %%
 for n_heads in (4, 8, 16):
@@ -99,6 +91,8 @@ for n_heads in (4, 8, 16):
     print(f"{n_heads:2} heads: {first:.4f}, {second:.4f}, ... {last:.4f}")
 
 # %% [markdown]
+# It is $2^{-8} = 1/256$ in each case. More heads divide the same range more finely; none looks further.
+#
 # Twelve is no power of two. The rule takes the eight slopes of eight heads, and then every other slope of
 # sixteen heads until there are twelve.
 
@@ -134,12 +128,8 @@ weights = (scores + alibi_bias(8, 32, 32)).masked_fill(future, -torch.inf).softm
 fig, axes = plt.subplots(1, 4, figsize=(7, 2.1), sharey=True)
 for ax, head in zip(axes, (0, 2, 4, 7), strict=True):
     heatmap(ax, weights[head], WEIGHTS, vmax=0.4)
-    ax.set(
-        title=f"slope 1/{2 ** (head + 1)}",
-        ylabel="query" if head == 0 else "",
-        xticks=[0, 31],
-        yticks=[0, 31],
-    )
+    ax.set(title=f"slope 1/{2 ** (head + 1)}", ylabel="" if head else "query")
+    ax.set(xticks=[0, 31], yticks=[0, 31])
 plt.show()
 
 # %% [markdown]
@@ -199,8 +189,7 @@ print(f"largest difference of any weight: {difference:.1e}")
 lengths = [2**k for k in range(4, 15)]
 errors = {"-m (i - j)": [], "m j": []}
 for s in lengths:
-    j = torch.arange(s)
-    i = s - 1  # the last query
+    j, i = torch.arange(s), s - 1  # i is the last query
     for name, bias in (("-m (i - j)", -slopes[:, 0] * (i - j)), ("m j", slopes[:, 0] * j)):
         exact, rounded = bias.softmax(-1), bias.bfloat16().double().softmax(-1)
         errors[name].append((rounded - exact).abs().amax(dim=-1))  # one number for each head
@@ -218,8 +207,9 @@ for name, head in (("steepest", slopes.argmax()), ("flattest", slopes.argmin()))
     print(f"m j at 16,384 tokens, {name} head: a weight is off by {errors['m j'][-1][head]:.4f}")
 
 # %% [markdown]
-# The short form has a use all the same: it belongs to the key alone. Just keep it away from low precision, or
-# add it to float32 scores, as the code of this course does.
+# At the end the steepest head is wrong by nearly all of its largest weight, which is ½, the flattest by a
+# tenth of its own, which is 0.004. The short form has a use all the same: it belongs to the key alone. Just
+# keep it away from low precision, or add it to float32 scores, as the code of this course does.
 #
 # ## 4. One token at a time
 #
@@ -230,13 +220,10 @@ for name, head in (("steepest", slopes.argmax()), ("flattest", slopes.argmin()))
 # without. What does it look at when the offset is forgotten?
 
 # %%
-right = alibi_bias(8, 1, 20, offset=19)[:, 0].softmax(dim=-1)
-forgotten = alibi_bias(8, 1, 20)[:, 0].softmax(dim=-1)
-
+panels = {"offset=19": alibi_bias(8, 1, 20, offset=19), "offset forgotten": alibi_bias(8, 1, 20)}
 fig, axes = plt.subplots(1, 2, sharey=True, figsize=(7, 2.3))
-panels = {"offset=19": right, "offset forgotten": forgotten}
-for ax, (title, weights) in zip(axes, panels.items(), strict=True):
-    ax.bar(range(20), weights[2], color=WEIGHTS)
+for ax, (title, bias) in zip(axes, panels.items(), strict=True):
+    ax.bar(range(20), bias[2, 0].softmax(dim=-1), color=WEIGHTS)
     ax.set(title=f"{title}, slope 1/8", xlabel="key", xticks=[0, 5, 10, 15, 19])
 axes[0].set(ylabel="weight")
 plt.show()
@@ -258,8 +245,7 @@ print(f"largest difference: {(torch.cat(steps, dim=2) - at_once).abs().max():.1e
 # %% [markdown]
 # ## 5. A short cut for 12 heads
 #
-# For powers of two the slopes are $2^{-8h/n}$. It is tempting to use that for every $n$, and code that does
-# so is in circulation.
+# For powers of two the slopes are $2^{-8h/n}$, and code that uses this for every $n$ is in circulation.
 #
 # **Predict.** For 12 heads, is the short cut nearly right?
 
@@ -283,20 +269,16 @@ print(f"worst: index {worst}, {published[worst]:.3f} against {short_cut[worst]:.
 # with one and is run with the other is broken. How badly?
 
 # %%
-query, key, value = (torch.randn(4, 12, 256, 64) for _ in range(3))
-scores = torch.einsum("b h t d, b h s d -> b h t s", query, key) / 64**0.5
+scores = torch.randn(12, 256, 256)
 distance = (torch.arange(256)[:, None] - torch.arange(256)).abs()
-trained = weights_with(-published[:, None, None] * distance, scores)
-run = weights_with(-short_cut[:, None, None] * distance, scores)
-
+trained, run = (weights_with(-m[:, None, None] * distance, scores) for m in (published, short_cut))
 # Half the sum of absolute differences: the share of attention that goes somewhere else.
-moved = (trained - run).abs().sum(dim=-1).mean(dim=(0, 2)) / 2
+moved = (trained - run).abs().sum(dim=-1).mean(dim=-1) / 2
 print("attention that moved, by head:", *(f"{share:.0%}" for share in moved))
 
 # %% [markdown]
 # Every head is disturbed, and the last four send most of their attention to other keys than in training.
-
-# %% [markdown]
+#
 # ## 6. Train short, test long: what changes for a head?
 #
 # ALiBi's promise is that a model trained on short texts can read longer ones. No model is trained here. A
@@ -308,24 +290,15 @@ print("attention that moved, by head:", *(f"{share:.0%}" for share in moved))
 #
 # **Predict.** The scores are random. From 16 tokens to 16,384, how does that number grow without a bias? With
 # slope 1/2? With slope 1/256?
-#
-# <details markdown="1"><summary>Answer</summary>
-#
-# Without a bias it grows in proportion to the text: the attention is diluted. With a bias it stops growing at
-# a number that depends on the slope alone: $e/m$ for equal scores, 0.6 of that for these random ones.
-#
-# </details>
 
 # %%
-lengths = [2**k for k in range(4, 15)]
 shown = {"no bias": 0.0, "slope 1/256": 2.0**-8, "slope 1/32": 2.0**-5, "slope 1/2": 2.0**-1}
 
 
 def keys_in_use(slope, s, samples=32):
     """The effective number of keys of the last of `s` queries, for random scores."""
     scores = torch.randn(samples, s) - slope * torch.arange(s).flip(0)
-    weights = scores.softmax(dim=-1)
-    return 2 ** torch.special.entr(weights).sum(dim=-1).div(np.log(2)).mean()
+    return 2 ** torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1).div(np.log(2)).mean()
 
 
 fig, ax = plt.subplots(figsize=(7, 3.2))
@@ -339,19 +312,19 @@ ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="keys in use", xlim=(
 plt.show()
 
 # %% [markdown]
+# Without a bias it grows in proportion to the text: the attention is diluted. With a bias it stops growing at
+# a number that depends on the slope alone: $e/m$ for equal scores, 0.6 of that for these random ones.
+#
 # Suppose training stopped at 512 tokens. To the right of the dotted line a head without a bias meets a
 # mixture that it was never trained on, more diluted with every token. A head with a bias meets what it knows.
 #
-# The same from the other side: of the attention in a text of 4,096 tokens, how much goes to keys more than
-# 512 tokens back, which no training example had? Beside it, for equal scores, the distance at which a key has
-# 1% of the nearest key's weight left.
+# The same from the other side: in a text of 4,096 tokens, how much attention goes further back than 512?
 
 # %%
 scores = torch.randn(64, 1, 4096) - alibi_slopes(8)[:, None] * torch.arange(4096).flip(0)
 beyond = scores.softmax(dim=-1)[..., :-512].sum(dim=-1).mean(dim=0)
 for slope, share in zip(alibi_slopes(8), beyond, strict=True):
-    reach = np.log(100) / slope
-    print(f"slope 1/{1 / slope:<3.0f}   1% left at {reach:4.0f} tokens   beyond 512: {share:5.1%}")
+    print(f"slope 1/{1 / slope:<3.0f}   beyond 512: {share:5.1%}")
 
 # %% [markdown]
 # Six of the eight heads send nothing there, the seventh 2%, the last about one part in seven. That is why the
@@ -364,37 +337,13 @@ for slope, share in zip(alibi_slopes(8), beyond, strict=True):
 # 17.98 to 18.3, flat, while sinusoidal positions go from 18.35 to 360 (tables 13 to 15). It is not hurt by a
 # longer text, and hardly uses it.
 #
-# A caution about this experiment: random scores are not those of a trained model, whose scores can be large
-# enough to overcome the bias. Multiply `torch.randn` by 5 and see how the plateaus move.
-#
-# ## 7. Both directions
-#
-# Without a causal mask the bias is $-m\,|i - j|$.
-#
-# **Predict.** Read a text backwards: reverse queries, keys and values. What happens to the outputs?
-#
-# <details markdown="1"><summary>Answer</summary>
-#
-# They come out backwards, and are otherwise the same. A distance has no sign, so a bidirectional head cannot
-# tell left from right.
-#
-# </details>
-
-# %%
-query, key, value = (torch.randn(1, 8, 12, 16, dtype=torch.float64) for _ in range(3))
-for is_causal in (False, True):
-    forwards = alibi_attention(query, key, value, is_causal=is_causal)
-    backwards = alibi_attention(query.flip(2), key.flip(2), value.flip(2), is_causal=is_causal)
-    print(f"causal: {is_causal!s:5}   difference: {(forwards - backwards.flip(2)).abs().max():.1e}")
-
-# %% [markdown]
-# The causal mask is what knows the direction. An encoder with ALiBi needs something else for it, such as
-# heads that look only to the left and heads that look only to the right.
-#
 # ## Now you
 #
 # - Give all eight heads the slope 1/256 in section 2. What is lost? Now give all of them 1/2.
 # - In section 3, replace `bfloat16` by `half`. Which bias suffers, and at which length?
-# - In section 6, find the slope whose head uses 512 keys. Is it one of the eight?
+# - In section 6, find the slope whose head uses 512 keys. Is it one of the eight? And since a trained model's
+#   scores can be large enough to overcome the bias: multiply `torch.randn` by 5. Where do the plateaus move?
+# - Without a causal mask the bias is $-m\,|i - j|$. Reverse queries, keys and values with `.flip(2)`, and
+#   compare the outputs of `alibi_attention` for `is_causal=False` and `True`. What tells left from right?
 # - Then write it yourself: `attn start alibi` puts six tasks into your working folder, and
 #   `attn check alibi` tells you how far you are.

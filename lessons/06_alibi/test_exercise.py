@@ -65,7 +65,7 @@ class TestSlopes:
         )
 
     def test_no_heads_is_an_error(self, student, expect):
-        expect.raises("ValueError", lambda: student.call("alibi_slopes", 0))
+        expect.raises("ValueError", student.call, "alibi_slopes", 0, what="0 heads")
 
 
 @pytest.mark.task(
