@@ -11,8 +11,8 @@
 #
 # One attention gives a query one mean of the values. Multi-head attention gives it several, each of another
 # part of the vectors. In this notebook you take the layer apart: which numbers belong to which head, what
-# heads cost, what they can do that one cannot, and where PyTorch's layer means the opposite.
-# Guess before you open an answer. A wrong guess is worth more than a right answer read.
+# heads cost, what they can do that one cannot, and where PyTorch's layer means the opposite. Guess before you
+# open an answer. A wrong guess is worth more than a right answer read.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.

@@ -117,8 +117,8 @@ plt.show()
 # Let all scores be equal. Then the bias alone decides, and the weights show what a head prefers before it has
 # read a word.
 #
-# **Predict.** Below are 32 tokens. How wide is the dark band of the head with slope 1/2? What does the head
-# with slope 1/256 look like?
+# **Predict.** Below are 32 tokens (strokes mark the hidden future). How wide is the dark band of the head
+# with slope 1/2? What does the head with slope 1/256 look like?
 
 # %%
 scores = torch.zeros(8, 32, 32)
