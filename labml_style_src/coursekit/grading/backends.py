@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter
 from typing import Any, Protocol
 
 from coursekit.grading import wire
@@ -21,9 +20,8 @@ from coursekit.grading.values import copied
 from coursekit.grading.verbs import StudentError, stops_in_words
 
 CALL_SECONDS = 10.0
-# A function that was too slow once gets less from then on, and in the end no more.
-AGAIN_SECONDS = 2.0
-TIMEOUTS_ALLOWED = 2
+# After the first call that was too slow.
+LATER_SECONDS = 2.0
 LOAD_SECONDS = 20.0
 # PyTorch is imported before the student's file.
 START_SECONDS = 120.0
@@ -101,13 +99,13 @@ class SecondProcess:
     """The student's module in a process of its own, started at once and asked over pipes.
 
     A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next one gets a
-    fresh process. A function that was too slow `TIMEOUTS_ALLOWED` times is not called again.
+    fresh process. From then on calls have less time, and the function that was too slow is not called again.
     """
 
     def __init__(self, submission: Submission, seconds: float = CALL_SECONDS) -> None:
         self.submission = submission
         self.seconds = seconds
-        self.timeouts: Counter[str] = Counter()
+        self.slow: dict[str, StudentError] = {}
         self.problem: StudentError | None = None
         self.stops: list[str] = []
         self._printed, self._more = "", 0
@@ -120,10 +118,9 @@ class SecondProcess:
             self._load()
         if self.problem is not None:
             raise self.problem.with_traceback(None)
-        slow = self.timeouts[request.get("name") or ""]
-        if slow >= TIMEOUTS_ALLOWED:
-            raise self._failure(request, "Timeout", f"{self.seconds:g} s")
-        return self._exchange(request, min(self.seconds, AGAIN_SECONDS) if slow else self.seconds)
+        if slow := self.slow.get(request.get("name") or ""):
+            raise slow.with_traceback(None)
+        return self._exchange(request, min(self.seconds, LATER_SECONDS) if self.slow else self.seconds)
 
     def printed(self) -> tuple[str, int]:
         printed, more = self._printed, self._more
@@ -199,8 +196,9 @@ class SecondProcess:
         code = self._end()
         if seconds is None:
             return self._failure(request, "Ended", f"exit code {code}")
-        self.timeouts[request.get("name") or ""] += 1
-        return self._failure(request, "Timeout", f"{seconds:g} s")
+        slow = self._failure(request, "Timeout", f"{seconds:g} s")
+        self.slow[request.get("name") or ""] = slow
+        return slow
 
     def _failure(self, request: dict[str, Any], kind: str, message: str) -> StudentError:
         told = {"type": kind, "bases": [], "message": message, "lines": [], "raised": False}
