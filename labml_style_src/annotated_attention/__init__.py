@@ -1,4 +1,4 @@
-"""Attention mechanisms, one annotated file each. Import the mechanism you want by name:
+"""Attention mechanisms, one annotated file each.
 
-    from annotated_attention.alibi import alibi_attention
+Import the mechanism you want by name: `from annotated_attention.alibi import alibi_attention`.
 """
