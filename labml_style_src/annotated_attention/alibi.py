@@ -314,7 +314,7 @@ def alibi_score_mod(
 
     A kernel that adds the bias while the scores are still in registers needs no `h t s` matrix.
 
-    - **FlexAttention** takes the function below as `score_mod`, beside a causal `block_mask`
+    - **FlexAttention** takes this function as `score_mod`, beside a causal `block_mask`
       [check:test_flex_attention_agrees].
     - **SDPA** takes `alibi_bias` as `attn_mask`, with the causal part folded in
       [check:test_torch_sdpa_agrees]. `alibi_attention` takes no mask; padding, `b 1 1 s`, joins the bias as
