@@ -12,7 +12,7 @@ def text(
     x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
 ) -> str:
     place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} style="fill:var(--{colour})">{content}</text>'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
 
 
 def rect(

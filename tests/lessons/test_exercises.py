@@ -5,15 +5,14 @@ Two correct solutions of another hand lie in `alternatives/SLUG_*.py`.
 
 import ast
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from coursekit.course import Lesson, find_course
+from coursekit.grading.bank import Misconception, read_bank
 from coursekit.grading.checking import Bank
-from coursekit.grading.diagnosis import Misconception, read_bank, variant_submission
+from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.exercise import run
 from coursekit.grading.submission import read_submission
 from coursekit.grading.validate import right, untouched
@@ -26,15 +25,6 @@ MAY_IMPORT = {"torch", "numpy", "einops", "math"}
 every_lesson = pytest.mark.parametrize(
     "lesson", [pytest.param(each, id=each.slug) for each in COURSE.lessons]
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The checks' tensors are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def alternatives(lesson: Lesson) -> list[Path]:

@@ -12,9 +12,9 @@ fixtures:
             expect.close(slopes, alibi_slopes(n_heads), axes="head", what="slopes")
 
 `verbs.py` says what `student` offers, `expect.py` what can be demanded, `compare.py` how close is close
-enough, `notes.py` what is noted beside the points, `diagnosis.py` how `misconceptions.py` is written and
-used, `stub.py` how a lesson's `exercise.py` marks the solution. `exercise.py` here is the student's way
-(start, check, solution), `validate.py` the gate for a lesson's author.
+enough, `notes.py` what is noted beside the points, `bank.py` how `misconceptions.py` is written,
+`diagnosis.py` how a mistake is named by it, `stub.py` how a lesson's `exercise.py` marks the solution.
+`exercise.py` here is the student's way (start, check, solution), `validate.py` the gate for an author.
 
 Where the student's code runs is known to `backends.py` alone: in this process, or in a second one.
 """

@@ -13,16 +13,8 @@ import pytest
 
 from coursekit.course import Lesson
 from coursekit.grading.backends import Backend, InProcess, SecondProcess
-from coursekit.grading.diagnosis import (
-    BROKEN,
-    UNDIAGNOSED,
-    UNDONE,
-    Failure,
-    Misconception,
-    Variant,
-    failure_of,
-    read_bank,
-)
+from coursekit.grading.bank import Misconception, read_bank
+from coursekit.grading.diagnosis import BROKEN, UNDIAGNOSED, UNDONE, Failure, Variant, failure_of
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
 from coursekit.grading.feedback import printed

@@ -4,8 +4,9 @@ import pytest
 from tests.coursekit.grading.tiny import with_change
 
 from coursekit.course import Lesson
+from coursekit.grading.bank import read_bank
 from coursekit.grading.checking import Bank
-from coursekit.grading.diagnosis import read_bank, variant_submission
+from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.exercise import run
 from coursekit.grading.report import Report, explained
 from coursekit.grading.submission import ExerciseError, Submission

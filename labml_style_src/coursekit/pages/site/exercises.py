@@ -1,7 +1,7 @@
 """The page of an exercise: what is asked, for how many points, how to start, and the mistakes that are known.
 
-What is asked is the text of the stub, so the page and the file that a student opens say the same. Points and
-mistakes are read from `test_exercise.py` and `misconceptions.py` as text; nothing is run.
+What is asked is the text of the stub, so the page and the file that a student opens say the same. Points are
+read from `test_exercise.py` as text; nothing is run.
 """
 
 import ast
@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass
 
 from coursekit.course import Lesson
+from coursekit.grading.bank import read_bank
 from coursekit.grading.stub import make_stub, notebook_cells
+from coursekit.grading.submission import ExerciseError
 from coursekit.pages.code import highlight
 from coursekit.pages.front import front_matter
 from coursekit.pages.problems import PageError, Problem
@@ -61,14 +63,6 @@ def _mark(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.Call | None:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == f"pytest.mark.{name}":
             return decorator
     return None
-
-
-def read_mistakes(lesson: Lesson) -> list[tuple[str, str]]:
-    """What is mistaken and the tutor's sentence, for every misconception."""
-    tree = ast.parse(lesson.misconceptions.read_text("utf-8"), str(lesson.misconceptions))
-    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    parts = [(node.name.partition("__"), ast.get_docstring(node) or "") for node in defined]
-    return [(target, sentence) for (target, mark, _), sentence in parts if mark and target]
 
 
 def render_exercise(lesson: Lesson) -> str:
@@ -140,14 +134,13 @@ def _start(lesson: Lesson) -> str:
 
 
 def _mistakes(lesson: Lesson) -> list[str]:
-    mistakes = read_mistakes(lesson)
-    if not mistakes:
+    try:
+        bank = read_bank(lesson)
+    except ExerciseError as error:
+        file = lesson.misconceptions.relative_to(lesson.root).as_posix()
+        raise PageError([Problem(file, 1, str(error))]) from None
+    if not bank:
         return []
-    items = []
-    for target, sentence in mistakes:
-        first, *rest = sentence.split("\n\n")
-        text = " ".join(first.split())
-        more = "".join(f"\n\n    {' '.join(paragraph.split())}" for paragraph in rest)
-        items.append(f"-   <code>{html.escape(target)}</code>: {text}{more}")
+    items = [f"-   <code>{html.escape(each.target)}</code>: {each.sentence}" for each in bank]
     intro = "If what you return equals one of these, `attn check` says so."
     return ["## Mistakes we have met", intro, "\n\n".join(items)]
