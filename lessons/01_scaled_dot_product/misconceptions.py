@@ -10,6 +10,14 @@ import numpy as np
 import torch
 
 
+def softmax__bare(scores):
+    """Your softmax exponentiates the scores as they are. exp(1000) is infinite and exp(-1000) is 0: infinity
+    by infinity is NaN, and so is 0 by 0. Which number may be taken from all scores of a row without changing
+    its weights?"""
+    exponentials = np.exp(scores)
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 def softmax__no_maximum(scores):
     """Your softmax exponentiates the scores as they are. exp(1000) is infinite, and infinity by infinity
     is NaN. Which number may be taken from all scores of a row without changing its weights?"""
