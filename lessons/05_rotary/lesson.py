@@ -69,17 +69,7 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
         axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
-# %% [markdown]
-# **Predict.** Three queries look at five keys. What does each row of weights sum to?
-#
-# <details markdown="1"><summary>Answer</summary>
-#
-# One: they are a softmax. With values of one, the result is one everywhere.
-#
-# </details>
-
 # %%
-from annotated_attention.rotary import rotary_attention
+from annotated_attention.rotary import rotary_frequencies
 
-query, key, value = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 5, 8), torch.ones(1, 1, 5, 1)
-print(rotary_attention(query, key, value).flatten().round(decimals=4))
+print(rotary_frequencies(8))
