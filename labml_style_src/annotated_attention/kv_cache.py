@@ -117,7 +117,7 @@ def make_caches(model: LanguageModel, capacity: int) -> list[KVCache]:
 @torch.no_grad()
 def prefill(
     model: LanguageModel,
-    prompts: Sequence[Int[Tensor, "t"]],
+    prompts: Sequence[Int[Tensor, "_"]],
     caches: Sequence[KVCache],
     *,
     chunk_size: int | None = None,
@@ -136,7 +136,7 @@ def prefill(
 @torch.no_grad()
 def generate_batch(
     model: LanguageModel,
-    prompts: Sequence[Int[Tensor, "t"]],
+    prompts: Sequence[Int[Tensor, "_"]],
     n_tokens: int,
     *,
     temperature: float = 1.0,

@@ -15,9 +15,9 @@ def small_model() -> LanguageModel:
 def test_a_batch_equals_each_text_alone() -> None:
     model = small_model()
     prompts = [torch.arange(n) % 37 for n in (5, 11, 7)]
-    for prompt, text in zip(prompts, generate_batch(model, prompts, 9, temperature=0), strict=True):
-        alone = generate(model, prompt[None], 9, temperature=0)
-        cached = generate(model, prompt[None], 9, temperature=0, caches=make_caches(model, 23))
+    for prompt, text in zip(prompts, generate_batch(model, prompts, 9, temperature=0.0), strict=True):
+        alone = generate(model, prompt[None], 9, temperature=0.0)
+        cached = generate(model, prompt[None], 9, temperature=0.0, caches=make_caches(model, 23))
         assert torch.equal(alone, text[None])
         assert torch.equal(alone, cached)
 
