@@ -86,12 +86,18 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from annotated_attention.language_model import Attend, Cache, SelfAttention
-from annotated_attention.language_model import causal_attention, causal_mask, placed
+from annotated_attention.language_model import (
+    Attend,
+    Cache,
+    SelfAttention,
+    causal_attention,
+    causal_mask,
+    placed,
+)
 from annotated_attention.multi_head import merge_heads, split_heads
 from annotated_attention.scaled_dot_product import attention_weights, check_inputs
 
-__all__ = ["GroupedQueryAttention", "causal_grouped_attention", "decode_cost"]
+__all__ = ["GroupedQueryAttention", "causal_grouped_attention", "grouped_query_cost"]
 __all__ += ["fused_grouped_attention", "grouped_query_attention", "mean_pool_kv_heads"]
 
 
@@ -280,7 +286,7 @@ def group_size(n_heads: int, n_kv_heads: int) -> int:
     return n_heads // n_kv_heads
 
 
-def decode_cost(b: int, h: int, g: int, s: int, d: int, itemsize: int = 2) -> tuple[int, int]:
+def grouped_query_cost(b: int, h: int, g: int, s: int, d: int, itemsize: int = 2) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
     Returns, for one layer and one new token in each of $b$ texts, the operations of its attention and the bytes
@@ -344,7 +350,7 @@ def example(axes: dict[str, int]) -> None:
     GroupedQueryAttention(m, h, g)(torch.randn(b, t, m))
     GroupedQueryAttention.from_multi_head(SelfAttention(m, h), g)
     mean_pool_kv_heads(torch.randn(h * d, m), h, g)
-    decode_cost(b, h, g, s, d)
+    grouped_query_cost(b, h, g, s, d)
     i, j = torch.arange(s - t, s), torch.arange(s)
     causal_grouped_attention(query, key, value, i, j)
     fused_grouped_attention(query, key, value, i, j)

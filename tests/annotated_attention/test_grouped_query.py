@@ -1,6 +1,6 @@
 """The proof of `grouped_query`: each test is a claim that its page makes."""
 
-import math
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -20,12 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from annotated_attention.grouped_query import (
     GroupedQueryAttention,
     causal_grouped_attention,
-    decode_cost,
     fused_grouped_attention,
     grouped_query_attention,
+    grouped_query_cost,
     mean_pool_kv_heads,
 )
-from annotated_attention.language_model import SelfAttention, causal_attention
+from annotated_attention.kv_cache import KVCache, kv_cache_bytes
+from annotated_attention.language_model import SelfAttention
+from annotated_attention.multi_head import split_heads
+from annotated_attention.rotary import rotary_attention
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
 
 sdpa = partial(F.scaled_dot_product_attention, enable_gqa=True)
@@ -49,27 +52,16 @@ class Largest(TorchDispatchMode):
         return result
 
 
-class Held:
-    """The least that a cache can be: lists of what came."""
-
-    def __init__(self) -> None:
-        self.key = self.value = None
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self.key = key if self.key is None else torch.cat([self.key, key], 2)
-        self.value = value if self.value is None else torch.cat([self.value, value], 2)
-        return self.key, self.value
-
-    @property
-    def positions(self) -> Tensor:
-        return torch.arange(0 if self.key is None else self.key.shape[2])
-
-    @property
-    def nbytes(self) -> int:
-        return self.key.nbytes + self.value.nbytes
+def inputs_of(case: Case, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, ...]:
+    """Large scores from numbers that bfloat16 holds, so that their sum is exact in float64, whatever its order:
+    at 1e4, a difference in the last place of a score is one of 1e-12 in the weights."""
+    coarse = torch.bfloat16 if case.largest_score else dtype
+    return tuple(x.to(dtype) for x in case.inputs(coarse, device))
 
 
-def layers(m: int, h: int, g: int, dtype: torch.dtype = torch.float64) -> tuple[SelfAttention, GroupedQueryAttention]:
+def layers(
+    m: int, h: int, g: int, dtype: torch.dtype = torch.float64
+) -> tuple[SelfAttention, GroupedQueryAttention]:
     """Random layers of both kinds, with weights that do not depend on the machine."""
     pair = SelfAttention(m, h), GroupedQueryAttention(m, h, g)
     for layer in pair:
@@ -99,7 +91,7 @@ def test_agrees_with_pytorch(case: Case, dtype: torch.dtype, is_causal: bool, de
     oracle = partial(plain_attention, mask=causal(case.t, case.s, device) if is_causal else None)
     ours = partial(grouped_query_attention, is_causal=is_causal)
     peer = partial(sdpa, is_causal=is_causal)
-    assert_agrees(ours, peer, case.inputs(dtype, device), oracle=oracle)
+    assert_agrees(ours, peer, inputs_of(case, dtype, device), oracle=oracle)
 
 
 @proof.each_mask
@@ -115,7 +107,9 @@ def test_masks_agree_with_pytorch(mask_kind: str, dtype: torch.dtype, device: st
 
 
 @every_g
-@pytest.mark.parametrize("shape", [(1, 7), (5, 1), (1, 5, 7), (6, 1, 7), (6, 5, 1), (2, 1, 1, 7), (1, 6, 5, 7), (2, 6, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 7), (5, 1), (1, 5, 7), (6, 1, 7), (6, 5, 1), (2, 1, 1, 7), (1, 6, 5, 7), (2, 6, 1, 1)]
+)
 def test_masks_broadcast(shape: tuple[int, ...], g: int, device: str) -> None:
     inputs = Case("shared", g=g, r=6 // g).inputs(device=device)
     bias = normal("bias", *shape, device=device)
@@ -144,7 +138,12 @@ def test_scale_is_that_of_pytorch(scale: float, device: str) -> None:
 def test_one_function_from_multi_head_to_multi_query(g: int, dtype: torch.dtype, device: str) -> None:
     inputs = query, key, value = Case("shared", g=g, r=6 // g).inputs(dtype, device)
     ours = partial(grouped_query_attention, is_causal=True)
-    assert_agrees(ours, partial(sdpa, is_causal=True), inputs, oracle=partial(plain_attention, mask=causal(5, 7, device)))
+    assert_agrees(
+        ours,
+        partial(sdpa, is_causal=True),
+        inputs,
+        oracle=partial(plain_attention, mask=causal(5, 7, device)),
+    )
     if g == 6:
         assert torch.equal(ours(*inputs), scaled_dot_product_attention(*inputs, is_causal=True))
     if g == 1:
@@ -161,7 +160,9 @@ def test_neighbours_share_a_head(g: int, device: str) -> None:
     for u in range(g):
         after = grouped_query_attention(query, changed(key, 1, u, u + 1), value)
         other = grouped_query_attention(query, key, changed(value, 1, u, u + 1))
-        moved = [(x != before).transpose(0, 1).flatten(1).any(1).nonzero()[:, 0].tolist() for x in (after, other)]
+        moved = [
+            (x != before).transpose(0, 1).flatten(1).any(1).nonzero()[:, 0].tolist() for x in (after, other)
+        ]
         assert moved[0] == moved[1]
         readers.append(moved[0])
     assert readers == [[n for n in range(6) if n // (6 // g) == u] for u in range(g)]
@@ -248,7 +249,7 @@ def test_operations_per_byte(h: int, g: int) -> None:
     with FlopCounterMode(display=False) as counter:
         grouped_query_attention(*inputs)
     cost = counter.get_total_flops(), inputs[1].nbytes + inputs[2].nbytes
-    assert cost == decode_cost(case.b, h, g, case.s, case.d)
+    assert cost == grouped_query_cost(case.b, h, g, case.s, case.d)
     assert cost[0] / cost[1] == h // g
 
 
@@ -262,14 +263,13 @@ def test_operations_do_not_depend_on_g() -> None:
 
 
 def test_cache_table() -> None:
-    def kibibytes(layers: int, g: int, d: int) -> float:
-        return layers * decode_cost(1, g, g, 1, d)[1] / 1024
-
-    assert [kibibytes(32, g, 128) for g in (32, 8)] == [512, 128]
-    assert [kibibytes(80, g, 128) for g in (64, 8)] == [2560, 320]
-    assert [kibibytes(32, g, 64) for g in (71, 1)] == [568, 8]
-    assert kibibytes(80, 64, 128) * 4096 == 10 * 1024**2
-    assert 6.7e9 * 2 / (512 * 1024) == pytest.approx(25_000, rel=0.03)
+    models = {(32, 32, 32, 128): (512, 512), (80, 64, 8, 128): (2560, 320)}
+    models |= {(32, 32, 8, 128): (512, 128), (32, 71, 1, 64): (568, 8)}
+    for (n_layers, h, g, d), kibibytes in models.items():
+        assert [kv_cache_bytes(n_layers, heads, d, 1) / 1024 for heads in (h, g)] == list(kibibytes)
+        assert kv_cache_bytes(n_layers, g, d, 1) == n_layers * grouped_query_cost(1, h, g, 1, d)[1]
+    assert kv_cache_bytes(80, 64, 128, 4096) == 10 * 2**30
+    assert 2 * 6.7e9 / kv_cache_bytes(32, 32, 128, 1) == pytest.approx(25_000, rel=0.03)
 
 
 @every_g
@@ -292,10 +292,10 @@ def test_layer_with_all_heads_is_self_attention() -> None:
 @every_g
 @given(cuts=st.sets(st.integers(1, 10)))
 def test_decoding_equals_prefill(g: int, cuts: set[int]) -> None:
-    layer, x, cache = layers(66, 6, g)[1], normal("x", 2, 11, 66), Held()
+    layer, x, cache = layers(66, 6, g)[1], normal("x", 2, 11, 66), KVCache(11)
     marks = [0, *sorted(cuts), 11]
     with torch.no_grad():
-        steps = [layer(x[:, a:z], cache=cache) for a, z in zip(marks, marks[1:], strict=False)]
+        steps = [layer(x[:, a:z], cache=cache) for a, z in itertools.pairwise(marks)]
         exact = layer(x)
     assert_close(torch.cat(steps, 1), exact, exact)
 
@@ -304,11 +304,12 @@ def test_decoding_equals_prefill(g: int, cuts: set[int]) -> None:
 def test_cache_is_g_over_h(g: int) -> None:
     x, held = normal("x", 2, 11, 66), []
     for layer in layers(66, 6, g):
-        cache = Held()
+        cache = KVCache(11)
         layer(x, cache=cache)
         held.append(cache.nbytes)
     assert held[1] * 6 == held[0] * g
-    assert held[1] == 11 * decode_cost(2, 6, g, 1, 11, itemsize=8)[1]
+    assert held[1] == kv_cache_bytes(1, g, 11, 11, batch=2, dtype=torch.float64)
+    assert held[1] == grouped_query_cost(2, 6, g, 11, 11, itemsize=8)[1]
 
 
 @pytest.mark.parametrize("positions", [torch.tensor([4, 1, 3]), torch.tensor([[4, 1, 3], [0, 1, 2]])])
@@ -319,15 +320,138 @@ def test_positions_reach_the_mask(positions: Tensor) -> None:
     assert_close(layer(x, positions=positions).gather(1, order), sorted_first, sorted_first)
 
 
-@pytest.mark.parametrize("sizes", [(7, 3, 1), (6, 0, 1), (6, 4, 1)][:2])
-def test_layer_refuses_heads_that_do_not_divide(sizes) -> None:
-    with pytest.raises(ValueError, match="n_heads"):
-        GroupedQueryAttention(*sizes)
-
-
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(6, 4), (6, 0), (6, 12), (0, 1)])
 def test_heads_must_divide(n_heads: int, n_kv_heads: int) -> None:
     with pytest.raises(ValueError, match=f"n_heads is {n_heads}"):
         GroupedQueryAttention(66, n_heads, n_kv_heads)
     with pytest.raises(ValueError, match=f"n_heads is {n_heads}, n_kv_heads is {n_kv_heads}"):
         mean_pool_kv_heads(torch.ones(66, 5), n_heads, n_kv_heads)
+
+
+@every_g
+def test_rotary_and_groups_compose(g: int) -> None:
+    layer, x, cache = layers(60, 6, g)[1], normal("x", 2, 7, 60), KVCache(7)
+    layer.attend = partial(rotary_attention, attend=causal_grouped_attention)
+    tied = turned_to_multi_head(layer)
+    tied.attend = rotary_attention
+    exact = tied(x)
+    assert_close(layer(x), exact, exact)
+    with torch.no_grad():
+        steps = [layer(token, cache=cache) for token in x.split(1, 1)]
+    assert_close(torch.cat(steps, 1), exact, exact)
+    assert cache.nbytes == kv_cache_bytes(1, g, 10, 7, batch=2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
+def test_equal_heads_convert_exactly(n_kv_heads: int) -> None:
+    grouped, x = layers(66, 6, n_kv_heads)[1], normal("x", 2, 7, 66)
+    source = turned_to_multi_head(grouped)
+    exact = source(x)
+    assert_close(GroupedQueryAttention.from_multi_head(source, n_kv_heads)(x), exact, exact)
+    # Heads that differ do not.
+    source = layers(66, 6, 1)[0]
+    loss = (GroupedQueryAttention.from_multi_head(source, n_kv_heads)(x) - source(x)).abs().max()
+    assert loss == 0 if n_kv_heads == 6 else loss > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_conversion_keeps_dtype_mode_and_attention(dtype: torch.dtype) -> None:
+    source = layers(66, 6, 1, dtype)[0].eval()
+    copy = GroupedQueryAttention.from_multi_head(source, 2)
+    assert {x.dtype for x in copy.parameters()} == {dtype}
+    assert not copy.training
+    assert copy.attend is causal_grouped_attention
+    copy.w_q.weight.data.zero_()
+    assert (source.w_q.weight != 0).any()
+    source.attend = rotary_attention
+    with pytest.raises(ValueError, match="attend"):
+        GroupedQueryAttention.from_multi_head(source, 2)
+    attend = partial(rotary_attention, attend=causal_grouped_attention)
+    assert GroupedQueryAttention.from_multi_head(source, 2, attend=attend).attend is attend
+
+
+def test_pooling_by_hand() -> None:
+    weight = torch.tensor([[0.0, 1], [2, 3], [10, 11], [12, 13], [20, 21], [22, 23], [30, 31], [32, 33]])
+    assert mean_pool_kv_heads(weight, 4, 2).tolist() == [[5, 6], [7, 8], [25, 26], [27, 28]]
+    assert mean_pool_kv_heads(weight[:, 0], 4, 2).tolist() == [5, 7, 25, 27]
+    assert mean_pool_kv_heads(weight, 4, 1).tolist() == [[15, 16], [17, 18]]
+    assert torch.equal(mean_pool_kv_heads(weight, 4, 4), weight)
+    for wrong in (weight[:6], weight[None]):
+        with pytest.raises(ValueError, match="weight has shape"):
+            mean_pool_kv_heads(wrong, 4, 2)
+
+
+@given(seed=st.integers(0, 999), g=st.sampled_from([1, 2, 3, 6]))
+def test_mean_is_least_squares(seed: int, g: int) -> None:
+    heads = normal("heads", g, 6 // g, 11, 5)
+    mean = mean_pool_kv_heads(heads.reshape(66, 5), 6, g).reshape(g, 1, 11, 5)
+    other = mean + normal(f"step {seed}", g, 1, 11, 5)
+    errors = [((heads - x) ** 2).sum().item() for x in (mean, other)]
+    assert errors[1] - errors[0] == pytest.approx(6 // g * ((other - mean) ** 2).sum().item())
+
+
+@every_g
+def test_pooling_weights_pools_keys(g: int) -> None:
+    weight, x = normal("weight", 66, 5), normal("x", 2, 7, 5)
+    keys = split_heads(x @ weight.T, 6).unflatten(1, (g, 6 // g)).mean(2)
+    pooled = split_heads(x @ mean_pool_kv_heads(weight, 6, g).T, g)
+    assert_close(pooled, keys, keys)
+
+
+@pytest.mark.parametrize("r", [2, 4, 8])
+def test_mean_of_unlike_heads_is_short(r: int) -> None:
+    # Uncorrelated and of equal size: orthonormal, taken as vectors.
+    heads = torch.linalg.qr(normal("heads", 64 * 128, r)).Q.T.reshape(r, 64, 128)
+    mean = mean_pool_kv_heads(heads.reshape(r * 64, 128), r, 1)
+    assert mean.norm().item() == pytest.approx(r**-0.5)
+    # So the scores shrink as much, and the weights are spread over more keys.
+    x, query = normal("x", 512, 128), normal("asked", 512, 64)
+    scores = [8 * query @ (x @ w.T).T for w in (heads[0], mean)]
+    assert (scores[1].std() / scores[0].std()).item() == pytest.approx(r**-0.5, rel=0.05)
+    first, pooled = (torch.special.entr(z.softmax(-1)).sum(-1).mean() for z in scores)
+    assert pooled > first
+
+
+def test_pooling_depends_on_the_basis() -> None:
+    source, turned, x = layers(66, 6, 1)[0], layers(66, 6, 1)[0], normal("x", 2, 7, 66)
+    turns = torch.linalg.qr(normal("turns", 6, 11, 11)).Q
+    with torch.no_grad():
+        for w in (turned.w_q, turned.w_k):
+            w.weight.copy_((turns @ w.weight.reshape(6, 11, 66)).reshape(66, 66))
+    exact = source(x)
+    assert_close(turned(x), exact, exact, factor=8)
+    one, other = (GroupedQueryAttention.from_multi_head(layer, 2)(x) for layer in (source, turned))
+    assert (one - other).abs().max() > 0.01
+
+
+def test_turned_heads_can_be_turned_back() -> None:
+    key = normal("key", 1, 11, 66)
+    turns = torch.linalg.qr(normal("turns", 6, 11, 11)).Q
+    heads = turns @ key
+    assert (mean_pool_kv_heads(heads.reshape(66, 66), 6, 1).norm() / key.norm()) < 0.7
+    # Procrustes: the turn that brings head n closest to head 0 comes from a singular value decomposition.
+    u, _, v = torch.linalg.svd(heads[0] @ heads.mT)
+    aligned = u @ v @ heads
+    assert_close(mean_pool_kv_heads(aligned.reshape(66, 66), 6, 1), heads[0], heads[0], factor=8)
+
+
+@pytest.mark.parametrize("dtype", proof.DTYPES[:2], ids=["float64", "float32"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_fused_attention_agrees(dtype: torch.dtype, batched: bool, device: str) -> None:
+    inputs, j = GROUPED.inputs(dtype, device), torch.arange(7, device=device)
+    i = torch.tensor([[2, 3, 4, 5, 6], [0, 1, 2, 3, 4]], device=device)
+    i = i if batched else i[0]
+    mask = (j <= i[..., None]).reshape(-1, 1, 5, 7)
+    ours, fused = (partial(f, i=i, j=j) for f in (causal_grouped_attention, fused_grouped_attention))
+    assert_agrees(ours, fused, inputs, oracle=partial(plain_attention, mask=mask))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("dtype", proof.DTYPES[:2], ids=["float64", "float32"])
+def test_flex_attention_agrees(dtype: torch.dtype, device: str) -> None:
+    inputs = GROUPED.inputs(dtype, device)
+    block_mask = create_block_mask(lambda b, n, i, j: j <= i, None, None, 5, 7, device=device)
+    flex = flex_attention(*inputs, block_mask=block_mask, enable_gqa=True)
+    exact = plain_attention(*GROUPED.inputs(device=device), causal(5, 7, device))
+    assert isinstance(flex, Tensor)
+    assert_close(flex, grouped_query_attention(*inputs, is_causal=True), exact)
