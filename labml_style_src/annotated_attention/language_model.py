@@ -11,19 +11,16 @@ A decoder-only transformer around a slot for any attention of the course.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from annotated_attention.multi_head import merge_heads, split_heads
-from annotated_attention.scaled_dot_product import scaled_dot_product_attention
 
 __all__ = [
     "Attend",
@@ -34,14 +31,16 @@ __all__ = [
     "causal_attention",
     "causal_mask",
     "generate",
+    "language_model_cost",
     "sample",
-    "train",
+    "sinusoidal",
 ]
 
 # `attend(query, key, value, i, j)`: what queries at positions `i` take from keys and values at positions `j`.
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class Cache(Protocol):
     """The keys and values of one layer that were computed before. Lesson 7 builds the first."""
 
@@ -74,7 +73,7 @@ def causal_attention(
     j: Int[Tensor, "... s"],
 ) -> Float[Tensor, "b h t e"]:
     """The slot's plain attention: order is known to the mask alone."""
-    return scaled_dot_product_attention(query, key, value, causal_mask(i, j))
+    return F.scaled_dot_product_attention(query, key, value, causal_mask(i, j))
 
 
 class SelfAttention(nn.Module):
@@ -85,9 +84,7 @@ class SelfAttention(nn.Module):
         if n_heads < 1 or d_model < 1 or d_model % n_heads:
             raise ValueError(f"d_model is {d_model}, n_heads is {n_heads}: a multiple of n_heads is wanted")
         self.n_heads, self.attend = n_heads, attend
-        self.w_q, self.w_k, self.w_v, self.w_o = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
-        )
+        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
     def forward(
         self,
@@ -135,6 +132,16 @@ class LanguageModelConfig:
     position_embedding: str = "learned"  # or "sinusoidal", or "none" where attention itself tells order
     make_attention: Callable[["LanguageModelConfig", int], nn.Module] = self_attention
 
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "max_length", "d_model", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must lie between 0 and 1")
+        if self.position_embedding not in ("learned", "sinusoidal", "none"):
+            came = f"position_embedding is {self.position_embedding!r}"
+            raise ValueError(f"{came}: learned, sinusoidal or none is wanted")
+
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -147,10 +154,22 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(m, 4 * m), nn.GELU(), nn.Linear(4 * m, m))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "b t m"],
+        positions: Int[Tensor, "... t"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "b t m"]:
         attended = self.attention(self.attention_norm(x), positions=positions, cache=cache)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def sinusoidal(positions: Int[Tensor, "... t"], d_model: int) -> Float[Tensor, "... t m"]:
+    n = torch.arange(0, d_model, 2, device=positions.device)
+    angles = positions[..., None] * 10000.0 ** (-n / d_model)
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    return waves[..., :d_model]
 
 
 class LanguageModel(nn.Module):
@@ -160,35 +179,75 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         if config.position_embedding == "learned":
             self.position_embedding = nn.Embedding(config.max_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
 
+        # GPT-2's beginning.
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                last = name.endswith((".w_o", ".mlp.2"))
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * config.n_layers) if last else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
     def forward(
         self,
-        tokens: Int[Tensor, "b t"],
+        tokens: Integer[Tensor, "b t"],
         *,
         positions: Int[Tensor, "... t"] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "b t v"]:
         """Logits of the next token. `caches` has one cache a layer, and then `tokens` are only the new ones."""
-        x = self.embedding(tokens)
-        if self.config.position_embedding == "learned":
+        config = self.config
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            came = f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}"
+            raise ValueError(f"{came}: integers of shape b t are wanted")
+        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
+            came = f"tokens reach from {tokens.min()} to {tokens.max()}"
+            raise ValueError(f"{came}: from 0 to vocab_size - 1 = {config.vocab_size - 1} is wanted")
+        if caches is not None and len(caches) != config.n_layers:
+            raise ValueError(f"caches has {len(caches)} entries: one for each of {config.n_layers} layers")
+
+        x = self.embedding(tokens.long())
+        if config.position_embedding != "none":
             where = positions
             if where is None:
                 where = torch.arange(tokens.shape[1], device=tokens.device)
                 if caches is not None and caches[0].positions.numel():
                     where = where + caches[0].positions.amax(-1, keepdim=True) + 1
-            x = x + self.position_embedding(where)
+            x = x + self.place(where.clamp(min=0)).to(x.dtype)
+        x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, positions, None if caches is None else caches[layer])
         return F.linear(self.norm(x), self.embedding.weight)
 
+    def place(self, where: Int[Tensor, "... t"]) -> Float[Tensor, "... t m"]:
+        config = self.config
+        if config.position_embedding == "sinusoidal":
+            return 0.02 * math.sqrt(2) * sinusoidal(where, config.d_model)
+        if where.numel() and where.max() >= config.max_length:
+            came = f"tokens reach position {where.max()}"
+            raise ValueError(f"{came}: learned positions end at max_length - 1 = {config.max_length - 1}")
+        return self.position_embedding(where)
 
-def sample(logits: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, generator=None) -> Tensor:
+
+def sample(
+    logits: Float[Tensor, "b v"],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "b"]:
     """One token a row, `b`, from logits `b v`. Temperature 0 takes the likeliest."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}: it must not be negative")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: it must lie above 0 and not above 1")
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / temperature).softmax(-1)
+    logits = logits.float()
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     ordered, index = probabilities.sort(-1, descending=True)
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
     return index.gather(-1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
@@ -197,37 +256,36 @@ def sample(logits: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, gene
 @torch.no_grad()
 def generate(
     model: LanguageModel,
-    tokens: Int[Tensor, "b t"],
+    tokens: Integer[Tensor, "b t"],
     n_tokens: int,
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
     caches: Sequence[Cache] | None = None,
     generator: torch.Generator | None = None,
-) -> Int[Tensor, "b u"]:
+) -> Integer[Tensor, "b u"]:
     """`tokens` and `n_tokens` more. Without caches the whole text is read again for every token."""
-    read = 0
-    for _ in range(n_tokens):
-        logits = model(tokens[:, read:], caches=caches)
-        read = 0 if caches is None else tokens.shape[1]
-        token = sample(logits[:, -1], temperature=temperature, top_p=top_p, generator=generator)
-        tokens = torch.cat([tokens, token[:, None]], dim=1)
+    if tokens.ndim != 2 or tokens.shape[1] < 1:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}: b t with at least one token is wanted")
+    training = model.training
+    model.eval()
+    try:
+        read = 0
+        for _ in range(n_tokens):
+            logits = model(tokens[:, read:], caches=caches)
+            read = 0 if caches is None else tokens.shape[1]
+            token = sample(logits[:, -1], temperature=temperature, top_p=top_p, generator=generator)
+            tokens = torch.cat([tokens, token[:, None].to(tokens.dtype)], dim=1)
+    finally:
+        model.train(training)
     return tokens
 
 
-def train(
-    model: LanguageModel,
-    text: Tensor,
-    *,
-    steps: int,
-    batch_size: int = 16,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> list[float]:
-    """Train on the bytes of `text`; the loss of every step. To be completed by lesson 3's builder."""
-    raise NotImplementedError
+def language_model_cost(config: LanguageModelConfig, t: int) -> tuple[int, int]:
+    """Parameters in products, and operations of training on one token of a text of `t`."""
+    m = config.d_model
+    products = config.n_layers * 12 * m * m + config.vocab_size * m
+    return products, 6 * products + 12 * config.n_layers * m * t
 
 
 def example(axes: dict[str, int]) -> None:

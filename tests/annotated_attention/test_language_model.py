@@ -1,12 +1,19 @@
 """The proof of `language_model`: each test is a claim that its page makes."""
 
+import math
+
 import torch
-from tests.proof import assert_agrees, each_case
-from torch.nn.functional import scaled_dot_product_attention
+import torch.nn.functional as F
 
-from annotated_attention.language_model import language_model_attention
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, generate
+
+CONFIG = LanguageModelConfig(vocab_size=17, max_length=23, d_model=22, n_layers=2, n_heads=2)
 
 
-@each_case
-def test_agrees_with_pytorch(case, device):
-    assert_agrees(language_model_attention, scaled_dot_product_attention, case.inputs(torch.float32, device))
+def test_untrained_loss_is_that_of_a_guess(device: str) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG).to(device)
+    tokens = torch.randint(17, (3, 13), device=device)
+    loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() - math.log(17)) < 0.1
+    assert generate(model, tokens, 5).shape == (3, 18)
