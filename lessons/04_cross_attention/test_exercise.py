@@ -1,16 +1,353 @@
-"""The checks of the exercise. They speak to the student's code through the fixture `student` and to the
-reference by import."""
+"""The checks of the exercise on cross-attention.
+
+They speak to the student's code through the fixture `student` and to the reference by import.
+"""
+
+from functools import partial
 
 import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from annotated_attention.cross_attention import cross_attention
+from annotated_attention.cross_attention import CrossAttention, VisionProjector, insert_features
+from annotated_attention.scaled_dot_product import scaled_dot_product_attention
+
+WIDTHS = ["a context as wide", "a wider context", "a narrower context"]
+HEADS = ["one head", "c above d", "c below d"]
+HEAD_AXES = "text head query width"
+X_AXES = "text query width"
+SIZES = {"as many keys": (5, 5), "more keys": (3, 7), "more queries": (7, 5)}
+# Real positions a text; s = 5.
+LENGTHS = {"two texts": [5, 2], "as many texts as queries": [4, 1, 5], "a text without keys": [0, 3]}
+IMAGE = -200
+TEXTS = {
+    "one image each": [[5, IMAGE, 7], [6, 0, IMAGE, 2, 9]],
+    "no image, two images": [[4, 8], [IMAGE, 3, IMAGE, 1]],
+    "neighbours": [[IMAGE, IMAGE, 10], [2], [IMAGE]],
+}
 
 
-@pytest.mark.task("The attention", hints=["The weights of one query sum to one: along which axis?"])
+def mask_of(lengths, s=5):
+    return torch.arange(s) < torch.tensor(lengths)[:, None]
+
+
+def attention(query, key, value, padding_mask=None):
+    mask = None if padding_mask is None else padding_mask[:, None, None]
+    return scaled_dot_product_attention(query, key, value, mask)
+
+
+def draw_layer(draw, m, c, n_heads):
+    """The reference's layer with drawn weights."""
+    layer = CrossAttention(m, c, n_heads).double()
+    layer.load_state_dict({name: draw(*w.shape, scale=m**-0.5) for name, w in layer.state_dict().items()})
+    return layer
+
+
+def with_weights(expect, handle, state, remark):
+    """The student's module in float64 with these weights, once it has such."""
+    handle.call("double")
+    own = handle.call("state_dict")
+    missing = ", ".join(f"`{name}`" for name in state if name not in own)
+    other = ", ".join(f"`{name}`" for name in own if name not in state)
+    expect.true(not missing, f"your layer has no {missing}{f', but has {other}' if other else ''}: {remark}")
+    expect.true(not other, f"your layer also has {other}: {remark}")
+    for name, weight in state.items():
+        expect.equal(own[name].shape, tuple(weight.shape), what=f"the shape of {name}")
+    handle.call("load_state_dict", state)
+    return handle
+
+
+def student_layer(student, expect, reference):
+    sizes = reference.w_q.in_features, reference.w_k.in_features, reference.n_heads
+    remark = "the projections are `nn.Linear(..., bias=False)`, named `w_q`, `w_k`, `w_v`, `w_o`"
+    return with_weights(expect, student.new("CrossAttention", *sizes), reference.state_dict(), remark)
+
+
+def gradients_agree(expect, ours, function, inputs, grad):
+    """The gradients are those of the reference `function` at `inputs`, a dict of tensors by name."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs.values()]
+    wanted = torch.autograd.grad(function(*leaves), leaves, grad)
+    for name, got, expected in zip(inputs, ours, wanted, strict=True):
+        axes = "text head position width" if expected.ndim == 4 else "text position width"
+        expect.close(got, expected, axes=axes, what=f"gradient of {name}", factor=3)
+
+
+def padded(expect, answer, rows, what):
+    """The answer is these rows, padded, and the mask that says so."""
+    contexts, mask = expect.unpack(answer, what, "padding mask")
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    expected = pad_sequence(rows, batch_first=True)
+
+    def explain(index):
+        return f"{lengths[index['text']]} of its {longest} positions are real"
+
+    expect.close(contexts, expected, axes="text position width", what=what, explain=explain)
+    expected, what = mask_of(lengths, longest), "the padding mask"
+    expect.close(mask, expected, axes="text position", what=what, explain=explain)
+
+
+@pytest.mark.task(
+    "Contexts of different lengths",
+    hints=[
+        "Two things are needed: a rectangle of zeros into which the contexts are written, and a rectangle "
+        "that knows the lengths. The second needs to know nothing else.",
+        "`torch.arange(s) < lengths[:, None]` compares every position with every length: `b s`.",
+        "`row.new_zeros(b, s, c)` has the dtype of `row`.",
+    ],
+)
+class TestPad:
+    @pytest.mark.parametrize("lengths", [[3, 1], [2, 5, 0, 5], [4]], ids=["two", "one is empty", "only one"])
+    def test_rows(self, student, draw, expect, lengths):
+        rows = [draw(length, 3) for length in lengths]
+        padded(expect, student.call("pad", rows), rows, "contexts")
+
+    def test_a_real_vector_of_zeros(self, student, draw, expect):
+        rows = [draw(4, 2), draw(3, 2)]
+        rows[1][1:] = 0.0
+        padded(expect, student.call("pad", rows), rows, "contexts")
+
+
+@pytest.mark.task(
+    "The attention",
+    hints=[
+        "Only keys can be padding. Which axis of the scores, `b h t s`, are they, and which axis of the mask?",
+        "`padding_mask[:, None, None, :]` is `b 1 1 s`: one line for all heads and queries of a text. Where "
+        "it is False the score becomes minus infinity.",
+        "Minus infinity in the whole row is 0 / 0, and even a NaN that is replaced later leaves NaN in the "
+        "gradient. Give such rows scores of 0 before the softmax and weights of 0 after it.",
+    ],
+)
 class TestAttention:
+    def inputs(self, draw, b=2, t=3, s=5, scale=1.0):
+        return draw(b, 3, t, 7, scale=scale), draw(b, 3, s, 7, scale=scale), draw(b, 3, s, 2)
+
+    @pytest.mark.parametrize(("t", "s"), SIZES.values(), ids=SIZES)
+    def test_no_padding(self, student, draw, expect, t, s):
+        inputs = self.inputs(draw, t=t, s=s, scale=2.0)
+        output = student.call("cross_attention", *inputs)
+        expect.close(output, attention(*inputs), axes=HEAD_AXES, what="output")
+
+    @pytest.mark.parametrize("t", [3, 5], ids=["more keys", "as many keys"])
+    @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+    def test_padding(self, student, draw, expect, lengths, t):
+        inputs, mask = self.inputs(draw, b=len(lengths), t=t), mask_of(lengths)
+        output = student.call("cross_attention", *inputs, mask)
+
+        def explain(index):
+            return f"{lengths[index['text']]} of the 5 keys of text {index['text']} are real"
+
+        what, expected = "output with padding", attention(*inputs, mask)
+        expect.close(output, expected, axes=HEAD_AXES, what=what, explain=explain)
+
+    def test_padding_anywhere(self, student, draw, expect):
+        inputs, mask = self.inputs(draw, scale=30.0), draw(2, 5) > 0
+        output = student.call("cross_attention", *inputs, mask)
+        expected, what = attention(*inputs, mask), "output for a mask with gaps and scores of a thousand"
+        expect.close(output, expected, axes=HEAD_AXES, what=what, largest=1e4)
+
     @pytest.mark.points(2)
-    def test_output(self, student, expect, draw):
-        query, key, value = draw(2, 3, 5, 11), draw(2, 3, 7, 11), draw(2, 3, 7, 13)
-        output = student.call("cross_attention", query, key, value)
-        wanted = cross_attention(query, key, value)
-        expect.close(output, wanted, axes="batch head query width", what="the output")
+    def test_gradients(self, student, draw, expect):
+        inputs, mask, grad = self.inputs(draw), mask_of([0, 3]), draw(2, 3, 3, 2)
+        ours = student.vjp("cross_attention", inputs, grad, padding_mask=mask)
+        named = dict(zip(("query", "key", "value"), inputs, strict=True))
+        gradients_agree(expect, ours, partial(attention, padding_mask=mask), named, grad)
+
+
+@pytest.mark.task(
+    "The layer",
+    hints=[
+        "Which of the four projections read the context? Their weights are `m c`, the other two `m m`.",
+        '`rearrange(self.w_k(context), "b s (h d) -> b h s d", h=n_heads)` makes keys, and keys that are '
+        "given are that already: what is left to do with them?",
+        "`(context is None) == (keys_values is None)` is True in both cases that are an error.",
+    ],
+)
+class TestLayer:
+    @pytest.mark.parametrize(("m", "c"), [(6, 6), (6, 11), (15, 4)], ids=WIDTHS)
+    def test_project(self, student, draw, expect, m, c):
+        reference, context = draw_layer(draw, m, c, 3), draw(2, 5, c)
+        answer = student_layer(student, expect, reference).call("project", context)
+        ours = expect.unpack(answer, "key", "value")
+        for name, got, wanted in zip(("key", "value"), ours, reference.project(context), strict=True):
+            expect.close(got, wanted, axes="text head position width", what=f"{name} of project(context)")
+
+    @pytest.mark.points(2)
+    @pytest.mark.parametrize(("m", "c", "s"), [(6, 6, 5), (6, 11, 7), (15, 4, 3)], ids=WIDTHS)
+    def test_context(self, student, draw, expect, m, c, s):
+        reference, x, context = draw_layer(draw, m, c, 3), draw(2, 5, m), draw(2, s, c)
+        layer = student_layer(student, expect, reference)
+        expect.close(layer(x, context), reference(x, context), axes=X_AXES, what="output")
+        mask = mask_of([s, 2], s)
+        output, expected = layer(x, context, padding_mask=mask), reference(x, context, padding_mask=mask)
+        expect.close(output, expected, axes=X_AXES, what="output with padding")
+
+    def test_keys_and_values(self, student, draw, expect):
+        reference, x = draw_layer(draw, 6, 11, 3), draw(2, 5, 6)
+        layer, pair = student_layer(student, expect, reference), (draw(2, 3, 7, 2), draw(2, 3, 7, 2))
+        for options in ({}, {"padding_mask": mask_of([0, 4], 7)}):
+            output, expected = (each(x, keys_values=pair, **options) for each in (layer, reference))
+            what = f"output for given keys and values{', with padding' if options else ''}"
+            expect.close(output, expected, axes=X_AXES, what=what)
+
+    def test_both_or_neither_is_an_error(self, student, draw, expect):
+        reference, x, context = draw_layer(draw, 6, 6, 3), draw(2, 5, 6), draw(2, 7, 6)
+        layer, pair = student_layer(student, expect, reference), (draw(2, 3, 7, 2), draw(2, 3, 7, 2))
+        expect.raises("ValueError", layer, x, what="neither context nor keys_values")
+        expect.raises("ValueError", layer, x, context, keys_values=pair, what="context and keys_values")
+
+    @pytest.mark.points(2)
+    def test_gradients(self, student, draw, expect):
+        reference, mask, grad = draw_layer(draw, 6, 11, 3), mask_of([0, 3]), draw(2, 7, 6)
+        inputs = {"x": draw(2, 7, 6), "context": draw(2, 5, 11)}
+        layer = student_layer(student, expect, reference)
+        ours = layer.vjp("__call__", tuple(inputs.values()), grad, padding_mask=mask)
+        gradients_agree(expect, ours, partial(reference, padding_mask=mask), inputs, grad)
+
+
+@pytest.mark.task(
+    "One context, many steps, several beams",
+    hints=[
+        "Project in `__init__`, and never again. What does the layer take in place of a context?",
+        "Copies of the keys are not needed: in cross-attention no query knows of another, so r beams of t "
+        "tokens ask what one text of r t tokens would ask.",
+        '`rearrange(x, "b*r t m -> ...")` needs names: `"(b r) t m -> b (r t) m"` with `b` given, and the '
+        "same backwards. Three things have a row for each text: `keep` selects in all of them.",
+    ],
+)
+class TestCache:
+    def start(self, student, draw, expect, lengths):
+        """A student's cache over contexts of these lengths, what is demanded of its answers, and the keys and
+        values that it should hold."""
+        reference, context, mask = draw_layer(draw, 6, 5, 3), draw(len(lengths), 7, 5), mask_of(lengths, 7)
+        layer = student_layer(student, expect, reference)
+        cache = student.new("ContextCache", layer, context, mask)
+
+        def demand(what, x, texts=slice(None), mark=0.0):
+            key, value = reference.project(context[texts])
+            r = len(x) // len(key)
+            pair = key.repeat_interleave(r, 0), value.repeat_interleave(r, 0) + mark
+            expected = reference(x, keys_values=pair, padding_mask=mask[texts].repeat_interleave(r, 0))
+
+            def explain(index):
+                return f"row {index['row']} is beam {index['row'] % r} of text {index['row'] // r}"
+
+            axes = "row query width"
+            expect.close(cache.call("attend", x), expected, axes=axes, what=what, explain=explain)
+
+        return cache, demand, reference.project(context)
+
+    def test_token_by_token(self, student, draw, expect):
+        _, demand, _ = self.start(student, draw, expect, [7, 3])
+        for now in range(5):
+            demand(f"output of token {now}", draw(2, 1, 6))
+
+    @pytest.mark.points(2)
+    def test_beams(self, student, draw, expect):
+        _, demand, _ = self.start(student, draw, expect, [7, 3, 0])
+        for r, t in [(2, 1), (4, 5), (1, 3)]:
+            demand(f"output of {r} beams for each of 3 texts", draw(3 * r, t, 6))
+
+    @pytest.mark.points(2)
+    def test_what_is_kept(self, student, draw, expect):
+        cache, demand, pair = self.start(student, draw, expect, [7, 3])
+        cache.call("attend", draw(6, 1, 6))
+        for name, expected in zip(("key", "value"), pair, strict=True):
+            what = f"`{name}`, after three beams of each text have asked,"
+            expect.close(cache.get(name), expected, axes="text head position width", what=what)
+        # A mark on what is kept must show in the next answer.
+        cache.call("value.__iadd__", 1.0)
+        demand("output, after the check added 1 to all of `value`,", draw(4, 1, 6), mark=1.0)
+
+    @pytest.mark.points(2)
+    def test_keep(self, student, draw, expect):
+        cache, demand, _ = self.start(student, draw, expect, [2, 7, 3, 5])
+        cache.call("keep", torch.tensor([3, 0, 1]))
+        demand("output after keep([3, 0, 1])", draw(6, 2, 6), texts=[3, 0, 1])
+        cache.call("keep", torch.tensor([1]))
+        demand("output after keep([3, 0, 1]) and then keep([1])", draw(6, 2, 6), texts=[0])
+
+    def test_rows_that_do_not_fit(self, student, draw, expect):
+        cache, _, _ = self.start(student, draw, expect, [7, 3])
+        expect.raises("ValueError", cache.call, "attend", draw(3, 1, 6), what="3 rows for 2 texts")
+
+
+@pytest.mark.task(
+    "Images as tokens",
+    hints=[
+        "Build each text as a list of pieces, then join the pieces. A word is a piece of one row.",
+        "The images form one queue for the whole batch: `rest = iter(images)` and `next(rest)`.",
+        "`embedding[token, None]` is `1 m`, one image is `s m`: `torch.cat` joins them, and `pad` does the "
+        "rest. Compare the number of places with `len(images)` before.",
+    ],
+)
+class TestImages:
+    def test_projector(self, student, draw, expect):
+        state = {"w_in.weight": draw(6, 11), "w_in.bias": draw(6)}
+        state |= {"w_out.weight": draw(6, 6), "w_out.bias": draw(6)}
+        remark = "both are `nn.Linear` with bias, named `w_in` and `w_out`"
+        ours = with_weights(expect, student.new("VisionProjector", 11, 6), state, remark)
+        reference, features = VisionProjector(11, 6).double(), draw(2, 5, 11)
+        reference.load_state_dict(dict(zip(reference.state_dict(), state.values(), strict=True)))
+        axes = "image position width"
+        expect.close(ours(features), reference(features), axes=axes, what="projected", largest=50.0)
+
+    @pytest.mark.points(2)
+    @pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+    def test_insertion(self, student, draw, expect, texts):
+        embedding, texts = draw(211, 3), [torch.tensor(text) for text in texts]
+        counts = [int((text == IMAGE).sum()) for text in texts]
+        images, rows = draw(sum(counts), 2, 3), []
+        for text, own in zip(texts, images.split(counts), strict=True):
+            tokens = text.repeat_interleave(1 + (text == IMAGE).long())
+            words = embedding[tokens.clamp(min=0)][None]
+            rows += insert_features(words, own.reshape(1, -1, 3), tokens[None] == IMAGE)
+        padded(expect, student.call("insert_images", texts, embedding, images), rows, "the texts with images")
+
+    @pytest.mark.parametrize("n_images", [1, 3], ids=["too few", "too many"])
+    def test_images_that_do_not_fit(self, student, draw, expect, n_images):
+        texts = [torch.tensor(text) for text in TEXTS["one image each"]]
+        call = partial(student.call, "insert_images", texts, draw(211, 3), draw(n_images, 2, 3))
+        expect.raises("ValueError", call, what=f"{n_images} images for 2 places")
+
+
+@pytest.mark.task(
+    "A layer that stores nothing",
+    hints=[
+        "Write one score out: the query times a matrix times a vector of the context. In which order can the "
+        "products be taken? Then the same for one output: weights, vectors of the context, a matrix.",
+        "Each head has its own rows of `w_k` and of `w_v`: cut them with "
+        '`rearrange(w, "(h d) c -> h d c", h=n_heads)`.',
+        "By which root does `cross_attention` divide when queries and keys are c wide, and by which root "
+        "would the layer of task 3 have divided?",
+    ],
+)
+@pytest.mark.parametrize(("h", "d", "c"), [(1, 3, 7), (3, 2, 11), (2, 5, 3)], ids=HEADS)
+class TestBareContext:
+    def test_ask(self, student, draw, expect, h, d, c):
+        layer, x = draw_layer(draw, h * d, c, h), draw(2, 5, h * d)
+        asked = student.call("ask", x, layer.w_q.weight.detach(), layer.w_k.weight.detach(), h)
+        expected = torch.zeros(2, h, 5, c).double()
+        for n, rows in enumerate(torch.arange(h * d).split(d)):
+            expected[:, n] = x @ layer.w_q.weight[rows].mT @ layer.w_k.weight[rows] * (c / d) ** 0.5
+        expect.close(asked, expected, axes=HEAD_AXES, what="ask(x)")
+
+    def test_answer(self, student, draw, expect, h, d, c):
+        layer, found = draw_layer(draw, h * d, c, h), draw(2, h, 5, c)
+        output = student.call("answer", found, layer.w_v.weight.detach(), layer.w_o.weight.detach())
+        parts = zip(found.unbind(1), layer.w_v.weight.split(d), layer.w_o.weight.split(d, 1), strict=True)
+        expected = sum(part @ w_v.mT @ w_o.mT for part, w_v, w_o in parts)
+        expect.close(output, expected, axes=X_AXES, what="answer(found)")
+
+    @pytest.mark.points(2)
+    def test_together(self, student, draw, expect, h, d, c):
+        layer, x, context = draw_layer(draw, h * d, c, h), draw(3, 5, h * d), draw(3, 7, c)
+        mask = mask_of([4, 0, 7], 7)
+        w_q, w_k, w_v, w_o = (w.detach() for w in layer.parameters())
+        asked = student.call("ask", x, w_q, w_k, h)
+        expect.equal(getattr(asked, "shape", None), (3, h, 5, c), what="the shape of ask(x)")
+        bare = context[:, None].expand(-1, h, -1, -1)
+        found = attention(torch.from_numpy(asked), bare, bare, mask)
+        output = student.call("answer", found, w_v, w_o)
+        expected = layer(x, context, padding_mask=mask)
+        expect.close(output, expected, axes=X_AXES, what="output without keys and values", largest=30.0)
