@@ -114,9 +114,10 @@ def grouped_query_attention(
     The number of key heads says which it is. It agrees with PyTorch's attention under `enable_gqa=True`, in
     outputs and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck].
 
-    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with $h$ a multiple of $g$. A
-    mask is that of lesson 1: `t s`, `h t s` or `b h t s`, True attends [check:test_masks_agree_with_pytorch].
-    `is_causal` is aligned top-left. The result is `b h t e`, and 0 in rows without a key.
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with $h$ a multiple of $g$.
+    `attn_mask` broadcasts to `b h t s` and means what it means in lesson 1: True attends
+    [check:test_masks_agree_with_pytorch]. `is_causal` is aligned top-left. The result is `b h t e`, and 0 in
+    rows without a key.
 
     **Raises.** `ValueError` if the shapes or the mask do not fit [check:test_wrong_input_is_refused].
     """
@@ -145,8 +146,8 @@ def grouped_query_attention(
     # or the scores; `repeat_interleave` makes one of $r$ times the keys, and another for the values
     # [check:test_keys_are_never_repeated].
     weights = attention_weights(q, k, attn_mask, scale=scale)
-    output = torch.einsum("b g n s, b g s e -> b g n e", weights, v)
-    output = rearrange(output, "b g (r t) e -> b (g r) t e", r=r)
+    folded = torch.einsum("b g n s, b g s e -> b g n e", weights, v)
+    output = rearrange(folded, "b g (r t) e -> b (g r) t e", r=r)
     return output.to(query.dtype)
 
 
@@ -267,9 +268,10 @@ def mean_pool_kv_heads(
     does. Two models that compute the same have different means [check:test_pooling_depends_on_the_basis]. Turn
     the heads towards each other first, and less is lost (Jin et al. 2024, arXiv:2412.20677).
 
-    **Shapes.** `weight` is `h*d m`, as `nn.Linear` stores it, or a bias `h*d`; the result is `g*d m` or `g*d`.
+    **Shapes.** `weight` has $h\,d$ rows, as `nn.Linear` keeps it, or is a bias of as many numbers. The result has
+    $g\,d$.
 
-    **Raises.** `ValueError` if the heads do not divide as they should.
+    **Raises.** `ValueError` if they do not divide so.
     """
     r = group_size(n_heads, n_kv_heads)
     if weight.ndim not in (1, 2) or weight.shape[0] % n_heads:
@@ -310,8 +312,8 @@ def grouped_query_cost(b: int, h: int, g: int, s: int, d: int, itemsize: int = 2
       billion, weigh as much as 25,000 cached tokens [check:test_cache_table|25,000]: one short text gains
       little.
     - *More devices than key heads.* $g$ heads can be dealt out to $g$ devices. On more, heads are copied, and
-      what each one keeps shrinks no further [check:test_more_devices_than_heads]. With $g = 1$ that is so from
-      the second device on; $g = 8$ suits the eight of one server.
+      what each device keeps shrinks no further. With $g = 1$ that is so from the second on; $g = 8$ suits the
+      eight of one server.
     - *It only shares.* Each of the $g$ heads is kept in full. Latent attention (DeepSeek-V2, arXiv:2405.04434)
       keeps one narrow vector a token, from which the keys and values of all heads are made.
     """
