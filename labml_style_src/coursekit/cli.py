@@ -207,9 +207,12 @@ def verify(
     if check:
         stale = records.load(course).stale(device)
         for slug in stale:
-            say(f"the record of '{slug}' on {device} is older than its code: attn verify {slug}")
+            lesson = course.owner(slug)
+            assert lesson is not None
+            say(f"the record of '{slug}' on {device} is older than its code: attn verify {lesson.slug}")
         raise typer.Exit(CHECK_FAILED if stale else 0)
-    results = verify.verify(course, [lesson for lesson in chosen(slugs) if not lesson.is_companion], device)
+    mechanisms = [mechanism for lesson in chosen(slugs) for mechanism in lesson.mechanisms]
+    results = verify.verify(course, mechanisms, device)
     for slug, result in results.items():
         outcomes = [test["outcome"] for test in result["tests"].values()]
         say(f"{slug}: {outcomes.count('passed')} passed, {outcomes.count('failed')} failed")

@@ -9,13 +9,20 @@ number gives the order and the slug is the key under which every other piece is 
     lessons/NN_slug/exercise.py, test_exercise.py, misconceptions.py
     lessons/NN_slug/figures.py                      its figures, as functions that return SVG
 
-Nothing is registered anywhere: a lesson exists when its folder does.
+A lesson may go on in further files, its parts. Like the mechanism, each has a page and a proof of its own:
+
+    labml_style_src/annotated_attention/slug_suffix.py, tests/annotated_attention/test_slug_suffix.py
+
+A test file whose suffix no source has is further proof of the mechanism with the longest name that fits, as a
+source belongs to the lesson with the longest slug that fits. Nothing is registered anywhere: a lesson exists
+when its folder does, a part when its file does.
 """
 
 import ast
 import difflib
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,17 +57,29 @@ class Lesson:
         return self.root / "lessons" / f"{self.number:02d}_{self.slug}"
 
     @property
-    def source(self) -> Path:
-        return self.root / SOURCE_ROOT / CONTENT_PACKAGE / f"{self.slug}.py"
+    def mechanism(self) -> "Mechanism":
+        """The file that bears the lesson's name."""
+        return Mechanism(self, self.slug)
 
     @property
-    def module(self) -> str:
-        """The import name of the mechanism."""
-        return f"{CONTENT_PACKAGE}.{self.slug}"
+    def source(self) -> Path:
+        return self.mechanism.source
 
     @property
     def test(self) -> Path:
-        return self.root / "tests" / CONTENT_PACKAGE / f"test_{self.slug}.py"
+        return self.mechanism.test
+
+    @cached_property
+    def parts(self) -> list["Mechanism"]:
+        """The further files of the lesson, by name."""
+        slugs = Course(self.root).slugs
+        stems = sorted(path.stem for path in self.source.parent.glob(f"{self.slug}_*.py"))
+        return [Mechanism(self, stem) for stem in stems if longest_fit(stem, slugs) == self.slug]
+
+    @property
+    def mechanisms(self) -> list["Mechanism"]:
+        """Every annotated file of the lesson, in the order in which it is read."""
+        return self.parts if self.is_companion else [self.mechanism, *self.parts]
 
     @property
     def notebook(self) -> Path:
@@ -95,23 +114,73 @@ class Lesson:
 
     @cached_property
     def title(self) -> str:
-        """The H1 of the mechanism's docstring, or of the lesson for a companion."""
-        path = self.notebook if self.is_companion else self.source
-        if not path.exists():
-            return self.slug.replace("_", " ")
-        text = path.read_text("utf-8")
-        prose = text if self.is_companion else (ast.get_docstring(ast.parse(text)) or "")
+        """That of the mechanism, or the H1 of the lesson for a companion."""
+        if not self.is_companion:
+            return self.mechanism.title
         # In a lesson the Markdown is commented out.
-        match = re.search(r"^# # (.+)$" if self.is_companion else r"^# (.+)$", prose, re.MULTILINE)
+        match = re.search(r"^# # (.+)$", self.notebook.read_text("utf-8"), re.MULTILINE)
         if match is None:
-            raise CourseError(f"{path}: the module docstring needs a first line '# Title'")
+            raise CourseError(f"{self.notebook}: a companion lesson needs a cell that begins '# # Title'")
         return match.group(1).strip()
 
     def pieces(self) -> list[Path]:
         """Every file that the convention asks for."""
-        mechanism = [] if self.is_companion else [self.source, self.test, self.figures]
+        mechanism = [] if self.is_companion else self.mechanism.pieces()
         lesson = [self.notebook, self.ipynb, self.exercise, self.checks, self.misconceptions]
         return mechanism + lesson
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One annotated file and the paths that belong to it: the mechanism of a lesson, whose name is the lesson's
+    slug, or a part of it, whose name goes on."""
+
+    lesson: Lesson
+    slug: str
+
+    @property
+    def root(self) -> Path:
+        return self.lesson.root
+
+    @property
+    def is_part(self) -> bool:
+        return self.slug != self.lesson.slug
+
+    @property
+    def source(self) -> Path:
+        return self.root / SOURCE_ROOT / CONTENT_PACKAGE / f"{self.slug}.py"
+
+    @property
+    def module(self) -> str:
+        """Its import name."""
+        return f"{CONTENT_PACKAGE}.{self.slug}"
+
+    @property
+    def test(self) -> Path:
+        return self.root / "tests" / CONTENT_PACKAGE / f"test_{self.slug}.py"
+
+    @property
+    def proofs(self) -> list[Path]:
+        """Its test file, and every further one that tests no part and no other lesson."""
+        names = [*Course(self.root).slugs, *(path.stem for path in self.source.parent.glob("*.py"))]
+        further = sorted(self.test.parent.glob(f"test_{self.slug}_*.py"))
+        mine = [path for path in further if longest_fit(path.stem.removeprefix("test_"), names) == self.slug]
+        return [self.test, *mine]
+
+    @property
+    def title(self) -> str:
+        """The H1 of its docstring."""
+        if not self.source.exists():
+            return self.slug.replace("_", " ")
+        prose = ast.get_docstring(ast.parse(self.source.read_text("utf-8"))) or ""
+        match = re.search(r"^# (.+)$", prose, re.MULTILINE)
+        if match is None:
+            raise CourseError(f"{self.source}: the module docstring needs a first line '# Title'")
+        return match.group(1).strip()
+
+    def pieces(self) -> list[Path]:
+        """What its page cannot be made without."""
+        return [self.source, self.test] + ([] if self.lesson.is_companion else [self.lesson.figures])
 
 
 @dataclass(frozen=True)
@@ -127,18 +196,32 @@ class Course:
         matches = [LESSON_FOLDER.fullmatch(folder.name) for folder in folders if folder.is_dir()]
         return [Lesson(self.root, int(match["number"]), match["slug"]) for match in matches if match]
 
+    @property
+    def slugs(self) -> list[str]:
+        return [lesson.slug for lesson in self.lessons]
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """Every annotated file, in the order in which the course is read."""
+        return [mechanism for lesson in self.lessons for mechanism in lesson.mechanisms]
+
+    def owner(self, name: str) -> Lesson | None:
+        """The lesson to which a mechanism file of this name belongs, or would belong."""
+        slug = longest_fit(name, self.slugs)
+        return self.lesson(slug) if slug else None
+
     def lesson(self, slug: str) -> Lesson:
         """The lesson with this slug. Raises `UnknownSlug`, naming the nearest slug, if there is none."""
         for lesson in self.lessons:
             if lesson.slug == slug:
                 return lesson
-        known = [lesson.slug for lesson in self.lessons]
         # A lesson is as often asked for by its folder's name or number as by its slug.
         by_folder = {lesson.folder.name: lesson.slug for lesson in self.lessons}
         by_number = {str(lesson.number): lesson.slug for lesson in self.lessons}
         near = by_folder.get(slug) or by_number.get(slug.lstrip("0"))
-        near = near or next(iter(difflib.get_close_matches(slug, known, n=1, cutoff=0.4)), None)
-        hint = f"did you mean '{near}'?" if near else f"the lessons are: {', '.join(known)}"
+        near = near or longest_fit(slug, self.slugs)
+        near = near or next(iter(difflib.get_close_matches(slug, self.slugs, n=1, cutoff=0.4)), None)
+        hint = f"did you mean '{near}'?" if near else f"the lessons are: {', '.join(self.slugs)}"
         raise UnknownSlug(f"no lesson is called '{slug}': {hint}")
 
     def neighbours(self, lesson: Lesson) -> tuple[Lesson | None, Lesson | None]:
@@ -153,10 +236,9 @@ class Course:
         missing = [
             f"lesson '{lesson.slug}' lacks {path.relative_to(self.root).as_posix()}"
             for lesson in self.lessons
-            for path in lesson.pieces()
+            for path in [*lesson.pieces(), *(part.test for part in lesson.parts)]
             if not path.exists()
         ]
-        slugs = {lesson.slug for lesson in self.lessons}
         content = self.root / SOURCE_ROOT / CONTENT_PACKAGE
         tests = self.root / "tests" / CONTENT_PACKAGE
         owned = {path: path.stem for path in content.glob("*.py") if path.stem != "__init__"}
@@ -164,7 +246,7 @@ class Course:
         orphans = [
             f"{path.relative_to(self.root).as_posix()} belongs to no lesson: no folder lessons/NN_{stem}/"
             for path, stem in sorted(owned.items())
-            if not any(stem == slug or stem.startswith(f"{slug}_") for slug in slugs)
+            if self.owner(stem) is None
         ]
         numbers = [lesson.number for lesson in self.lessons]
         doubled = [
@@ -173,6 +255,11 @@ class Course:
             if numbers.count(number) > 1
         ]
         return missing + orphans + doubled
+
+
+def longest_fit(name: str, slugs: Collection[str]) -> str | None:
+    """The longest of the slugs that `name` is, or goes on from with `_`."""
+    return max((slug for slug in slugs if f"{name}_".startswith(f"{slug}_")), key=len, default=None)
 
 
 def find_course(start: Path | None = None) -> Course:

@@ -41,10 +41,10 @@ def test_every_piece_is_found_by_the_slug(course):
         "lessons/06_alibi/test_exercise.py",
         "lessons/06_alibi/misconceptions.py",
     ]
-    assert lesson.module == "annotated_attention.alibi"
+    assert lesson.mechanism.module == "annotated_attention.alibi"
 
 
-@pytest.mark.parametrize("asked", ["alib", "albi", "06_alibi", "6", "06"])
+@pytest.mark.parametrize("asked", ["alib", "albi", "06_alibi", "6", "06", "alibi_triton_and_more"])
 def test_an_unknown_slug_names_the_nearest(course, asked):
     with pytest.raises(UnknownSlug, match="did you mean 'alibi'"):
         course.lesson(asked)
@@ -84,6 +84,42 @@ def test_a_companion_has_no_mechanism(course):
     assert lesson.source not in lesson.pieces()
 
 
+def test_a_file_belongs_to_the_longest_slug_that_fits(course):
+    (course.root / "lessons" / "07_alibi_two").mkdir()
+    content, tests = course.lesson("alibi").source.parent, course.lesson("alibi").test.parent
+    for stem in ("alibi", "alibi_b", "alibi_a", "alibi_two", "alibi_two_a", "alibi_twofold"):
+        write(content / f"{stem}.py")
+    for stem in ("alibi", "alibi_a", "alibi_a_more", "alibi_two_more", "alibi_three"):
+        write(tests / f"test_{stem}.py")
+    course = Course(course.root)
+    alibi, two = course.lesson("alibi"), course.lesson("alibi_two")
+    assert [part.slug for part in alibi.parts] == ["alibi_a", "alibi_b", "alibi_twofold"]
+    assert [part.slug for part in two.parts] == ["alibi_two_a"]
+    assert [part.is_part for part in alibi.mechanisms] == [False, True, True, True]
+    assert alibi.parts[0].module == "annotated_attention.alibi_a"
+    assert course.owner("alibi_two_a") == two
+    assert course.owner("alib") is None
+    slugs = [mechanism.slug for mechanism in course.mechanisms]
+    assert slugs == [
+        "first",
+        "alibi",
+        *(part.slug for part in alibi.parts),
+        "alibi_two",
+        "alibi_two_a",
+        "sinks",
+    ]
+
+    def proofs(mechanism):
+        return [path.stem for path in mechanism.proofs]
+
+    assert proofs(alibi.mechanism) == ["test_alibi", "test_alibi_three"]
+    assert proofs(alibi.parts[0]) == ["test_alibi_a", "test_alibi_a_more"]
+    assert proofs(two.mechanism) == ["test_alibi_two", "test_alibi_two_more"]
+    assert [problem for problem in course.problems() if "alibi_b" in problem] == [
+        "lesson 'alibi' lacks tests/annotated_attention/test_alibi_b.py"
+    ]
+
+
 def test_problems_name_every_missing_piece_and_every_orphan(course):
     content, tests = (
         course.root / "labml_style_src/annotated_attention",
@@ -94,6 +130,7 @@ def test_problems_name_every_missing_piece_and_every_orphan(course):
             write(path)
     write(content / "__init__.py")
     write(content / "alibi_triton.py")
+    write(tests / "test_alibi_triton.py")
     assert course.problems() == []
     course.lesson("first").figures.unlink()
     write(content / "lost.py")

@@ -35,18 +35,21 @@ def test_the_two_packages_never_import_each_other():
 
 
 def test_a_mechanism_imports_only_mechanisms_of_earlier_lessons():
-    number = {lesson.slug: lesson.number for lesson in COURSE.lessons}
-
-    def owner(stem):
-        return max((slug for slug in number if stem == slug or stem.startswith(f"{slug}_")), key=len)
-
     for path in CONTENT.glob("[a-z]*.py"):
-        mine = owner(path.stem)
+        mine = COURSE.owner(path.stem)
         for name in imports(path, CONTENT_PACKAGE):
             parts = name.split(".")
             if parts[0] == CONTENT_PACKAGE and len(parts) > 1 and (CONTENT / f"{parts[1]}.py").exists():
-                theirs = owner(parts[1])
-                assert theirs == mine or number[theirs] < number[mine], f"{path.name} imports {name}"
+                theirs = COURSE.owner(parts[1])
+                assert theirs == mine or theirs.number < mine.number, f"{path.name} imports {name}"
+
+
+def test_the_tests_of_one_mechanism_have_names_of_their_own():
+    """A page names a test without its file, and its record has one entry for each name."""
+    for mechanism in COURSE.mechanisms:
+        text = "\n".join(path.read_text("utf-8") for path in mechanism.proofs)
+        names = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+        assert len(set(names)) == len(names), mechanism.slug
 
 
 def test_only_files_with_a_suffix_import_an_extra_and_only_lazily():

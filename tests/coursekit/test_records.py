@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from coursekit.course import EnvironmentFault
+from coursekit.course import Course, EnvironmentFault
 from coursekit.pages.proofs import records, verify
 
 
@@ -49,34 +49,35 @@ def test_one_failed_case_fails_the_test_and_an_infinite_error_is_no_number():
 def test_verify_writes_a_record_that_prose_does_not_make_stale(small_course):
     lesson = small_course.lesson("gated")
     assert records.load(small_course).stale() == ["gated"]
-    result = verify.verify(small_course, [lesson])
+    result = verify.verify(small_course, [lesson.mechanism])
     measured = result["gated"]["tests"]["test_agrees_with_pytorch"]
     assert measured["outcome"] == "passed"
     assert measured["cases"] > 1
     assert 0 <= measured["error"] <= measured["bound"]
 
-    (record,) = records.load(small_course).lookup(lesson, "test_agrees_with_pytorch")
+    (record,) = records.load(small_course).lookup(lesson.mechanism, "test_agrees_with_pytorch")
     assert (record.outcome, record.stale, record.bound) == ("passed", False, measured["bound"])
     assert record.device.startswith("CPU")
     assert set(record.versions) == {"python", "torch", "numpy"}
-    assert records.load(small_course).lookup(lesson, "test_unknown") == []
+    assert records.load(small_course).lookup(lesson.mechanism, "test_unknown") == []
 
     text = lesson.source.read_text("utf-8")
     lesson.source.write_text(text.replace("The idea, in another.", "Another idea."), "utf-8")
     assert records.load(small_course).stale() == []
     lesson.source.write_text(text.replace("** -0.5", "** -0.25"), "utf-8")
     assert records.load(small_course).stale() == ["gated"]
-    assert records.load(small_course).lookup(lesson, "test_agrees_with_pytorch")[0].stale
+    assert records.load(small_course).lookup(lesson.mechanism, "test_agrees_with_pytorch")[0].stale
 
     # A wrong mechanism is recorded as failed, beside the records of other mechanisms.
     file = small_course.root / "tests" / "records" / "cpu.json"
     content = json.loads(file.read_text("utf-8"))
-    content["mechanisms"]["other"] = {"key": "k", "tests": {}}
+    lesson.source.with_name("gated_other.py").touch()
+    content["mechanisms"]["gated_other"] = {"key": "k", "tests": {}}
     file.write_text(json.dumps(content), "utf-8")
-    verify.verify(small_course, [lesson])
+    verify.verify(Course(small_course.root), [lesson.mechanism])
     content = json.loads(file.read_text("utf-8"))
     assert content["mechanisms"]["gated"]["tests"]["test_agrees_with_pytorch"]["outcome"] == "failed"
-    assert "other" in content["mechanisms"]
+    assert "gated_other" in content["mechanisms"]
 
 
 def test_a_missing_device_is_said_before_anything_runs(small_course, monkeypatch):
@@ -84,10 +85,11 @@ def test_a_missing_device_is_said_before_anything_runs(small_course, monkeypatch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EnvironmentFault, match="no CUDA device"):
-        verify.verify(small_course, small_course.lessons, "cuda")
+        verify.verify(small_course, small_course.mechanisms, "cuda")
 
 
 def test_known_tests_have_their_lines(small_course):
     lesson = small_course.lesson("gated")
-    line = records.known_tests(lesson)["test_agrees_with_pytorch"]
+    path, line = records.known_tests(lesson.mechanism)["test_agrees_with_pytorch"]
+    assert path == lesson.test
     assert "def test_agrees_with_pytorch" in lesson.test.read_text("utf-8").splitlines()[line - 1]

@@ -5,6 +5,7 @@ coursekit.pages.markdown. Code is raw HTML inside the rows; headings stand betwe
 file all code under the title.
 """
 
+import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,20 +38,21 @@ SHAPES_SWITCH = (
 class Facts:
     """What a page says that is not in its source.
 
-    `number` and `slug` are the lesson's. `notation` comes from `symbols.read_scopes`; `shapes` maps a line of
-    the file to the shape shown at its end (`ShapeRecord.lines`); `tests` are the mirrored test file's tests
-    with their lines (`records.known_tests`), `lookup(test)` their records; `figures` maps a name to its SVG.
-    `problems` were found elsewhere (shapes that disagree, a figure that raises) and are reported with the
-    page's own; the notation's are read from it.
+    `number` and `slug` are the lesson's; `family` has its other mechanisms: what one is to this, its address
+    and its title. `notation` comes from `symbols.read_scopes`; `shapes` maps a line of the file to the shape
+    shown at its end (`ShapeRecord.lines`); `tests` are those of the proof with their addresses, `lookup(test)`
+    their records; `figures` maps a name to its SVG. `problems` were found elsewhere (shapes that disagree, a
+    figure that raises) and are reported with the page's own; the notation's are read from it.
     """
 
     number: int
     slug: str
     notation: Notation
-    tests: Mapping[str, int]
+    tests: Mapping[str, str]
     lookup: Callable[[str], Sequence[Record]]
     shapes: Mapping[int, str]
     figures: Mapping[str, str]
+    family: Sequence[tuple[str, str, str]] = ()
     problems: Sequence[Problem] = ()
 
 
@@ -119,8 +121,7 @@ class Page:
     def __init__(self, chapter: Chapter, facts: Facts) -> None:
         self.chapter, self.facts = chapter, facts
         self.source = f"../../source/{CONTENT_PACKAGE}/{PurePath(chapter.path).stem}/"
-        tests = f"../../source/tests/{facts.slug}/"
-        self.checks = Checks(chapter.path, facts.tests, facts.lookup, tests)
+        self.checks = Checks(chapter.path, facts.tests, facts.lookup)
         self.figures = Figures(chapter.path, facts.figures)
         self.code = highlight_lines(chapter.text, self._attributes)
 
@@ -138,6 +139,7 @@ class Page:
                 f"{reading_minutes(self.chapter)} min",
                 f'<a href="../../notebooks/{slug}/">notebook</a>',
                 f'<a href="../../exercises/{slug}/">exercise</a>',
+                *(f'{says} <a href="{to}">{html.escape(title)}</a>' for says, to, title in self.facts.family),
             ]
         )
         text, figure = self.figures.take_first(self._linked(self.chapter.opening, ""))

@@ -81,7 +81,7 @@ def facts(text: str = SOURCE, **changes) -> Facts:
         number=6,
         slug="mean",
         notation=read_scopes(text, "mean.py", ROLES),
-        tests={"test_half": 41, "test_rows": 7},
+        tests={"test_half": "../../source/tests/mean/#L41", "test_rows": ""},
         lookup=lambda test: [PASSED, STALE] if test == "test_half" else [],
         shapes={39: "t"},
         figures={"first": SVG, "second": SVG},
@@ -189,6 +189,16 @@ def test_front_matter_and_eyebrow():
     ) in text
 
 
+def test_the_eyebrow_leads_to_the_rest_of_the_lesson():
+    text = page(
+        family=[("continues in", "../mean_fast/", "Mean <fast>"), ("continues in", "../mean_z/", "Z")]
+    )
+    assert (
+        'exercise</a> · continues in <a href="../mean_fast/">Mean &lt;fast&gt;</a> · '
+        'continues in <a href="../mean_z/">Z</a></p>'
+    ) in text
+
+
 def test_every_problem_is_reported_with_its_line():
     text = SOURCE.replace("`weights` |", "`nobody` |").replace("[check:test_half]", "[check:test_hlf]")
     failed = replace(PASSED, outcome="failed")
@@ -220,12 +230,11 @@ def test_reading_time_grows_with_the_text():
     assert reading_minutes(read_chapter(longer, "x.py")) == 11
 
 
-@pytest.mark.parametrize("lesson", Course(ROOT).lessons, ids=lambda lesson: lesson.slug)
-def test_the_course_s_own_mechanisms_render(lesson):
-    if lesson.is_companion or not lesson.source.exists():
-        pytest.skip("no mechanism file")
-    text = lesson.source.read_text("utf-8")
-    chapter = read_chapter(text, lesson.source.name)
+@pytest.mark.parametrize("mechanism", Course(ROOT).mechanisms, ids=lambda mechanism: mechanism.slug)
+def test_the_course_s_own_mechanisms_render(mechanism):
+    lesson, path = mechanism.lesson, mechanism.source
+    text = path.read_text("utf-8")
+    chapter = read_chapter(text, path.name)
 
     class Anything(dict):
         def __missing__(self, name):
@@ -237,8 +246,8 @@ def test_the_course_s_own_mechanisms_render(lesson):
         def get(self, name, default=None):
             return SVG
 
-    tests = dict.fromkeys(re.findall(r"\[check:(\w+)", text), 1)
-    notation = read_scopes(text, lesson.source.name, ROLES)
+    tests = dict.fromkeys(re.findall(r"\[check:(\w+)", text), "")
+    notation = read_scopes(text, path.name, ROLES)
     given = Facts(lesson.number, lesson.slug, notation, tests, lambda _: [PASSED], {}, Anything())
     rendered = as_html(render_mechanism(chapter, given))
     lines = chapter.text.split("\n")

@@ -24,14 +24,13 @@ CHECK = re.compile(
 class Checks:
     """Writes the badges of one page and collects what is wrong with its claims.
 
-    `tests` are the known tests with their lines, `lookup(test)` their records, `page` the URL of the test
-    file's plain view. An unknown or a failed test is a problem; a test without a fresh record shows as stale.
+    `tests` are the known tests with the address of each, `lookup(test)` their records. An unknown or a failed
+    test is a problem; a test without a fresh record shows as stale.
     """
 
     path: str
-    tests: Mapping[str, int]
+    tests: Mapping[str, str]
     lookup: Callable[[str], Sequence[Record]]
-    page: str
     problems: list[Problem] = field(default_factory=list)
     count: int = 0
 
@@ -63,7 +62,7 @@ class Checks:
         fresh = any(record.outcome == "passed" and not record.stale for record in records)
         shown = f"✓ {text}" if fresh else f"{text} · stale"
         said = [_said(record) for record in records] or ["no record yet"]
-        link = f'<a href="{self.page}#L{self.tests[name]}"><code>{name}</code></a>'
+        link = f'<a href="{self.tests[name]}"><code>{name}</code></a>'
         return (
             f'<button type="button" class="check {"passed" if fresh else "stale"}" '
             f'popovertarget="check-{self.count}">{shown}</button>'

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coursekit.course import Course, Lesson
+from coursekit.course import Course, Mechanism
 from coursekit.imports import code_key
 
 
@@ -36,14 +36,14 @@ class Records:
     devices: dict[str, dict[str, Any]]
     keys: dict[str, str]
 
-    def lookup(self, lesson: Lesson, test: str) -> list[Record]:
+    def lookup(self, mechanism: Mechanism, test: str) -> list[Record]:
         """The records of one test, one for each device on which it ran."""
         found = []
         for device in self.devices.values():
-            mechanism = device["mechanisms"].get(lesson.slug, {})
-            measured = mechanism.get("tests", {}).get(test)
+            written = device["mechanisms"].get(mechanism.slug, {})
+            measured = written.get("tests", {}).get(test)
             if measured is not None:
-                stale = mechanism["key"] != self.keys[lesson.slug]
+                stale = written["key"] != self.keys[mechanism.slug]
                 found.append(Record(device["device"], versions=device["versions"], stale=stale, **measured))
         return found
 
@@ -61,22 +61,22 @@ def load(course: Course) -> Records:
     """The committed records; none is an empty set, not an error."""
     files = sorted(folder(course).glob("*.json"))
     devices = {file.stem: json.loads(file.read_text("utf-8")) for file in files}
-    return Records(devices, {lesson.slug: key(lesson) for lesson in course.lessons if lesson.source.exists()})
+    return Records(devices, {each.slug: key(each) for each in course.mechanisms if each.source.exists()})
 
 
-def key(lesson: Lesson) -> str:
-    """The hash of all that a record of this lesson depends on: the mechanism and its test, the test's
+def key(mechanism: Mechanism) -> str:
+    """The hash of all that a record of this mechanism depends on: its file and its proof, the proof's
     configuration, and every file of the course that one of them imports."""
-    conftest = lesson.root / "tests" / "conftest.py"
-    return code_key(lesson.root, [lesson.source, lesson.test, conftest])
+    conftest = mechanism.root / "tests" / "conftest.py"
+    return code_key(mechanism.root, [mechanism.source, *mechanism.proofs, conftest])
 
 
-def known_tests(lesson: Lesson) -> dict[str, int]:
-    """The name and line of every test in the lesson's test file."""
-    if not lesson.test.exists():
-        return {}
+def known_tests(mechanism: Mechanism) -> dict[str, tuple[Path, int]]:
+    """The name of every test in the mechanism's proof, with its file and line."""
     return {
-        node.name: node.lineno
-        for node in ast.walk(ast.parse(lesson.test.read_text("utf-8"), str(lesson.test)))
+        node.name: (path, node.lineno)
+        for path in mechanism.proofs
+        if path.exists()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path)))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     }

@@ -1,4 +1,4 @@
-"""`attn verify`: run the proofs of some lessons with pytest and write what they measured into a record.
+"""`attn verify`: run the proofs of some mechanisms with pytest and write what they measured into a record.
 
 Pytest runs in a process of its own and reports through its JUnit file, so that what is recorded is what
 pytest saw, also when it spreads the tests over several processes.
@@ -16,33 +16,33 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from coursekit.course import Course, CourseError, EnvironmentFault, Lesson, environment_of
+from coursekit.course import Course, CourseError, EnvironmentFault, Mechanism, environment_of
 from coursekit.files import write_text
 from coursekit.pages.proofs import records
 
 DEVICES = ("cpu", "cuda")
 
 
-def verify(course: Course, lessons: Sequence[Lesson], device: str = "cpu") -> dict[str, dict[str, Any]]:
-    """Run the proofs of these lessons on a device, merge the results into its record, return them by slug.
+def verify(course: Course, mechanisms: Sequence[Mechanism], device: str = "cpu") -> dict[str, dict[str, Any]]:
+    """Run the proofs of these mechanisms on a device, merge the results into its record, return them by slug.
 
-    A failed test is recorded as failed. Raises `CourseError` if the device is missing or pytest cannot run
-    the tests at all; the record is then left as it was.
+    A failed test is recorded as failed; a mechanism that is gone has no record any more. Raises `CourseError` if
+    the device is missing or pytest cannot run the tests at all; the record is then left as it was.
     """
     name = device_name(device)
-    keys = {lesson.slug: records.key(lesson) for lesson in lessons}
-    cases = run_tests(course, [lesson.test for lesson in lessons], device)
-    results = {
-        lesson.slug: {"key": keys[lesson.slug], "tests": summarise(cases.get(lesson.test.stem, []), device)}
-        for lesson in lessons
-    }
+    keys = {mechanism.slug: records.key(mechanism) for mechanism in mechanisms}
+    cases = run_tests(course, [path for mechanism in mechanisms for path in mechanism.proofs], device)
+    results = {}
+    for mechanism in mechanisms:
+        mine = [case for path in mechanism.proofs for case in cases.get(path.stem, [])]
+        results[mechanism.slug] = {"key": keys[mechanism.slug], "tests": summarise(mine, device)}
     versions = {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")}
-    old = records.load(course).devices.get(device, {})
-    mechanisms = {**old.get("mechanisms", {}), **results}
+    before = records.load(course)
+    merged = {**before.devices.get(device, {}).get("mechanisms", {}), **results}
     content = {
         "device": name,
         "versions": versions,
-        "mechanisms": {slug: mechanisms[slug] for slug in sorted(mechanisms)},
+        "mechanisms": {slug: merged[slug] for slug in sorted(merged) if slug in before.keys},
     }
     write_text(records.folder(course) / f"{device}.json", json.dumps(content, indent=1) + "\n")
     return results

@@ -14,7 +14,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from coursekit.course import Course, Lesson
+from coursekit.course import Course, Lesson, Mechanism
 from coursekit.files import write_text
 from coursekit.imports import code_key
 from coursekit.pages import inputs
@@ -25,8 +25,8 @@ from coursekit.pages.worker import Worker
 
 @dataclass
 class Material:
-    """By slug: the shapes that were seen (as JSON), the figures (SVG by name), the executed notebooks. What
-    failed is its `PageError`."""
+    """By slug: the shapes that were seen in each mechanism (as JSON), each lesson's figures (SVG by name) and its
+    executed notebook. What failed is its `PageError`."""
 
     shapes: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, str] | PageError] = field(default_factory=dict)
@@ -48,10 +48,11 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
                 running[lesson.slug] = beside.submit(execute.prepare(course, lesson))
             except PageError as error:
                 material.notebooks[lesson.slug] = error
+        for mechanism in course.mechanisms:
+            if mechanism.source.exists():
+                material.shapes[mechanism.slug] = seen(course, worker, mechanism)
         for lesson in course.lessons:
-            if lesson.source.exists() and not lesson.is_companion:
-                material.shapes[lesson.slug] = seen(course, worker, lesson)
-                material.figures[lesson.slug] = drawn(course, worker, lesson)
+            material.figures[lesson.slug] = drawn(course, worker, lesson)
         for slug, future in running.items():
             try:
                 material.notebooks[slug] = future.result()
@@ -62,37 +63,40 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
     return material
 
 
-def seen(course: Course, worker: Worker, lesson: Lesson) -> Any:
+def seen(course: Course, worker: Worker, mechanism: Mechanism) -> Any:
     """The shapes of a mechanism. They are kept by line, so the key covers the whole text of the file."""
     pages = Path(__file__).parents[1]
     engine = code_key(pages.parents[1], [pages / "shapes" / "__init__.py"])
-    text = lesson.source.read_text("utf-8")
-    return _kept(course, "shapes", lesson, [lesson.source], [text, engine], worker)
+    path = mechanism.source
+    texts = [path.read_text("utf-8"), engine]
+    return _kept(course, worker, "shapes", mechanism.slug, path, mechanism.module, texts)
 
 
 def drawn(course: Course, worker: Worker, lesson: Lesson) -> dict[str, str] | PageError:
     """The figures of a lesson."""
     if not lesson.figures.exists():
         return {}
-    return _kept(course, "figures", lesson, [lesson.figures], [lesson.figures.read_text("utf-8")], worker)
+    path = lesson.figures
+    texts = [path.read_text("utf-8")]
+    return _kept(course, worker, "figures", lesson.slug, path, f"figures_{lesson.slug}", texts)
 
 
 def _kept(
-    course: Course, job: str, lesson: Lesson, paths: list[Path], texts: list[str], worker: Worker
+    course: Course, worker: Worker, job: str, slug: str, path: Path, module: str, texts: list[str]
 ) -> Any | PageError:
-    """The worker's answer, from the cache if the code and the texts are those of last time."""
+    """The worker's answer about a file, from the cache if the code and the texts are those of last time."""
     try:
-        key = code_key(course.root, paths, inputs.versions(), *texts)
+        key = code_key(course.root, [path], inputs.versions(), *texts)
     except SyntaxError:
         key = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    cached = course.root / "build" / "cache" / job / f"{lesson.slug}-{key[:20]}.json"
+    cached = course.root / "build" / "cache" / job / f"{slug}-{key[:20]}.json"
     if cached.exists():
         return json.loads(cached.read_text("utf-8"))
     try:
-        answer = worker.ask(job, paths[0], lesson.module if job == "shapes" else f"figures_{lesson.slug}")
+        answer = worker.ask(job, path, module)
     except PageError as error:
         return error
-    for stale in cached.parent.glob(f"{lesson.slug}-*.json"):
+    for stale in cached.parent.glob(f"{slug}-*.json"):
         stale.unlink(missing_ok=True)
     write_text(cached, json.dumps(answer))
     return answer

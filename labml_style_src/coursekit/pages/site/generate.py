@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from nbformat import NotebookNode
 
-from coursekit.course import Course, Lesson
+from coursekit.course import CONTENT_PACKAGE, Course, Lesson, Mechanism
 from coursekit.pages import formulas, notebooks
 from coursekit.pages.notebooks import outputs
 from coursekit.pages.problems import PageError, Problem
@@ -48,14 +48,15 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
     proofs = records.load(course)
     roles = settings(course).get("extra", {}).get("roles", {})
     # A lesson that lacks a piece still has its other pages read, so that all faults are found.
-    mechanisms = _with(course, lambda lesson: [lesson.source, lesson.test, lesson.figures])
+    mechanisms = [each for each in course.mechanisms if all(path.exists() for path in each.pieces())]
     lessons = _with(course, lambda lesson: [lesson.notebook])
     exercises = _with(course, lambda lesson: [lesson.exercise, lesson.checks, lesson.misconceptions])
     makers.append(lambda: mechanism_index(mechanisms))
-    for lesson in mechanisms:
-        seen, figures = material.shapes[lesson.slug], material.figures[lesson.slug]
-        files = [lesson.source, lesson.test, lesson.figures]
-        makers.append(_once(mechanism_page, files, course, lesson, seen, figures, proofs, roles))
+    for each in mechanisms:
+        seen, figures = material.shapes[each.slug], material.figures[each.lesson.slug]
+        family = [other.source for other in each.lesson.mechanisms]
+        files = [each.source, *each.proofs, *filter(Path.exists, [*family, each.lesson.figures])]
+        makers.append(_once(mechanism_page, files, course, each, seen, figures, proofs, roles))
     makers.append(lambda: notebook_index(lessons))
     for lesson in lessons:
         notebook = material.notebooks[lesson.slug]
@@ -64,9 +65,9 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
     for lesson in exercises:
         files = [lesson.exercise, lesson.checks, lesson.misconceptions]
         makers.append(_once(exercise_page, files, course, lesson))
-    for lesson in mechanisms:
-        makers.append(_once(source_page, [lesson.source], course, "annotated_attention", lesson.source))
-        makers.append(_once(source_page, [lesson.test], course, "tests", lesson.test))
+    for each in mechanisms:
+        makers.append(_once(source_page, [each.source], course, CONTENT_PACKAGE, each.source))
+        makers += [_once(source_page, [proof], course, "tests", proof) for proof in each.proofs]
     pages = []
     for make in makers:
         try:
@@ -127,15 +128,16 @@ def hand_written(course: Course, path: Path) -> Page:
 
 def mechanism_page(
     course: Course,
-    lesson: Lesson,
+    mechanism: Mechanism,
     seen: Any,
     figures: dict[str, str] | PageError,
     proofs: records.Records,
     roles: dict[str, list[str]],
 ) -> Page:
-    markdown = render(course, lesson, seen, figures, proofs, roles)
-    sources = [_source(course, path) for path in (lesson.source, lesson.figures)]
-    return Page(f"mechanisms/{lesson.slug}/index.md", markdown, sources)
+    markdown = render(course, mechanism, seen, figures, proofs, roles)
+    files = [mechanism.source, mechanism.lesson.figures]
+    sources = [_source(course, path) for path in files if path.exists()]
+    return Page(f"mechanisms/{mechanism.slug}/index.md", markdown, sources)
 
 
 def notebook_page(course: Course, lesson: Lesson, notebook: NotebookNode | PageError) -> Page:
@@ -181,15 +183,15 @@ def source_page(course: Course, kind: str, path: Path) -> Page:
     return Page(f"source/{kind}/{slug}/index.md", listing.render_source(path, course.root), [])
 
 
-def mechanism_index(lessons: Sequence[Lesson]) -> Page:
+def mechanism_index(mechanisms: Sequence[Mechanism]) -> Page:
     intro = "Each is one file of Python that reads like a chapter, the derivation beside the code."
-    entries = [(lesson, lesson.title, listing.summary(lesson)) for lesson in lessons]
+    entries = [listing.mechanism_entry(mechanism) for mechanism in mechanisms]
     return Page("mechanisms/index.md", listing.render_index("Mechanisms", intro, entries), [])
 
 
 def notebook_index(lessons: Sequence[Lesson]) -> Page:
     intro = "Predict, run, explain. Read them here with their outputs, or download one and change it."
-    entries = [(lesson, *listing.notebook_entry(lesson)) for lesson in lessons]
+    entries = [listing.notebook_entry(lesson) for lesson in lessons]
     return Page("notebooks/index.md", listing.render_index("Notebooks", intro, entries), [])
 
 
@@ -197,5 +199,5 @@ def exercise_index(lessons: Sequence[Lesson]) -> Page:
     intro = (
         "You write the mechanism; the checks name the first wrong number and, if it is known, the mistake."
     )
-    entries = [(lesson, lesson.title, listing.exercise_summary(lesson)) for lesson in lessons]
+    entries = [listing.exercise_entry(lesson) for lesson in lessons]
     return Page("exercises/index.md", listing.render_index("Exercises", intro, entries), [])

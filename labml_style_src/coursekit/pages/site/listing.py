@@ -2,9 +2,10 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from coursekit.course import Lesson
+from coursekit.course import Lesson, Mechanism
 from coursekit.pages.code import source_view
 from coursekit.pages.front import front_matter
 from coursekit.pages.notebooks import read_lesson
@@ -23,34 +24,53 @@ def first_paragraph(prose: str) -> str:
     return ""
 
 
-def summary(lesson: Lesson) -> str:
-    """What a lesson is about: the problem with which its mechanism begins."""
-    if lesson.is_companion or not lesson.source.exists():
-        return ""
-    return first_paragraph(ast.get_docstring(ast.parse(lesson.source.read_text("utf-8"))) or "")
+@dataclass(frozen=True)
+class Entry:
+    """A page in a list: its lesson's number, its title, the name of its folder, and what is said of it. One that
+    continues the entry before it has the same number, which is then not shown again."""
+
+    number: int
+    title: str
+    slug: str
+    text: str
+    continues: bool = False
 
 
-def notebook_entry(lesson: Lesson) -> tuple[str, str]:
-    """The title of a lesson's notebook, and the first paragraph after it."""
+def mechanism_entry(mechanism: Mechanism) -> Entry:
+    """A mechanism is listed with the problem with which it begins."""
+    prose = ast.get_docstring(ast.parse(mechanism.source.read_text("utf-8"))) or ""
+    lesson, text = mechanism.lesson, first_paragraph(prose)
+    continues = mechanism != lesson.mechanisms[0]
+    return Entry(lesson.number, mechanism.title, mechanism.slug, text, continues)
+
+
+def notebook_entry(lesson: Lesson) -> Entry:
+    """A notebook is listed with its own title and the first paragraph after it."""
     prose = [cell.source for cell in read_lesson(lesson).cells if cell.cell_type == "markdown"]
     titles = [text[2:].partition("\n")[0].strip() for text in prose if text.startswith("# ")]
-    return next(iter(titles), lesson.title), next(filter(None, map(first_paragraph, prose)), "")
+    title, text = next(iter(titles), lesson.title), next(filter(None, map(first_paragraph, prose)), "")
+    return Entry(lesson.number, title, lesson.slug, text)
 
 
-def exercise_summary(lesson: Lesson) -> str:
+def exercise_entry(lesson: Lesson) -> Entry:
     tasks = read_tasks(lesson)
-    return f"{len(tasks)} tasks, {sum(task.points for task in tasks)} points."
+    text = f"{len(tasks)} tasks, {sum(task.points for task in tasks)} points."
+    return Entry(lesson.number, lesson.title, lesson.slug, text)
 
 
-def render_index(title: str, intro: str, entries: list[tuple[Lesson, str, str]]) -> str:
-    """An index page: each lesson with its title and what is said of it."""
+def render_index(title: str, intro: str, entries: list[Entry]) -> str:
+    """An index page: each entry with its number, its title and what is said of it."""
     head = front_matter(title=title, hide=["navigation", "toc"])
-    items = [
-        f'<div class="lesson" markdown="1">\n<span class="number">{lesson.number}</span>\n\n'
-        f"### [{heading}]({lesson.slug}/index.md)\n\n{text}\n\n</div>"
-        for lesson, heading, text in entries
-    ]
+    items = [_item(entry) for entry in entries]
     return "\n\n".join([f"{head}# {title}", intro, '<div class="lessons" markdown="1">', *items, "</div>\n"])
+
+
+def _item(entry: Entry) -> str:
+    kind = "lesson continues" if entry.continues else "lesson"
+    number = "" if entry.continues else f'<span class="number">{entry.number}</span>\n\n'
+    says = "Continues in " if entry.continues else ""
+    heading = f"### {says}[{entry.title}]({entry.slug}/index.md)"
+    return f'<div class="{kind}" markdown="1">\n{number}{heading}\n\n{entry.text}\n\n</div>'
 
 
 def render_source(path: Path, root: Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coursekit.course import Course, Lesson
+from coursekit.course import Course, Mechanism
 from coursekit.pages import katex
 from coursekit.pages.mechanism import Facts, formulas, render_mechanism
 from coursekit.pages.problems import PageError, Problem
@@ -16,7 +16,7 @@ from coursekit.pages.symbols import read_scopes
 
 def render(
     course: Course,
-    lesson: Lesson,
+    mechanism: Mechanism,
     seen: Any,
     figures: dict[str, str] | PageError,
     proofs: Records,
@@ -26,8 +26,8 @@ def render(
 
     Raises `PageError` with every fault of the prose, the formulas, the shapes and the figures.
     """
-    name = lesson.source.relative_to(course.root).as_posix()
-    text = lesson.source.read_text("utf-8")
+    name = mechanism.source.relative_to(course.root).as_posix()
+    text = mechanism.source.read_text("utf-8")
     chapter = read_chapter(text, name)
     problems = formula_faults(chapter)
     if isinstance(figures, PageError):
@@ -42,16 +42,31 @@ def render(
         shapes = record.lines
         problems += [*record.problems, *check_stated(text, name, notation, record)]
     facts = Facts(
-        number=lesson.number,
-        slug=lesson.slug,
+        number=mechanism.lesson.number,
+        slug=mechanism.lesson.slug,
         notation=notation,
-        tests=known_tests(lesson),
-        lookup=lambda test: proofs.lookup(lesson, test),
+        tests={test: _address(*place) for test, place in known_tests(mechanism).items()},
+        lookup=lambda test: proofs.lookup(mechanism, test),
         shapes=shapes,
         figures=figures,
+        family=family(mechanism),
         problems=[replace(problem, file=_relative(problem.file, course)) for problem in problems],
     )
     return render_mechanism(chapter, facts)
+
+
+def family(mechanism: Mechanism) -> list[tuple[str, str, str]]:
+    """From a part the way back to its lesson, from a lesson the ways to its parts: what leads there, the address
+    and the title."""
+    lesson = mechanism.lesson
+    if not mechanism.is_part:
+        return [("continues in", f"../{part.slug}/", part.title) for part in lesson.parts]
+    whole = f"../../notebooks/{lesson.slug}/" if lesson.is_companion else f"../{lesson.slug}/"
+    return [("part of", whole, lesson.title)]
+
+
+def _address(test_file: Path, line: int) -> str:
+    return f"../../source/tests/{test_file.stem.removeprefix('test_')}/#L{line}"
 
 
 def formula_faults(chapter: Chapter) -> list[Problem]:
