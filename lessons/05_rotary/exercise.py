@@ -205,8 +205,8 @@ class RotatedCache:
     - `append(key, value)` takes in new tokens behind the others. Their keys come turned: the first for
       the position n if n tokens are in the cache now, the next for n + 1, and so on.
     - `forget(start, stop)` removes the tokens `start`, ... `stop - 1`, counted as they stand now.
-    - `key` and `value` are attributes: what the cache holds now, the key of token n turned for the
-      position n, in the dtype in which it came.
+    - `key` and `value` are what the cache holds now: key n is turned for the position n, in the dtype in
+      which it came. `key` is a property, made when it is read; `value` is an attribute.
 
     Below float64 each turn rounds, and roundings add up: forgetting 400 tokens one after the other must
     leave the keys as exact as forgetting them all at once.

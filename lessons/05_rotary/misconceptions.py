@@ -72,8 +72,8 @@ def apply_rotary__no_minus(x, angles, *, interleaved=False):
 
 
 def apply_rotary__other_layout(x, angles, *, interleaved=False):
-    """You have the two layouts exchanged. Both are right somewhere, and neither raises an error in the
-    other's model. Which numbers are pair 0 when `interleaved` is True: 0 and 1, or 0 and r?"""
+    """Your pairs are those of the other layout here. Both layouts are right somewhere, and neither raises an
+    error in the other's model. Which numbers are pair 0 when `interleaved` is True: 0 and 1, or 0 and r?"""
     return apply_rotary(x, angles, interleaved=not interleaved)
 
 
@@ -122,6 +122,12 @@ def apply_rotary__angles_rounded_first(x, angles, *, interleaved=False):
     """You round the angles to the dtype of `x` and take cos and sin afterwards. A cosine is at most 1, and
     rounding it costs nothing to speak of. An angle may be a million. Which of the two can be rounded?"""
     return apply_rotary(x, angles.to(x.dtype).double(), interleaved=interleaved)
+
+
+def apply_rotary__result_in_float64(x, angles, *, interleaved=False):
+    """Your numbers are right, but float64, whatever `x` was: the angles are, and the wider dtype wins. The
+    next layer of a model in float32 would refuse them. What may be rounded after cos and sin are taken?"""
+    return apply_rotary(x.double(), angles, interleaved=interleaved)
 
 
 def to_half_split__inverse(weight, n_heads, *, rotated=None):
@@ -208,12 +214,6 @@ def rotary_attention__sees_the_future(query, key, value, i, j, *, base=10000.0):
     end = torch.full_like(i, int(j.max()) + int(i.max()))
     query = apply_rotary(query, rotary_angles(i - end, query.shape[-1], base=base))
     return rotary_attention(query, key, value, end, j, base=base)
-
-
-def rotary_attention__not_scaled(query, key, value, i, j, *, base=10000.0):
-    """Your scores are not divided by √d. A turn changes no length, so the product of two turned vectors is
-    as large as that of two others: what else does softmax need?"""
-    return rotary_attention(query * query.shape[-1] ** 0.5, key, value, i, j, base=base)
 
 
 def ntk_base__multiplied_by_the_factor(base, factor, d):
