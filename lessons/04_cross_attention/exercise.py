@@ -233,8 +233,9 @@ def ask(x: Tensor, w_q: Tensor, w_k: Tensor, n_heads: int) -> Tensor:
         bare = context[:, None].expand(-1, n_heads, -1, -1)
         output = answer(cross_attention(ask(x, w_q, w_k, n_heads), bare, bare, padding_mask), w_v, w_o)
 
-    is the output of a layer of task 3 with these weights. `cross_attention` stays as it is in task 2.
-    (DeepSeek's models, whose layers share no context but store a short vector a token, are served so.)
+    is the output of a layer of task 3 with these weights. `cross_attention` stays as it is in task 2. The
+    price is arithmetic: a score is now a sum over c numbers, no longer over d. (DeepSeek-V2 keeps one short
+    vector a token in place of keys and values, and is served this way.)
 
     One head, m = 1, c = 4, by hand: x = 5, w_q = 3 and w_k = 1 0 2 0 make the result 30 0 60 0.
 

@@ -6,6 +6,7 @@ would say.
 
 import torch
 from einops import rearrange
+from torch import nn
 
 
 def pad__true_is_padding(rows):
@@ -13,14 +14,6 @@ def pad__true_is_padding(rows):
     `scaled_dot_product_attention`, True means that a position takes part."""
     padded, mask = pad(rows)
     return padded, ~mask
-
-
-def pad__on_the_left(rows):
-    """You put the padding first. Read the hand-computed example again: where does a context begin in
-    its row?"""
-    padded, mask = pad(rows)
-    shifts = (~mask).sum(dim=1).tolist()
-    return torch.stack([row.roll(n, 0) for row, n in zip(padded, shifts, strict=True)]), mask.flip(1)
 
 
 def pad__zeros_are_padding(rows):
@@ -95,24 +88,45 @@ def cross_attention__nan_without_keys(query, key, value, padding_mask=None):
     return output.masked_fill(~padding_mask.any(dim=1)[:, None, None, None], float("nan"))
 
 
-class CrossAttention__scale_of_the_context(CrossAttention):
-    """You divide the scores by the root of the context's width. Keys are no longer that wide when they
-    meet the queries: how many products does one score sum up?"""
+def cross_attention__nan_in_the_gradient(query, key, value, padding_mask=None):
+    """Your outputs are right, your gradients are NaN. Replacing a NaN repairs what comes after it; on the
+    way back the gradient still passes through the softmax that was 0 / 0, and 0 times NaN is NaN. What
+    could go into that softmax instead?"""
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if padding_mask is not None:
+        scores = scores + torch.where(padding_mask, 0.0, -torch.inf)[:, None, None]
+    return scores.softmax(dim=-1).nan_to_num() @ value
 
-    def forward(self, x, context=None, *, keys_values=None, padding_mask=None):
-        key, value = self.project(context) if keys_values is None else keys_values
-        d, c = key.shape[-1], self.w_k.in_features
-        key = key * (d / c) ** 0.5
-        return super().forward(x, keys_values=(key, value), padding_mask=padding_mask)
+
+class CrossAttention__with_biases(CrossAttention):
+    """Your projections have biases: `nn.Linear` adds one unless it is told not to. This layer has none, like
+    those of T5. Which argument leaves it out?"""
+
+    def __init__(self, d_model, d_context, n_heads):
+        nn.Module.__init__(self)
+        self.n_heads = n_heads
+        self.w_q = nn.Linear(d_model, d_model)
+        self.w_k = nn.Linear(d_context, d_model)
+        self.w_v = nn.Linear(d_context, d_model)
+        self.w_o = nn.Linear(d_model, d_model)
 
 
-class CrossAttention__values_through_w_k(CrossAttention):
-    """Your values went through `w_k`. What a position is found by and what it gives are two different
-    things: which projection makes the values?"""
+class CrossAttention__heads_without_transpose(CrossAttention):
+    """You view `b s m` straight as `b h s d`. The shape is right, the order is not: a head gets pieces of
+    one position as if they were several. Cut first, then move the axis, and the same on the way back."""
 
     def project(self, context):
-        key, _ = super().project(context)
-        return key, key
+        return self.heads(self.w_k(context)), self.heads(self.w_v(context))
+
+    def heads(self, x):
+        return x.reshape(len(x), self.n_heads, x.shape[1], -1)
+
+    def forward(self, x, context=None, *, keys_values=None, padding_mask=None):
+        if (context is None) == (keys_values is None):
+            raise ValueError("one of context and keys_values is wanted")
+        key, value = self.project(context) if keys_values is None else keys_values
+        heads = cross_attention(self.heads(self.w_q(x)), key, value, padding_mask)
+        return self.w_o(heads.reshape(x.shape))
 
 
 class CrossAttention__mask_only_with_context(CrossAttention):
@@ -125,9 +139,9 @@ class CrossAttention__mask_only_with_context(CrossAttention):
 
 
 class ContextCache__projects_again(ContextCache):
-    """Your answers are right, but each of them projects the context anew: what is in `value` is not what
-    the next step reads. A text of a thousand tokens would pay a thousand times. What does the layer take
-    in place of a context?"""
+    """Each of your answers projects the context anew: what is in `value` is not what the next step reads,
+    and a text of a thousand tokens pays a thousand times. What does the layer take in place of a
+    context?"""
 
     def __init__(self, layer, context, padding_mask):
         super().__init__(layer, context, padding_mask)
@@ -205,20 +219,6 @@ def insert_images__before_the_text(texts, embedding, images):
     return pad([torch.cat([*images, *(w for w in row if w is not None)]) for images, row in rows])
 
 
-def insert_images__image_number_of_the_text(texts, embedding, images):
-    """Text n takes image n, whatever images it has. A text may have none, or two: who has had how many
-    before it?"""
-    insert_images(texts, embedding, images)
-    return pad(
-        [
-            torch.cat(
-                [images[n % len(images)] if token == IMAGE else embedding[token, None] for token in text]
-            )
-            for n, text in enumerate(text.tolist() for text in texts)
-        ]
-    )
-
-
 def insert_images__mask_of_the_words(texts, embedding, images):
     """Your mask was made before the images came, one place for each. What is real now is longer: the last
     words of a text with an image would not be seen."""
@@ -243,6 +243,12 @@ def ask__scale_of_the_context(x, w_q, w_k, n_heads):
     sees, which is that of the context. By what did the layer of task 3 divide?"""
     asked = ask(x, w_q, w_k, n_heads)
     return asked * (w_q.shape[0] / n_heads / w_k.shape[1]) ** 0.5
+
+
+def ask__scaled_twice(x, w_q, w_k, n_heads):
+    """You divide by √d, and `cross_attention` divides by √c after you. It cannot be told not to: by what must
+    you multiply, so that its root goes and yours stays?"""
+    return ask(x, w_q, w_k, n_heads) * w_k.shape[1] ** -0.5
 
 
 def answer__every_head_all_of_w_v(found, w_v, w_o):
