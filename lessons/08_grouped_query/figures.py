@@ -45,33 +45,30 @@ def readers(h: int, g: int) -> list[list[int]]:
 
 def heads() -> str:
     """Which query heads read which heads of keys and values: 8, 2 and 1 of them."""
-    h, step, panel, top = 8, 24, 232, 34
+    h, left, step, row = 8, 92, 40, 122
     parts = []
     for n, (g, name) in enumerate([(8, "multi-head"), (2, "grouped-query"), (1, "multi-query")]):
-        left = 8 + n * panel
-        middle = left + h * step / 2
-        parts.append(text(middle, 14, name, colour="ink"))
+        top = 4 + n * row
+        parts.append(text(0, top + 45, name, anchor="start", colour="ink"))
+        parts.append(text(0, top + 63, f"g = {g}", anchor="start"))
         for u, group in enumerate(readers(h, g)):
+            assert group == list(range(u * h // g, (u + 1) * h // g))
             x = left + (group[0] + group[-1] + 1) * step / 2
             for head in group:
                 start = left + (head + 0.5) * step
-                parts.append(
-                    path(f"M{start:g} {top + 30}C{start:g} {top + 62} {x:g} {top + 50} {x:g} {top + 82}")
-                )
-            parts.append(rect(x - 9, top + 82, 18, 30, "key", 0.85))
-            parts.append(rect(x - 9, top + 114, 18, 30, "value", 0.85))
-            assert len(group) == h // g
-            assert u == group[0] // len(group)
-        parts += [rect(left + head * step + 3, top, 18, 30, "query", 0.85) for head in range(h)]
-        parts.append(text(middle, top + 166, f"keeps {2 * g} vectors a token", size=12))
+                curve = f"M{start:g} {top + 26}C{start:g} {top + 48} {x:g} {top + 34} {x:g} {top + 58}"
+                parts.append(path(curve))
+            parts.append(rect(x - 14, top + 58, 28, 19, "key", 0.85))
+            parts.append(rect(x - 14, top + 79, 28, 19, "value", 0.85))
+        parts += [rect(left + head * step + 6, top + 4, 28, 22, "query", 0.85) for head in range(h)]
     title = "Eight query heads read eight, two or one head of keys and values"
-    return svg(2 * panel + 208, top + 174, title, parts)
+    return svg(left + h * step, 3 * row - 14, title, parts)
 
 
 def fold() -> str:
     """The scores of three heads on the same keys, as three heads and as one head with three times the
     queries."""
-    r, t, s, d, cell, gap = 3, 2, 6, 3, 17, 12
+    r, t, s, d, cell, gap = 3, 2, 6, 3, 15, 10
     generator = torch.Generator().manual_seed(3)
     query, key = torch.randn(1, r, t, d, generator=generator), torch.randn(1, 1, s, d, generator=generator)
     apart = attention_weights(2 * query, key.repeat_interleave(r, 1))[0]
@@ -87,7 +84,7 @@ def fold() -> str:
 
     parts, strength = [], 0.2 + 0.6 * torch.rand(r * t + s, d, generator=generator)
     top, left, weights_left = 26 + d * cell + gap, 4, 4 + d * cell + gap
-    parts.append(text(weights_left + s * cell / 2, 14, "three heads", colour="ink"))
+    parts.append(text(left + (d + s) * cell / 2, 14, "three heads", colour="ink"))
     for n in range(r):
         y = 26 + n * (d * cell + t * cell + 2 * gap)
         parts += matrix(weights_left, y, strength[r * t :].T, "key")
@@ -97,7 +94,7 @@ def fold() -> str:
     shift = weights_left + s * cell + 84
     parts.append(text(shift - 44, top + 90, "=", colour="ink", size=22))
     y = 26 + (d * cell + t * cell + 2 * gap) * (r - 1) / 2 - 12
-    parts.append(text(shift + d * cell + gap + s * cell / 2, 14, "one head, six queries", colour="ink"))
+    parts.append(text(shift + (d + s) * cell / 2 + gap, 14, "one head, six queries", colour="ink"))
     parts += matrix(shift + d * cell + gap, y, strength[r * t :].T, "key")
     y += d * cell + gap / 2
     parts += matrix(shift, y, strength[: r * t], "query")
