@@ -44,8 +44,8 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor, padding_mask: Ten
     Every query takes the mean of the values with the weights softmax(query keyᵀ / √d). Keys and values
     come from another sequence, which is there as a whole before the first query is asked: there is no
     future in it. `padding_mask` is what task 1 returns, True where a key is real; None means that all
-    are. Padding has no weight at all, whatever stands there. If a text has no real key, its queries find
-    0, and the gradients there are 0 too, never NaN.
+    are. Padding has no weight at all. If a text has no real key, its queries find 0, and the
+    gradients there are 0 too, never NaN.
 
     One query, keys that all score the same, values 1, 3 and 100, by hand: with the mask True, True, False
     the answer is 2. With False, False, False it is 0.
