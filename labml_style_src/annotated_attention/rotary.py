@@ -41,13 +41,13 @@ A complex number that turns is a real matrix, and all pairs together are a matri
 diagonal [check:test_turning_is_a_matrix_of_blocks]:
 
 $$R_i = \begin{pmatrix} \ddots & & \\ & \begin{matrix} \cos i\theta_p & -\sin i\theta_p \\
-\sin i\theta_p & \phantom{-}\cos i\theta_p \end{matrix} & \\ & & \ddots \end{pmatrix}, \qquad
-R_i^\top R_j = R_{j-i}.$$
+\sin i\theta_p & \phantom{-}\cos i\theta_p \end{matrix} & \\ & & \ddots \end{pmatrix}$$
 
-So a vector keeps its length, for $R_i^\top R_i = 1$ [check:test_lengths_are_kept], and a text moved as a
-whole attends as before [check:test_moving_the_text_changes_nothing]. The head of the beginning needs no
-content at all: if all keys are $\mathbf{u}$ and all queries $R_{-n}\,\mathbf{u}$, then query $i$ scores key
-$j$ with $\mathbf{u}^\top R_{j-i+n}\,\mathbf{u}$, largest at $j = i - n$, wherever $i$ is
+The proof now reads $R_i^\top R_j = R_{j-i}$. So a vector keeps its length, for $R_i^\top R_i = 1$
+[check:test_lengths_are_kept], and a text moved as a whole attends as before
+[check:test_moving_the_text_changes_nothing]. The head of the beginning needs no content at all: if all keys
+are $\mathbf{u}$ and all queries $R_{-n}\,\mathbf{u}$, then query $i$ scores key $j$ with
+$\mathbf{u}^\top R_{j-i+n}\,\mathbf{u}$, largest at $j = i - n$, wherever $i$ is
 [check:test_one_query_looks_back_n_tokens_everywhere].
 
 ## It need not decay
@@ -83,6 +83,7 @@ $\alpha$, $\beta$ for our $B$, $f$, `beta_slow`, `beta_fast`.
 """
 
 import math
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -117,11 +118,9 @@ def rotary_frequencies(
     neighbours apart, and takes tokens 44 apart for nearly the same. At $d = 128$ and $B = 10^4$ the last pair
     turns once in 54,410 tokens [check:test_wavelengths]: it tells regions apart, not neighbours. They are the
     hands of a clock.
-
-    **Raises.** `ValueError` if $d$ is odd or less than 2.
     """
     if d < 2 or d % 2:
-        raise ValueError(f"d is {d}: an even number, at least 2, is wanted")
+        raise ValueError(f"d is {d}: an even number >= 2 is wanted")
     pair = torch.arange(d // 2, dtype=torch.float64, device=device)
     return base ** (-2 * pair / d)
 
@@ -141,12 +140,11 @@ def rotary_angles(
     [check:test_half_precision_ruins_angles]. A model cast to half precision together with its table of
     frequencies has this bug (GPT-NeoX issue 1003, Transformers issue 25681).
 
-    **Shapes.** `positions` is `... t`, whole numbers or not; the result is `... t r`.
-
-    **Raises.** `ValueError` if `frequencies`, which replace the base, are not $d/2$ numbers.
+    **Shapes.** `positions` is `... t`, whole or not; the result is `... t r`. `frequencies` replace the base.
     """
     if frequencies is None:
-        frequencies = rotary_frequencies(d, base=base, device=positions.device)
+        device = positions.device
+        frequencies = rotary_frequencies(d, base=base, device=device)
     if 2 * len(frequencies) != d:
         came = f"frequencies has {len(frequencies)} numbers, d is {d}"
         raise ValueError(f"{came}: d / 2 numbers are wanted")
@@ -177,7 +175,7 @@ def apply_rotary(
     """
     (b, _, t, d), r = x.shape, angles.shape[-1]
     if tuple(angles.shape) not in {(t, r), (b, t, r)} or 2 * r > d:
-        came = f"angles has shape {tuple(angles.shape)}, x {tuple(x.shape)}"
+        came = f"angles is {list(angles.shape)}, x is {list(x.shape)}"
         raise ValueError(f"{came}: t r or b t r is wanted, with 2 r <= d")
     if angles.dtype not in (torch.float32, torch.float64):
         came = f"angles is {angles.dtype}"
@@ -189,7 +187,7 @@ def apply_rotary(
     angles = angles[..., None, :, :]
     cos, sin = angles.cos().to(wide), angles.sin().to(wide)
 
-    # The whole difference between the layouts: whether two or $r$ counts faster.
+    # The layouts differ in which of the two axes comes last, and in nothing else.
     layout = "b h t (r two)" if interleaved else "b h t (two r)"
     turning = x[..., : 2 * r].to(wide)
     x_1, x_2 = rearrange(turning, f"{layout} -> two b h t r", two=2)
@@ -227,9 +225,9 @@ def rotary_attention(
     text grows (Peng et al., section 3.3).
     """
     d = query.shape[-1] if frequencies is None else 2 * len(frequencies)
-    i_angles = rotary_angles(i, d, base=base, frequencies=frequencies)
-    j_angles = rotary_angles(j, d, base=base, frequencies=frequencies)
-    query, key = apply_rotary(query, i_angles), apply_rotary(key, j_angles)
+    angles = partial(rotary_angles, d=d, base=base, frequencies=frequencies)
+    query = apply_rotary(query, angles(i))
+    key = apply_rotary(key, angles(j))
     return attend(query, key, value, i, j)
 
 
@@ -256,7 +254,7 @@ def ntk_base(base: float, factor: float, d: int) -> float:
     with a large base, 500,000, from the start.
     """
     if d < 4 or d % 2:
-        raise ValueError(f"d is {d}: an even number, at least 4, is wanted")
+        raise ValueError(f"d is {d}: an even number >= 4 is wanted")
     return base * factor ** (d / (d - 2))
 
 
@@ -277,18 +275,18 @@ def yarn_frequencies(
 
     $$\theta'_p = \gamma_p\,\theta_p + (1 - \gamma_p)\,\frac{\theta_p}{f}.$$
 
-    ![What is left of each pair's speed at $f = 8$, for Llama 2's sizes. Shaded: pairs that never completed a
-    turn in training.](figure:scaling)
+    ![What is left of each pair's speed at $f = 8$, for Llama 2's sizes; above, its turns in training. Shaded:
+    never a whole one.](figure:scaling)
 
-    Beware of two ramps. In the paper (equations 17, 18 and 20) $\gamma_p$ is linear in the number of turns.
-    In the authors' code, and with it in Transformers, vLLM and the published models, it is linear in $p$, as
-    here; in the middle a frequency differs by a factor of 2.3 [check:test_paper_and_code_have_two_ramps].
-    Llama 3.1 took the paper's ramp, from 1 turn to 4.
+    Beware of two ramps. In the paper (equations 17, 18, 20) $\gamma_p$ is linear in the number of turns. In
+    the authors' code, and so in Transformers, vLLM and the published models, it is linear in $p$, as here; in
+    the figure, frequencies differ by up to 2.3 times [check:test_paper_and_code_have_two_ramps]. Llama 3.1
+    took the paper's ramp, from 1 turn to 4.
     """
     frequencies = rotary_frequencies(d, base=base, device=device)
 
-    # Pair $p$ makes $L\,\theta_p / 2\pi$ turns in training. Solved for $p$, it says where a number of turns
-    # is reached; ends are rounded outwards to whole pairs [check:test_yarn_agrees_with_the_authors_code].
+    # Pair $p$ makes $L\,\theta_p / 2\pi$ turns in training. Solved for $p$, this says where the ramp begins
+    # and where it ends, to be rounded outwards to whole pairs [check:test_yarn_agrees_with_the_authors_code].
     def pair_of(turns: float) -> float:
         wavelength = original_length / turns
         return d / 2 * math.log(wavelength / (2 * math.pi), base)
@@ -333,16 +331,17 @@ def half_split_order(
     float32, but rounds cosine and sine to the model's dtype and turns in it; torchtune turns in float32.
     """
     if d < 2 or d % 2:
-        raise ValueError(f"d is {d}: an even number, at least 2, is wanted")
-    return rearrange(torch.arange(d, device=device), "(r two) -> (two r)", two=2)
+        raise ValueError(f"d is {d}: an even number >= 2 is wanted")
+    return torch.arange(d, device=device).view(-1, 2).T.flatten()
 
 
 def example(axes: dict[str, int]) -> None:
     """Run once on primes: the shapes beside the code are read off this run."""
     b, h, t, s, r, e = (axes[letter] for letter in "bhtsre")
-    query, key = torch.randn(b, h, t, 2 * r), torch.randn(b, h, s, 2 * r)
-    value = torch.randn(b, h, s, e)
-    rotary_attention(query, key, value, torch.arange(t), torch.arange(s))
+    query, key, i = torch.randn(b, h, t, 2 * r), torch.randn(b, h, s, 2 * r), torch.arange(t)
+    rotary_frequencies(2 * r)
+    apply_rotary(query, rotary_angles(i, 2 * r))
+    rotary_attention(query, key, torch.randn(b, h, s, e), i, torch.arange(s))
     ntk_base(10000.0, 8.0, 2 * r)
     yarn_frequencies(2 * r, 8.0, 64)
     yarn_scale(8.0)

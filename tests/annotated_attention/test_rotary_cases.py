@@ -10,6 +10,7 @@ from tests import proof
 from tests.proof import Case, changed, normal, plain_attention
 from torch import Tensor
 
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.multi_head import split_heads
 from annotated_attention.rotary import apply_rotary, rotary_angles, rotary_attention
 
@@ -100,12 +101,26 @@ def scores(x: Tensor, w_q: Tensor, w_k: Tensor, interleaved: bool) -> Tensor:
     return q @ k.mT
 
 
+def rotary_model() -> LanguageModel:
+    """Two layers of lesson 3's model, with rotary attention in the slot and no other positions."""
+    config = LanguageModelConfig(
+        vocab_size=31,
+        d_model=24,
+        n_layers=2,
+        n_heads=3,
+        position_embedding="none",
+        make_attention=lambda c, layer: SelfAttention(c.d_model, c.n_heads, attend=rotary_attention),
+    )
+    torch.manual_seed(0)
+    return LanguageModel(config).double()
+
+
 @each_layout
 def test_gradcheck(interleaved: bool) -> None:
     angles = rotary_angles(torch.arange(3), 4)
     x = normal("x", 2, 1, 3, 6)
     proof.assert_gradcheck(partial(apply_rotary, interleaved=interleaved), [x, angles])
-    proof.assert_gradcheck(partial(ours, offset=2), Case("small", t=3, s=5, d=4, e=7).inputs())
+    proof.assert_gradcheck(partial(ours, offset=2), Case("small", b=1, g=2, t=3, s=5, d=4, e=3).inputs())
 
 
 @pytest.mark.parametrize("start", range(1, 7))
