@@ -1,18 +1,59 @@
 r"""# Training a language model
 
-Crops of a text, AdamW, and checkpoints from which a run goes on to the last bit.
+A new model takes every byte for equally likely. What it is to become is in the text alone: hide each byte,
+and ask for it. With $x_0$ a token that begins every text, the loss of $t$ bytes is
+
+$$\mathcal L = -\frac1t \sum_{i=1}^{t} \ln P(x_i \mid x_0 \dots x_{i-1}),$$
+
+and its gradient moves all parameters a little. That is all that is ever asked. The rest of this page makes
+it quick, and makes two runs with the same seed the same run, even if one of them was interrupted.
+
+![A text, and two crops of it: below each token stands the one that is asked for. Wherever a crop begins, the
+same token goes ahead.](figure:crops)
+
+## What came before
+
+Gradient descent on whole texts, then on samples; Adam (2014), which divides each parameter's mean gradient
+by its root mean square, so that one rate suits all; AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101),
+whose decay does not pass through that division; a rate that first rises (Vaswani et al. 2017, section 5.3)
+and then follows a cosine to the end. The constants here, $\beta = (0.9, 0.95)$, decay 0.1 and gradients of
+at most norm 1, are those of GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix B); its rate of 0.0006
+suits 125 million parameters, and fewer bear a higher one.
+
+## Bits
+
+In base 2, a loss is a length. A coder that knows $P$ writes the text in $-\sum_i \log_2 P(x_i \mid \dots)$
+bits and one or two more, so *bits per byte*, $\mathcal L / \ln 2$, says how far a model compresses: 8 is
+nothing [check:test_an_even_guess_is_eight_bits]. Perplexity is $e^{\mathcal L}$, a number of equally likely
+choices. It cannot be compared between models that cut a text into different tokens. Bits per byte can.
+
+## A token that begins
+
+Byte 0 occurs in no text, and stands in front of every crop. So each byte of a crop is predicted, the first
+one too, and the bits are those of a complete code [check:test_bits_are_those_of_a_distribution]; a model can
+write from nothing; and there always is a key that means nothing, which lesson 10 needs. To do without:
+`draw=partial(crops, begin=None)` [check:test_crops_may_begin_without].
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $B$ | `batch_size` | scalar | crops of one step |
+| $\mathcal L$ | `loss` | scalar | mean negative logarithm of the probability, in nats |
+| $x_0$ | `begin` | scalar | the token in front of every crop |
+| $x_i$ | `tokens` | `b t+1` | byte $i$ of a crop |
+| $t$ | `length` | scalar | bytes that are predicted in a crop |
+| $\eta$ | `learning_rate` | scalar | the highest rate of the run |
+| $n$ | `step` | scalar | number of the step, from 0 |
+| $S$ | `steps` | scalar | steps of the run |
+| $w$ | `warmup` | scalar | steps in which the rate rises |
 """
 
 import math
 import os
+import zlib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +64,40 @@ from torch import Tensor, nn
 
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 
-__all__ = ["BEGIN", "bits_per_byte", "crops", "learning_rate_factor", "train"]
+__all__ = ["BEGIN", "bits_per_byte", "crops", "rate_factor", "train"]
 
-# The token in front of every text. Byte 0 occurs in no text, and in no Python file.
 BEGIN = 0
 
 
 def crops(
-    text: Integer[Tensor, "n"], batch_size: int, length: int, *, begin: int | None = BEGIN
+    text: Integer[Tensor, "n"],
+    batch_size: int,
+    length: int,
+    *,
+    begin: int | None = BEGIN,
 ) -> Int[Tensor, "b _"]:
-    """`length + 1` tokens a row: `begin`, and what follows somewhere in the text."""
-    size = length + (begin is None)
+    r"""## What is drawn
+
+    `begin`, and `length` tokens from anywhere in the text; without `begin`, one token more
+    [check:test_crops_are_of_the_text]. Inputs are all but the last, targets all but the first.
+    """
+    size = length + 1 if begin is None else length
     if len(text) < size:
-        raise ValueError(f"text has {len(text)} tokens: at least {size} are wanted for a crop")
+        raise ValueError(f"text has {len(text)} tokens: a crop takes {size}")
     start = torch.randint(len(text) - size + 1, (batch_size, 1))
     tokens = text[(start + torch.arange(size)).to(text.device)].long()
     return tokens if begin is None else F.pad(tokens, (1, 0), value=begin)
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Up in a line, down in half a cosine."""
+def rate_factor(step: int, steps: int, warmup: int) -> float:
+    r"""## The rate
+
+    $$\frac{\eta_n}{\eta} = \begin{cases} (n+1)/w & n < w \\
+    \tfrac12\big(1 + \cos \pi\, \tfrac{n-w}{S-w}\big) & \text{else} \end{cases}$$
+
+    At first Adam's means rest on a handful of gradients, and a full step would follow noise; in the end, a
+    small one settles what was learned [check:test_rate_rises_and_falls].
+    """
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
@@ -64,24 +119,33 @@ def train(
     every: int = 100,
     report: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """The loss of every step, in nats a token. `report(step, loss)` is called after each."""
+    r"""## The loop
+
+    Returns the loss of every step, in nats. `report(step, loss)` is called after each: a progress bar, a
+    plot, a line. With a `checkpoint`, the run is saved there every so many steps, and a call that finds one
+    goes on from it.
+    """
     length = model.config.max_length if length is None else length
-    settings = {
-        **{field.name: plain(getattr(model.config, field.name)) for field in fields(model.config)},
-        **{"steps": steps, "batch_size": batch_size, "length": length, "learning_rate": learning_rate},
-        **{"warmup": warmup, "weight_decay": weight_decay, "seed": seed, "draw": plain(draw)},
-    }
     parameters = [x for x in model.parameters() if x.requires_grad]
-    groups = [
-        {"params": [x for x in parameters if x.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [x for x in parameters if x.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+
+    # Decay draws a parameter towards 0. Matrices bear that; a scale of $\operatorname{LN}$ belongs near 1,
+    # and a bias where it is needed [check:test_only_matrices_decay].
+    matrices, vectors = ([x for x in parameters if (x.ndim >= 2) is wide] for wide in (True, False))
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay)
+
+    settings = {name: plain(setting) for name, setting in asdict(model.config).items()}
+    settings |= {"steps": steps, "batch_size": batch_size, "length": length, "seed": seed}
+    settings |= {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
+    settings |= {"draw": plain(draw), "text": zlib.crc32(text.cpu().numpy())}
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         losses = load(checkpoint, model, optimizer, settings)
 
-    was_training = model.training
+    # Each step has a seed of its own, so nothing that was drawn before matters to it: neither the crops nor
+    # the dropout of a resumed run differ from those of an uninterrupted one
+    # [check:test_a_resumed_run_is_the_same_run]. PyTorch's generator keeps the lowest 32 bits of a seed:
+    # with `seed << 32`, all seeds would be one [check:test_seeds_differ].
     model.train()
     with torch.random.fork_rng():
         for step in range(len(losses), steps):
@@ -91,25 +155,41 @@ def train(
             loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
+
+            # One strange crop must not undo a hundred others: a gradient longer than 1 is shortened to 1.
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * learning_rate_factor(step, steps, warmup)
+                group["lr"] = learning_rate * rate_factor(step, steps, warmup)
             optimizer.step()
             losses.append(loss.item())
             if checkpoint is not None and (len(losses) % every == 0 or len(losses) == steps):
                 save(checkpoint, model, optimizer, settings, losses)
             if report is not None:
                 report(step, losses[-1])
-    model.train(was_training)
     return losses
 
 
 def plain(setting: Any) -> Any:
     """A function by its name; numbers and words as they are."""
-    return getattr(setting, "__qualname__", repr(setting)) if callable(setting) else setting
+    if isinstance(setting, partial):
+        return f"{plain(setting.func)} {setting.args} {setting.keywords}"
+    return getattr(setting, "__qualname__", type(setting).__qualname__) if callable(setting) else setting
 
 
-def save(checkpoint: Path, model: nn.Module, optimizer: Any, settings: dict, losses: list[float]) -> None:
+def save(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    losses: list[float],
+) -> None:
+    r"""## A checkpoint
+
+    Parameters alone would not do: AdamW has two means for each, and they are two thirds of the file.
+
+    It is written beside its place and then moved there, which happens at once or not at all. Whoever pulls
+    the plug finds the last whole one [check:test_a_broken_save_leaves_the_old_one].
+    """
     state = {"settings": settings, "losses": losses}
     state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     unfinished = checkpoint.with_name(checkpoint.name + ".unfinished")
@@ -117,12 +197,22 @@ def save(checkpoint: Path, model: nn.Module, optimizer: Any, settings: dict, los
     os.replace(unfinished, checkpoint)
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: Any, settings: dict) -> list[float]:
+def load(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+) -> list[float]:
+    r"""A run of other settings, or on another text, is refused: it could go on, but would be neither of the
+    two [check:test_another_run_is_refused]. `weights_only` keeps a file that came from elsewhere from
+    running code.
+    """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    for name, wanted in settings.items():
-        came = state["settings"].get(name)
-        if came != wanted:
-            raise ValueError(f"{checkpoint} was made with {name} = {came}: {wanted} is wanted")
+    for name, ours in settings.items():
+        theirs = state["settings"].get(name)
+        if theirs != ours:
+            came = f"checkpoint {checkpoint} has {name} = {theirs}, this run {ours}"
+            raise ValueError(f"{came}: the same settings, or another file, are wanted")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["losses"]
@@ -137,25 +227,32 @@ def bits_per_byte(
     batch_size: int = 16,
     begin: int = BEGIN,
 ) -> float:
-    """Mean -log2 of the probability of each byte, read in blocks of `length`, each after `begin`."""
+    r"""## The judgement
+
+    $\mathcal L / \ln 2$ over a text, cut into blocks of `length` that are read each for itself; the last may
+    be shorter [check:test_bits_are_those_of_a_distribution]. A byte early in a block has little context, so
+    longer blocks look better even to a model that makes nothing of them: compare at one length, or count
+    only the last bytes of each block (lesson 6).
+    """
+    if len(text) == 0:
+        raise ValueError("text is empty: at least one token is wanted")
     length = model.config.max_length if length is None else length
-    device = next(model.parameters()).device
-    was_training = model.training
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    whole = len(text) - len(text) % length
-    nats = 0.0
+    whole, nats = len(text) // length * length, 0.0
     for blocks in (*text[:whole].view(-1, length).split(batch_size), text[None, whole:]):
         targets = blocks.to(device).long()
-        logits = model(F.pad(targets[:, :-1], (1, 0), value=begin)) if targets.numel() else None
-        if logits is not None:
-            nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+        logits = model(F.pad(targets, (1, -1), value=begin))
+        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
     model.train(was_training)
     return nats / len(text) / math.log(2)
 
 
 def example(axes: dict[str, int]) -> None:
-    b, h, t, d = (axes[letter] for letter in "bhtd")
-    config = LanguageModelConfig(vocab_size=7, max_length=t, d_model=h * d, n_layers=1, n_heads=h)
-    model, text = LanguageModel(config), torch.arange(5 * t) % 7
+    """A step, and a judgement: the shapes beside the code are read off this run."""
+    b, h, t, d, v = (axes[letter] for letter in "bhtdv")
+    config = LanguageModelConfig(vocab_size=v, max_length=t, d_model=h * d, n_layers=1, n_heads=h)
+    model, text = LanguageModel(config), torch.arange(5 * t) % v
     train(model, text, steps=1, batch_size=b)
-    bits_per_byte(model, text)
+    crops(text, b, t)
+    bits_per_byte(model, text[: b * t], batch_size=b)
