@@ -70,16 +70,12 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
     ax.grid(False)
 
 # %% [markdown]
-# **Predict.** Three queries look at five keys. What does each row of weights sum to?
-#
-# <details markdown="1"><summary>Answer</summary>
-#
-# One: they are a softmax. With values of one, the result is one everywhere.
-#
-# </details>
+# **Predict.** Five tokens are read, then one more. How many keys are there to look at?
 
 # %%
-from annotated_attention.kv_cache import kv_cache_attention
+from annotated_attention.kv_cache import KVCache
 
-query, key, value = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 5, 8), torch.ones(1, 1, 5, 1)
-print(kv_cache_attention(query, key, value).flatten().round(decimals=4))
+cache = KVCache(8)
+for t in (5, 1):
+    keys, values = cache.update(torch.randn(1, 1, t, 4), torch.randn(1, 1, t, 4))
+print(keys.shape[2], cache.positions.tolist())
