@@ -198,7 +198,7 @@ class RotatedCache:
     While it writes, a model keeps the keys of all tokens, each already turned for where it stands. When
     the memory is full, some tokens must go. Those behind them move down and close the gap, so that the
     positions are 0, 1, 2, ... again. But their keys are turned for where they *stood*, and what they were
-    before the turn was not kept.
+    before the turn was not kept. (llama.cpp must do this in its "context shift".)
 
     - `RotatedCache(frequencies)`: r numbers, the angles of one position. As in task 2, half-split, the
       first 2r numbers of each key are turned.
