@@ -242,7 +242,7 @@ def bits_per_byte(
     whole, nats = len(text) // length * length, 0.0
     for blocks in (*text[:whole].view(-1, length).split(batch_size), text[None, whole:]):
         targets = blocks.to(device).long()
-        logits = model(F.pad(targets, (1, -1), value=begin))
+        logits = model(F.pad(targets, (1, 0), value=begin)[:, :-1])
         nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
     model.train(was_training)
     return nats / len(text) / math.log(2)

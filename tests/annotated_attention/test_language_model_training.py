@@ -1,39 +1,247 @@
 """The proof of `language_model_training`: each test is a claim that its page makes."""
 
-import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from annotated_attention.language_model import LanguageModel, LanguageModelConfig
-from annotated_attention.language_model_training import bits_per_byte, train
+from annotated_attention import language_model_training
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
+from annotated_attention.language_model_training import BEGIN, bits_per_byte, crops, rate_factor, train
 
+V, LENGTH = 17, 11
 CONFIG = LanguageModelConfig(
-    vocab_size=17,
-    max_length=11,
+    vocab_size=V,
+    max_length=LENGTH,
     d_model=22,
-    n_layers=2,
+    n_layers=1,
     n_heads=2,
     dropout=0.1,
 )
-TEXT = torch.arange(300) % 16 + 1
+TEXT = torch.arange(301) * 7 % (V - 1) + 1
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    def stop(step: int, loss: float) -> None:
-        if step == 6:
+def run(seed: int = 0, steps: int = 8, text: Tensor = TEXT, **options) -> tuple[LanguageModel, list[float]]:
+    torch.manual_seed(0)
+    model = LanguageModel(options.pop("config", CONFIG)).to(options.pop("device", "cpu"))
+    return model, train(model, text, steps=steps, seed=seed, warmup=2, every=3, **options)
+
+
+def same(a: LanguageModel, b: LanguageModel) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def interrupt(after: int) -> Callable[[int, float], None]:
+    def report(step: int, loss: float) -> None:
+        if step == after:
             raise KeyboardInterrupt
 
-    def run(**options):
-        torch.manual_seed(0)
-        model = LanguageModel(CONFIG)
-        return model, train(model, TEXT, steps=10, warmup=3, every=5, **options)
+    return report
 
-    model, losses = run()
+
+@given(seed=st.integers(0, 999), length=st.integers(1, 300), size=st.integers(0, 5))
+def test_crops_are_of_the_text(seed: int, length: int, size: int) -> None:
+    text = torch.randperm(301, generator=torch.Generator().manual_seed(seed)) + 1
+    where = {token: n for n, token in enumerate(text.tolist())}
+    torch.manual_seed(seed)
+    drawn = crops(text, size, length)
+    assert drawn.shape == (size, length + 1)
+    assert (drawn[:, 0] == BEGIN).all()
+    for row in drawn[:, 1:].tolist():
+        assert row == text[where[row[0]] :][:length].tolist()
+
+
+def test_crops_begin_anywhere() -> None:
+    torch.manual_seed(0)
+    text = torch.arange(1, 8, dtype=torch.uint8)
+    drawn = crops(text, 7000, 3)
+    assert drawn.dtype == torch.long
+    starts = torch.bincount(drawn[:, 1], minlength=8)
+    assert starts[[0, 6, 7]].tolist() == [0, 0, 0]
+    assert (starts[1:6] - 1400).abs().max() < 5 * math.sqrt(1400)
+    assert torch.equal(crops(text, 1, 7), torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]))
+    with pytest.raises(ValueError, match="text has 7 tokens: a crop takes 8"):
+        crops(text, 1, 8)
+
+
+def test_crops_may_begin_without() -> None:
+    text = torch.arange(1, 9)
+    assert torch.equal(crops(text, 1, 7, begin=None), text[None])
+    with pytest.raises(ValueError, match="a crop takes 9"):
+        crops(text, 1, 8, begin=None)
+    model, losses = run(draw=partial(crops, begin=None))
+    assert len(losses) == 8
+    assert not same(model, run()[0])
+
+
+def test_rate_rises_and_falls() -> None:
+    rates = [rate_factor(n, 30, 10) for n in range(30)]
+    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert rates[10] == 1
+    assert rates[20] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.01
+    assert [rate_factor(n, 2, 0) for n in range(2)] == pytest.approx([1, 0.5])
+
+
+def test_loss_is_that_of_the_next_token(device: str) -> None:
+    config = replace(CONFIG, dropout=0.0)
+    losses = run(config=config, steps=1, device=device)[1]
+    torch.manual_seed(0)
+    fresh = LanguageModel(config).to(device)
+    torch.manual_seed(0)
+    tokens = crops(TEXT, 16, LENGTH).to(device)
+    logs = fresh.double()(tokens[:, :-1]).log_softmax(-1)
+    wanted = [-logs[b, i, tokens[b, i + 1]] for b in range(16) for i in range(LENGTH)]
+    assert losses[0] == pytest.approx((sum(wanted) / len(wanted)).item(), rel=1e-5)
+
+
+def test_a_model_learns(device: str) -> None:
+    text = TEXT.to(device)
+    model, losses = run(steps=150, learning_rate=1e-2, device=device, text=text)
+    assert losses[0] == pytest.approx(math.log(V), abs=0.1)
+    # After one byte of this text the rest is certain; the first one is one of 16.
+    certain = 4 / LENGTH
+    assert bits_per_byte(model, text[: 20 * LENGTH]) == pytest.approx(certain, abs=0.1)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, device: str) -> None:
+    model, losses = run(device=device)
     path = tmp_path / "model.pt"
-    with contextlib.suppress(KeyboardInterrupt):
-        run(checkpoint=path, report=stop)
-    again, resumed = run(checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        run(device=device, checkpoint=path, report=interrupt(6))
+    torch.manual_seed(123)
+    seen = []
+    again, resumed = run(device=device, checkpoint=path, report=lambda step, loss: seen.append((step, loss)))
     assert resumed == losses
-    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), again.parameters(), strict=True))
-    assert bits_per_byte(model, TEXT) == bits_per_byte(again, TEXT)
+    assert same(model, again)
+    assert seen == [(6, losses[6]), (7, losses[7])]
+    # What is finished is read, and not trained further; the means of AdamW were resumed too.
+    state = torch.load(path, weights_only=True)["optimizer"]["state"]
+    assert {int(x["step"]) for x in state.values()} == {8}
+    assert run(device=device, checkpoint=path)[1] == losses
+
+
+def test_a_broken_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+
+    def unplugged(state: object, where: Path) -> None:
+        where.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path, report=interrupt(4))
+    half_way = path.read_bytes()
+    monkeypatch.setattr(language_model_training.torch, "save", unplugged)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path)
+    assert path.read_bytes() == half_way
+    monkeypatch.undo()
+    assert same(run(checkpoint=path)[0], run()[0])
+
+
+def other_attention(config: LanguageModelConfig, layer: int) -> torch.nn.Module:
+    return SelfAttention(config.d_model, config.n_heads)
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    run(checkpoint=path)
+    changes = [
+        ({"seed": 1}, "seed = 0, this run 1"),
+        ({"steps": 9}, "steps = 8, this run 9"),
+        ({"text": TEXT.flip(0)}, "text = "),
+        ({"learning_rate": 1e-3}, r"learning_rate = 0.003, this run 0.001"),
+        ({"config": replace(CONFIG, n_heads=1)}, "n_heads = 2, this run 1"),
+        ({"config": replace(CONFIG, make_attention=other_attention)}, "make_attention = self_attention"),
+        ({"draw": partial(crops, begin=None)}, "draw = crops, this run crops"),
+    ]
+    for change, message in changes:
+        with pytest.raises(ValueError, match=message):
+            run(checkpoint=path, **change)
+    # A function is known by its name, which is the same in the next process.
+    draw = partial(crops, begin=None)
+    run(checkpoint=tmp_path / "other.pt", draw=draw)
+    assert "0x" not in torch.load(tmp_path / "other.pt", weights_only=True)["settings"]["draw"]
+
+
+def test_seeds_differ() -> None:
+    models = [run(seed=seed)[0] for seed in (0, 1)]
+    assert not same(*models)
+    assert same(models[0], run(seed=0)[0])
+    draws = [torch.rand(3, generator=torch.Generator().manual_seed(n)) for n in (7, 7 + (5 << 32))]
+    assert torch.equal(*draws)
+
+
+def test_the_callers_randomness_is_left_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    model = LanguageModel(CONFIG)
+    torch.manual_seed(5)
+    train(model, TEXT, steps=2)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_only_matrices_decay() -> None:
+    config, shrunk = replace(CONFIG, dropout=0.0), []
+    models = [run(config=config, steps=1, weight_decay=decay)[0] for decay in (0.0, 0.5)]
+    for (name, plain), decayed in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if not torch.equal(plain, decayed):
+            shrunk.append(name)
+    assert shrunk == [name for name, x in models[0].named_parameters() if x.ndim == 2]
+
+
+def test_long_gradients_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    real = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: object) -> object:
+        gradients = [x.grad.flatten() for group in self.param_groups for x in group["params"]]
+        lengths.append(torch.cat(gradients).norm().item())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG)
+    model.embedding.weight.data *= 50
+    train(model, TEXT, steps=3)
+    assert lengths == pytest.approx([1.0] * 3, abs=1e-4)
+
+
+def test_an_even_guess_is_eight_bits(device: str) -> None:
+    model = LanguageModel(LanguageModelConfig(max_length=LENGTH)).to(device)
+    model.embedding.weight.data.zero_()
+    assert bits_per_byte(model, TEXT.to(torch.uint8)) == pytest.approx(8, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, LENGTH - 1, LENGTH, LENGTH + 1, 5 * LENGTH + 3])
+def test_bits_are_those_of_a_distribution(n: int, device: str) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(replace(CONFIG, dropout=0.5)).to(device)
+    model.embedding.weight.data *= 20
+    text, bits = TEXT[:n].to(device), 0.0
+    single = copy.deepcopy(model).double().eval()
+    for first in range(0, n, LENGTH):
+        block = F.pad(text[first : first + LENGTH], (1, 0), value=BEGIN)
+        for i in range(1, len(block)):
+            probabilities = single(block[None, :i])[0, -1].softmax(-1)
+            assert probabilities.sum().item() == pytest.approx(1)
+            bits -= math.log2(probabilities[block[i]].item())
+    model.train()
+    assert bits_per_byte(model, text, batch_size=2) == pytest.approx(bits / n, rel=1e-5)
+    assert model.training
+
+
+def test_no_text_has_no_bits() -> None:
+    with pytest.raises(ValueError, match="text is empty"):
+        bits_per_byte(LanguageModel(CONFIG), TEXT[:0])
