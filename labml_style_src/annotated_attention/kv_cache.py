@@ -54,20 +54,17 @@ padding is forgotten; three tokens later, each row has written behind its own te
 |---|---|---|---|
 | $\mathbf{k}_j$ | `key` | `b g t d` | what the newest positions offer |
 | $\mathbf{v}_j$ | `value` | `b g t e` | what the newest positions give |
-| $K$ | `keys` | – | all keys that were kept, and room for more |
-| $V$ | `values` | – | all values, likewise |
 | $n_b$ | `lengths` | `b` | how many tokens each text has in the cache |
 | $j$ | `slots` | `b t` | where the newest are written: slot $j$ is position $j$ |
 | $s$ | `longest` | scalar | $\max_b n_b$, the slots that attention reads |
-| $C$ | `capacity` | scalar | the slots that each text has |
 | $L$ | `n_layers` | scalar | number of layers, each with a cache |
 | $g$ | `n_kv_heads` | scalar | key and value heads: $h$, until lesson 8 |
 | $N$ | `n_parameters` | scalar | numbers in the model's matrices |
 | $u$ | `dtype` | scalar | bytes of a number |
 
-**Source.** Shazeer (2019), arXiv:1911.02150, section 2.4: `prev_K` and `prev_V` are our $K$ and $V$, $n$ is
-our $s$, $d$ the width of the model, $k$ and $v$ our $d$ and $e$; where its listing projects $M$, the new $x$
-is meant. Chunks: Agrawal et al. (2023), arXiv:2308.16369. Pages: Kwon et al. (2023), arXiv:2309.06180.
+**Source.** Shazeer (2019), arXiv:1911.02150, section 2.4: `prev_K` and `prev_V` are our `keys` and `values`,
+$n$ is our $s$, $d$ the width of the model, $k$ and $v$ our $d$ and $e$; where its listing projects $M$, the
+new $x$ is meant.
 """
 
 from collections.abc import Sequence
@@ -79,7 +76,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from annotated_attention.language_model import LanguageModel, generate, sample
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, generate, sample
 
 __all__ = ["KVCache", "decode_cost", "generate_batch", "kv_cache_bytes", "make_caches", "prefill"]
 
@@ -107,12 +104,9 @@ class KVCache:
     ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s e"]]:
         r"""Takes in the newest and returns all, up to the longest text
         [check:test_update_writes_behind_each_text], as views: old tokens are not copied, and later updates
-        write into the same memory [check:test_update_copies_nothing].
-
-        **Shapes.** `key` is `b g t d`, `value` is `b g t e`; the results are `b g s d` and `b g s e`.
-
-        **Raises.** `ValueError` if there is no room, or `key` or `value` is not what the cache began with,
-        or wants a gradient; the cache is then unchanged [check:test_what_is_refused_changes_nothing].
+        write into the same memory [check:test_update_copies_nothing]. What has no room, is not of the kind
+        that the cache began with, or wants a gradient is a `ValueError`, and changes nothing
+        [check:test_what_is_refused_changes_nothing].
         """
         if self.longest:
             keys, values, lengths = self.keys, self.values, self.lengths
@@ -129,18 +123,16 @@ class KVCache:
         check_update(key, value, keys, values)
 
         # Every text grows by $t$: the longest, a Python number, is the first without room.
-        t = key.shape[2]
-        longest = self.longest + t
+        t, longest = key.shape[2], self.longest + key.shape[2]
         if longest > self.capacity:
-            came = f"cache holds {self.longest} of {self.capacity} tokens, {t} more came"
-            raise ValueError(f"{came}: a capacity of at least {longest} is wanted")
+            held = f"cache holds {self.longest} of {self.capacity} tokens"
+            raise ValueError(f"{held}, {t} more came: capacity {longest} is wanted")
 
         # Slot $j$ is position $j$ of the text. `torch.cat` would copy everything for every token.
         rows = torch.arange(len(key), device=key.device)[:, None]
         slots = lengths[:, None] + torch.arange(t, device=key.device)
         keys[rows, :, slots] = rearrange(key, "b g t d -> b t g d")
         values[rows, :, slots] = rearrange(value, "b g t e -> b t g e")
-
         self.keys, self.values = keys, values
         self.lengths, self.longest = lengths + t, longest
         return keys[:, :, :longest], values[:, :, :longest]
@@ -158,20 +150,18 @@ class KVCache:
 
     def truncate(self, lengths: Sequence[int] | Int[Tensor, "b"]) -> None:
         r"""Forgets all but the first `lengths` tokens of each text, as if the rest had never been read
-        [check:test_what_is_forgotten_leaves_no_trace].
-
-        Three things need it. Padding, read beside a longer text. Tokens that were only guessed: in
-        speculative decoding (Leviathan et al. 2022, arXiv:2211.17192) a small model drafts several, the large
-        one reads them in one pass and keeps those it agrees with. And a row whose text is finished: cut to 0,
-        it is free for the next [check:test_a_row_can_be_given_to_another_text].
-
-        **Raises.** `ValueError` unless there is one length for each text, none beyond what it holds.
+        [check:test_what_is_forgotten_leaves_no_trace]. Three things need it. Padding, read beside a longer
+        text. Tokens that were only guessed: in speculative decoding (Leviathan et al. 2022, arXiv:2211.17192)
+        a small model drafts several, the large one reads them in one pass and keeps those it agrees with. And
+        a row whose text is finished: cut to 0, it is free for the next
+        [check:test_a_row_can_be_given_to_another_text].
         """
         kept, held = [int(n) for n in lengths], self.lengths.tolist()
-        if len(kept) != len(held) or any(not 0 <= n <= m for n, m in zip(kept, held, strict=True)):
-            raise ValueError(f"lengths is {kept}: one for each text, at most {held}, is wanted")
+        fits = [0 <= n <= m for n, m in zip(kept, held, strict=False)]
+        if len(kept) != len(held) or not all(fits):
+            raise ValueError(f"lengths is {kept}: of each text, at most {held} is wanted")
         shortest, longest = min(kept, default=0), self.longest
-        self.lengths = torch.tensor(kept, dtype=torch.long, device=self.lengths.device)
+        self.lengths = self.lengths.new_tensor(kept)
         self.longest = max(kept, default=0)
 
         # A NaN that was read would outlive its token, for a row's slots are read up to the longest text.
@@ -184,12 +174,13 @@ class KVCache:
 def check_update(key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
     """What a cache began with, it goes on with. Written in place, it has no way back for a gradient."""
     for name, new, held in (("key", key, keys), ("value", value, values)):
-        wanted = (*held.shape[:2], key.shape[2], held.shape[3])
-        if new.shape != wanted or new.dtype != held.dtype or new.device != held.device:
-            came = f"{name} is {new.dtype} of shape {tuple(new.shape)} on {new.device}"
-            raise ValueError(f"{came}: {held.dtype} of {wanted} on {held.device} is wanted")
+        shape = (*held.shape[:2], key.shape[2], held.shape[3])
+        wanted = f"{held.dtype} of shape {shape} on {held.device}"
+        came = f"{new.dtype} of shape {tuple(new.shape)} on {new.device}"
+        if came != wanted:
+            raise ValueError(f"{name} is {came}: {wanted} is wanted")
         if new.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} wants a gradient: torch.no_grad() is wanted around a cache")
+            raise ValueError(f"{name} wants a gradient: torch.no_grad() is wanted")
 
 
 def kv_cache_bytes(
@@ -241,24 +232,24 @@ def prefill(
 
     Reads the prompts, together though their lengths differ, and returns the logits of what follows each. They
     go on from what the caches hold: of a conversation, only the next turn is read
-    [check:test_a_conversation_goes_on]. In chunks, a long prompt makes fewer of its $t\,s$ scores at a time,
-    and in between others may write; the result is the same [check:test_chunk_size_is_irrelevant].
-
-    **Raises.** `ValueError` if there is no prompt, one is empty, or `chunk_size` is less than 1.
+    [check:test_a_conversation_goes_on]. In chunks (Agrawal et al. 2023, arXiv:2308.16369) a long prompt makes
+    fewer of its $t\,s$ scores at a time, and in between others may write; the result is the same
+    [check:test_chunk_size_is_irrelevant].
     """
     added = [len(prompt) for prompt in prompts]
     size = max(added, default=0) if chunk_size is None else chunk_size
     if min([size, *added]) < 1:
-        raise ValueError(f"prompts have {added} tokens, chunk_size is {size}: at least 1 is wanted")
+        came = f"prompts have {added} tokens, chunk_size is {size}"
+        raise ValueError(f"{came}: at least 1 is wanted")
 
     # Padding goes to the right, where no token of the text can see it: its keys stand after all of them.
     tokens = pad_sequence(list(prompts), batch_first=True)
     lengths = torch.tensor(added, device=tokens.device)
     kept = caches[0].lengths.to(tokens.device) + lengths
-    training = model.training
+    chunks, training = tokens.split(size, dim=1), model.training
     try:
         model.eval()
-        logits = torch.cat([model(chunk, caches=caches) for chunk in tokens.split(size, 1)], 1)
+        logits = torch.cat([model(x, caches=caches) for x in chunks], dim=1)
     finally:
         model.train(training)
 
@@ -282,12 +273,13 @@ def generate_batch(
     Each text comes out as it would alone [check:test_a_batch_equals_each_text_alone].
     """
     # The last token is written and never read: it needs no slot.
-    caches = make_caches(model, max(map(len, prompts), default=0) + max(n_tokens - 1, 0))
+    later = max(n_tokens - 1, 0)
+    caches = make_caches(model, max(map(len, prompts), default=0) + later)
     logits = prefill(model, prompts, caches, chunk_size=chunk_size)
 
     # Lesson 3's loop does the rest: the newest key of each row says where that text goes on.
     first = sample(logits, **sampling)[:, None]
-    written = generate(model, first, n_tokens - 1, caches=caches, **sampling)
+    written = generate(model, first, later, caches=caches, **sampling)
     pairs = zip(prompts, written[:, :n_tokens], strict=True)
     return [torch.cat([prompt, new.to(prompt.dtype)]) for prompt, new in pairs]
 
@@ -320,9 +312,9 @@ def decode_cost(
 
     - *It grows.* Llama-2-7B's 6.7 billion weights are outgrown at 25,706 tokens, by the seventh full text of
       a batch [check:test_the_cache_outgrows_the_weights]. Ways out: fewer key heads (lesson 8), a window (9).
-    - *It reserves* room for the longest text that may come, and most end sooner. In the systems that Kwon et
-      al. measured, 20.4 to 38.2% of the cache held tokens (section 1). Pages of a few tokens, handed out as a
-      text grows and found through a table, raise that to 96.3% (figure 2).
+    - *It reserves* room for the longest text that may come, and most end sooner. Of the caches that Kwon et
+      al. (2023, arXiv:2309.06180) measured, 20.4 to 38.2% held tokens (section 1). Pages of a few tokens,
+      handed out as a text grows and found through a table, raise that to 96.3% (figure 2).
     - *The past is frozen.* Change one token, and in every layer but the first the keys and values of all that
       follow are wrong [check:test_an_edit_spoils_what_follows]. Texts can share a beginning, not an end.
     - *Mistakes are silent.* One position off, and the text is still plausible. Compare with the full pass.
@@ -331,20 +323,26 @@ def decode_cost(
     one length needs no mask. A chunk needs `causal_lower_right(t, s)`, for `is_causal` is aligned top-left
     [check:test_sdpa_with_a_cache]; different lengths need a boolean mask, or in **FlexAttention** a
     `mask_mod` on positions [check:test_flex_attention_with_a_cache]. **flash-attn** writes and attends in one
-    kernel, `flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, causal=True)`, and
-    finds pages by `block_table`. **Transformers** says `past_key_values`: `DynamicCache` grows by `torch.cat`,
+    kernel, `flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, causal=True)`, with
+    `block_table` for pages. **Transformers** has `past_key_values`: `DynamicCache` grows by `torch.cat`,
     `StaticCache` takes `max_cache_len` slots at once, so that no shape changes and a step can be compiled.
     **vLLM** has pages, shared beginnings, and chunks of prompts in one batch with texts that are written.
     """
     operations = 2 * batch * (n_parameters + 2 * n_layers * n_heads * d * length)
-    cache = kv_cache_bytes(n_layers, n_heads, d, length, batch=batch, dtype=dtype)
-    return operations, n_parameters * dtype.itemsize + cache
+    cache = kv_cache_bytes(n_layers, n_heads, d, length, dtype=dtype)
+    return operations, n_parameters * dtype.itemsize + batch * cache
 
 
 def example(axes: dict[str, int]) -> None:
-    """A first update, a step back and a second one: the shapes beside the code are read off this run."""
-    b, g, t, s, d, e = (axes[letter] for letter in "bgtsde")
-    cache = KVCache(t + s)
+    """Forwards, back, forwards; then a model: the shapes beside the code are read off this run."""
+    b, g, t, d, e, v = (axes[letter] for letter in "bgtdev")
+    cache = KVCache(2 * t)
     cache.update(torch.randn(b, g, t, d), torch.randn(b, g, t, e))
     cache.truncate([t - 1] * b)
     cache.update(torch.randn(b, g, 1, d), torch.randn(b, g, 1, e))
+
+    config = LanguageModelConfig(vocab_size=v, d_model=g * d, n_layers=1, n_heads=g)
+    model, prompts = LanguageModel(config), [torch.zeros(t, dtype=torch.long)] * b
+    prefill(model, prompts, make_caches(model, t))
+    generate_batch(model, prompts, 2)
+    decode_cost(12 * (g * d) ** 2 + v * g * d, 1, g, d, t, batch=b)

@@ -79,7 +79,7 @@ def triangle() -> str:
 
 def rows() -> str:
     """Positions of the slots of three rows: prompts read together, padding forgotten, three tokens on."""
-    prompts, size, left, gap = (5, 3, 2), 26, 2, 24
+    prompts, size, left, gap = (5, 3, 2), 27, 2, 22
     cache = KVCache(8)
 
     def read(t: int) -> None:
@@ -108,19 +108,19 @@ def rows() -> str:
                 else:
                     parts.append(frame(x, y, size - 3, size - 3, "mask", dashed=True))
                 number, colour = str(position).replace("-", "−"), "ink" if is_text else "mask"
-                parts.append(text(x + (size - 3) / 2, y + 16, number, colour=colour, size=12))
+                parts.append(text(x + (size - 3) / 2, y + 16.5, number, colour=colour, size=12))
             y += size
         parts.append(text(left + cache.capacity * size + 8, y - 1.5 * size + 4, name, anchor="start"))
         y += gap if n < 2 else 0
     title = (
         "Slots of three rows and the positions in them: padding is forgotten, then each row grows by itself"
     )
-    return svg(350, y, title, parts)
+    return svg(412, y, title, parts)
 
 
 def growth() -> str:
     """Gibibytes of cache over the number of tokens in it, beside the weights of Llama-2-7B."""
-    left, top, width, height, most, gib = 34, 26, 330, 190, 32768, 2**30
+    left, top, width, height, most, gib = 34, 26, 350, 190, 32768, 2**30
     weights = 2 * 6_738_415_616 / gib
 
     def place(tokens: float, size: float) -> tuple[float, float]:
@@ -155,4 +155,4 @@ def growth() -> str:
     title = (
         "The cache of Llama-2-7B is as large as its weights at 25,706 tokens; Llama-3-8B's is a quarter of it"
     )
-    return svg(left + width + 26, top + height + 44, title, parts)
+    return svg(left + width + 28, top + height + 44, title, parts)

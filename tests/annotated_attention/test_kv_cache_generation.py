@@ -116,7 +116,7 @@ def test_equals_the_full_forward_pass(attend: str, dtype: torch.dtype, device: s
 
 
 @each_attend
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(cuts=st.sets(st.integers(1, LENGTH - 1)))
 def test_cuts_are_invisible(attend: str, cuts: set[int], device: str) -> None:
     model, tokens = small_model(attend, device=device), text(LENGTH, device=device)
@@ -210,7 +210,7 @@ def test_bytes_are_as_predicted(dtype: torch.dtype, device: str) -> None:
 
 
 @each_attend
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(chunk_size=st.integers(1, LENGTH + 2))
 def test_chunk_size_is_irrelevant(attend: str, chunk_size: int, device: str) -> None:
     model, lengths = small_model(attend, device=device), (5, LENGTH, 9)
