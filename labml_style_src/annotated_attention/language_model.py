@@ -270,6 +270,8 @@ def sample(
 
     $\tau = 0$ takes the largest [check:test_temperature_sharpens]. The token that crosses $\rho$ is kept, so
     there always is one [check:test_top_p_keeps_the_nucleus].
+
+    ![Twelve tokens at three temperatures, and those that $\rho = 0.9$ keeps.](figure:nucleus)
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}: a number that is not negative is wanted")

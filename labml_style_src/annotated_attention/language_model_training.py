@@ -40,7 +40,7 @@ write from nothing; and there always is a key that means nothing, which lesson 1
 |---|---|---|---|
 | $\mathcal L$ | `loss` | scalar | mean negative logarithm of the probability, in nats |
 | $x_0$ | `begin` | scalar | the token in front of every crop |
-| $x_i$ | `tokens` | `b t+1` | byte $i$ of a crop |
+| $x_i$ | `tokens` | – | a crop, `b t+1`: $x_0$ and the bytes after it |
 | $t$ | `length` | scalar | bytes that are predicted in a crop |
 | $\eta$ | `learning_rate` | scalar | the highest rate of the run |
 | $n$ | `step` | scalar | number of the step, from 0 |
@@ -97,6 +97,8 @@ def rate_factor(step: int, steps: int, warmup: int) -> float:
 
     At first Adam's means rest on a handful of gradients, and a full step would follow noise; in the end, a
     small one settles what was learned [check:test_rate_rises_and_falls].
+
+    ![The rate over a run of 200 steps, of which 20 are warm-up.](figure:rate)
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -69,6 +69,7 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
         axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
+
 # %%
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 
