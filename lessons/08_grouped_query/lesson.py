@@ -7,9 +7,11 @@
 # ---
 
 # %% [markdown]
-# # Grouped query, hands on
+# # Grouped-query attention, hands on
 #
-# What this notebook lets you see, in a sentence or two.
+# Many query heads, few heads of keys and values. Here you find out who reads what, catch the bug that gives
+# the right shape, count what is kept, and take a trained model's heads away, to see what it costs and how
+# much of it a little training brings back. Guess before you open an answer.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
@@ -69,17 +71,284 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
         axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
+
+# %%
+import copy
+import dataclasses
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from annotated_attention.grouped_query import (
+    GroupedQueryAttention,
+    grouped_query_attention,
+    grouped_query_cost,
+    mean_pool_kv_heads,
+)
+from annotated_attention.kv_cache import kv_cache_bytes
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig
+from annotated_attention.language_model_corpus import library_files, split
+from annotated_attention.language_model_training import bits_per_byte, train
+
 # %% [markdown]
-# **Predict.** Three queries look at five keys. What does each row of weights sum to?
+# ## 1. Who reads what
+#
+# Six query heads, and six, three, two or one head of keys. Change one key head, and see which outputs move.
+#
+# **Predict.** With two key heads: which query heads move when key head 0 changes? Draw the four pictures,
+# query heads down, key heads across.
+
+# %%
+query = torch.randn(1, 6, 4, 8)
+fig, axes = plt.subplots(1, 4, figsize=(7, 2.4), sharey=True)
+for ax, g in zip(axes, (6, 3, 2, 1), strict=True):
+    key, value = torch.randn(2, 1, g, 5, 8)
+    before = grouped_query_attention(query, key, value)
+    moves = torch.zeros(6, g)
+    for u in range(g):
+        other = key.clone()
+        other[:, u] = torch.randn(5, 8)
+        moved = grouped_query_attention(query, other, value) != before
+        moves[:, u] = moved.any(dim=-1).any(dim=-1)[0]
+    heatmap(ax, moves, KEY, vmax=1.3)
+    ax.set(title=f"g = {g}", xlabel="key head", ylabel="" if g < 6 else "query head", aspect="auto")
+    ax.set(xticks=range(g), yticks=range(6))
+plt.show()
+
+# %% [markdown]
+# Blocks of neighbours: head $n$ reads key head $\lfloor n/r \rfloor$. The first picture is multi-head
+# attention, the last multi-query. There is no switch: the function looks at how many key heads came.
+#
+# ## 2. The bug with the right shape
+#
+# Someone who has only a function for equal numbers of heads repeats the keys. `key.repeat(1, r, 1, 1)` gives
+# the right shape, the numbers look fine, and nothing is raised.
+#
+# **Predict.** Six query heads, two key heads. How many of the six heads come out *right*?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# One: they are a softmax. With values of one, the result is one everywhere.
+# Four. `repeat` deals the heads out in turn, so head $n$ reads key head $n \bmod g$ where
+# $\lfloor n/r \rfloor$ is right. For $n = 0, \dots, 5$ these are 0 1 0 1 0 1 and 0 0 0 1 1 1, which agree in
+# four places. A check that looks at the first head, or at the last, sees nothing.
 #
 # </details>
 
 # %%
-from annotated_attention.grouped_query import grouped_query_attention
+for g in (1, 2, 3, 6):
+    key, value = torch.randn(2, 1, g, 5, 8)
+    exact = grouped_query_attention(query, key, value)
+    k, v = (x.repeat(1, 6 // g, 1, 1) for x in (key, value))
+    output = grouped_query_attention(query, k, v)  # six key heads now: plain multi-head attention
+    right = torch.isclose(output, exact, atol=1e-5).flatten(2).all(dim=-1)[0]
+    print(f"g = {g}, right heads:", *right.nonzero()[:, 0].tolist())
 
-query, key, value = torch.randn(1, 1, 3, 8), torch.randn(1, 1, 5, 8), torch.ones(1, 1, 5, 1)
-print(grouped_query_attention(query, key, value).flatten().round(decimals=4))
+# %% [markdown]
+# With one key head and with six, the bug cannot be seen at all. So test with $1 < g < h$, and every head.
+#
+# ## 3. What is never made
+#
+# `repeat_interleave(r, dim=1)` is right, and wasteful: it writes every key $r$ times, only to read each copy
+# once. The function of this lesson lays the heads of a group behind one another, as more queries of one head.
+#
+# **Predict.** One new token, 4,096 keys, 32 query heads on 8 key heads, width 64. How many numbers has the
+# largest tensor that is made, with repeated keys and without?
+
+
+# %%
+class Largest(TorchDispatchMode):
+    """Note the largest result of any operation."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+new, key, value = torch.randn(1, 32, 1, 64), torch.randn(1, 8, 4096, 64), torch.randn(1, 8, 4096, 64)
+with Largest() as repeated:
+    k, v = (x.repeat_interleave(4, dim=1) for x in (key, value))
+    exact = grouped_query_attention(new, k, v)
+with Largest() as folded:
+    output = grouped_query_attention(new, key, value)
+
+print(f"keys {key.numel():,}; largest tensor, repeating {repeated.numbers:,}, folding {folded.numbers:,}")
+print(f"largest difference of the outputs: {(output - exact).abs().max():.0e}")
+
+# %% [markdown]
+# Folding makes nothing larger than the keys that were there.
+#
+# ## 4. What is kept
+#
+# A cache keeps a key and a value of every token, in every key head of every layer. Llama-2-70B has 80 layers,
+# 64 query heads, 8 key heads and width 128; its weights take 138 GB in bfloat16. A server has eight cards of
+# 80 GB.
+#
+# **Predict.** How many conversations of 8,192 tokens fit beside the weights? How many would fit with 64 key
+# heads?
+
+# %%
+tokens = torch.arange(0, 8193, 64)
+fig, ax = plt.subplots(figsize=(7, 3))
+for g, style in ((64, "-"), (8, "--"), (1, ":")):
+    gigabytes = [kv_cache_bytes(80, g, 128, int(length)) / 1e9 for length in tokens]
+    ax.plot(tokens, gigabytes, style, color=KEY)
+    fit = int((8 * 80 - 138) / gigabytes[-1])
+    ax.text(8300, gigabytes[-1], f"g = {g}: {fit:,} fit", color=KEY, va="center")
+ax.set(xlabel="tokens of one conversation", ylabel="GB of keys and values", xlim=(0, 10_900))
+ax.set(xticks=range(0, 8193, 2048))
+plt.show()
+
+# %% [markdown]
+# Eight times as many people at once, on the same machine, and an eighth of the reading for each new token.
+#
+# **Predict.** The operations for a new token: do they fall to an eighth as well?
+
+# %%
+for g in (64, 8, 1):
+    operations, read = grouped_query_cost(1, 64, g, 8192, 128)
+    print(f"g = {g:2}: {operations:,} operations, {read:11,} bytes, {operations / read:2.0f} a byte")
+
+# %% [markdown]
+# They stay. What grows is the work done with each byte that is read, while an accelerator could do hundreds
+# of operations. So fewer heads are faster, though nothing less is computed.
+#
+# ## 5. Take a trained model's heads away
+#
+# A small language model: two layers, eight heads, trained for seconds on the source code of Python's standard
+# library. It is judged by the bits that it needs for a byte of files that it has not seen.
+
+# %%
+text, held_out = split(library_files())
+config = LanguageModelConfig(max_length=64, d_model=64, n_layers=2, n_heads=8)
+STEPS = 400
+settings = {"batch_size": 8, "learning_rate": 3e-3}
+
+torch.manual_seed(0)
+multi_head = LanguageModel(config)
+train(multi_head, text, steps=STEPS, **settings)
+
+
+def bits(model):
+    return bits_per_byte(model, held_out[:16_384])
+
+
+print(f"{bits(multi_head):.2f} bits; guessing takes 8")
+
+# %% [markdown]
+# Now let its heads share: in each layer, the keys and values of every group give way to their mean. Then
+# train it for another tenth of the steps.
+#
+# **Predict.** With 4, 2 and 1 heads of keys and values: how many bits right after the conversion, and how
+# many after the training? What does a fresh model with one head reach in a tenth of the steps?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# The conversion does great harm, and more with every head that goes. The little training mends most of it. A
+# fresh model does not get nearly as far: the harm was to a small part of the model, the rest was kept.
+#
+# </details>
+
+
+# %%
+def converted(model, n_kv_heads):
+    """A copy of `model` with fewer heads of keys and values."""
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.attention = GroupedQueryAttention.from_multi_head(block.attention, n_kv_heads)
+    return model
+
+
+before, after = {}, {}
+more = {"steps": STEPS // 10, "warmup": 5, "seed": 1, "batch_size": 8, "learning_rate": 1e-3}
+for g in (8, 4, 2, 1):
+    model = converted(multi_head, g)
+    before[g] = bits(model)
+    train(model, text, **more)
+    after[g] = bits(model)
+
+one_head = dataclasses.replace(config, make_attention=lambda *_: GroupedQueryAttention(64, 8, 1))
+fresh = []
+for steps, warmup in ((STEPS // 10, 5), (STEPS, 50)):
+    torch.manual_seed(0)
+    model = LanguageModel(one_head)
+    train(model, text, steps=steps, warmup=warmup, **settings)
+    fresh.append(bits(model))
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3.2))
+ax.plot(range(4), before.values(), "o--", color=MASK, label="converted")
+ax.plot(range(4), after.values(), "o-", color=KEY, label="and trained for another tenth")
+ax.plot(3, fresh[0], "x", color=BIAS, markersize=8, label="fresh, a tenth of the steps")
+ax.plot(3, fresh[1], "*", color=VALUE, markersize=9, label="fresh, all the steps")
+ax.set(xticks=range(4), xticklabels=[f"g = {g}" for g in before], ylabel="bits per byte, files not seen")
+ax.legend()
+plt.show()
+
+for g in before:
+    print(f"g = {g}: {before[g]:.2f} bits, then {after[g]:.2f}")
+print(f"one head from the beginning: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f} after all the steps")
+
+# %% [markdown]
+# Look at the star. A model that had one head from the beginning is about as good as the one with eight: for
+# a model and a training so small, eight were a luxury. What costs is not to have few heads, but to lose them.
+# (In large models it does cost: 47.2, 47.1 and 46.6 for all, eight and one, table 1 of arXiv:2305.13245.)
+#
+# ## 6. What a mean loses
+#
+# Why is the harm so great? The mean of vectors that are alike is like each of them. The mean of $r$ vectors
+# that are perpendicular is short: $1/\sqrt r$ of them.
+#
+# But unlike in what? Turn the queries and the keys of a head by the same rotation, and every score stays as
+# it was. Turn its values, and the columns of $W_O$ that take them up, and the output stays. A model does not
+# care in which basis a head keeps its keys and values; the mean does. So turn every head of a group towards
+# the first before taking it. The best rotation is $U V^\top$, from the singular value decomposition
+# $W_K^0 W_K^{n\top} = U \Sigma V^\top$.
+#
+# **Predict.** How many bits does the turned model need? And the turned model, converted?
+
+
+# %%
+def turned(model, n_kv_heads):
+    """The same model, with each head's keys and values turned towards those of its group's first head."""
+    model, r = copy.deepcopy(model), 8 // n_kv_heads
+    for block in model.blocks:
+        q, k, v, o = (w.weight.detach() for w in block.attention.children())
+        q, k, v, o = (w.view(8, 8, 64) for w in (q, k, v, o.T.contiguous()))
+        for n in range(8):
+            for first, parts in ((k, (k, q)), (v, (v, o))):
+                u, _, vt = torch.linalg.svd(first[n - n % r] @ first[n].T)
+                for part in parts:
+                    part[n] = u @ vt @ part[n]
+        block.attention.w_o.weight.data = o.reshape(64, 64).T.contiguous()
+    return model
+
+
+for g in (4, 2, 1):
+    model = turned(multi_head, g)
+    weights = (x.blocks[0].attention.w_k.weight.detach() for x in (multi_head, model))
+    plain, kept = (mean_pool_kv_heads(w, 8, g).norm() / w.norm() * (8 / g) ** 0.5 for w in weights)
+    print(
+        f"g = {g}: mean key {plain:.2f} of a head, turned {kept:.2f}; bits: turned {bits(model):.2f}",
+        end=", ",
+    )
+    model = converted(model, g)
+    print(f"converted {bits(model):.2f}", end=", ")
+    train(model, text, **more)
+    print(f"trained {bits(model):.2f}")
+
+# %% [markdown]
+# The turned model is the model that it was. Untouched, its heads were as unlike as can be, $1/\sqrt r$. Turned,
+# their mean is longer, the conversion costs less, and the training ends lower (Jin et al., arXiv:2412.20677).
+#
+# ## Now you
+#
+# - In section 2, which heads are right for eight query heads on four key heads? Work it out, then run it.
+# - In section 5, replace the mean by the first head of each group. Which is better at once, and which after
+#   the training? Try another seed before you believe it.
+# - In section 5, let `more` take 30 steps, or 120. When has the model with one head caught up?
+# - In section 6, turn the keys only, or the values only. Which of the two brings more?
+# - Then write it yourself: `attn start grouped_query` puts the tasks into your working folder, and
+#   `attn check grouped_query` tells you how far you are.
