@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from tests import proof
-from tests.proof import Case, changed, normal, plain_attention
+from tests.proof import Case, causal, changed, normal, plain_attention
 from torch import Tensor
 
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
@@ -121,6 +121,18 @@ def test_gradcheck(interleaved: bool) -> None:
     x = normal("x", 2, 1, 3, 6)
     proof.assert_gradcheck(partial(apply_rotary, interleaved=interleaved), [x, angles])
     proof.assert_gradcheck(partial(ours, offset=2), Case("small", b=1, g=2, t=3, s=5, d=4, e=3).inputs())
+
+
+def test_options_are_passed_on() -> None:
+    query, key, value = Case("square", t=7, s=7, d=D, e=D).inputs()
+    at, frequencies = torch.arange(7), theta(D, 500.0)
+    q, k = (apply_rotary(x, at[:, None] * frequencies) for x in (query, key))
+    exact = plain_attention(q, k, value, causal(7, 7))
+    for options in ({"base": 500.0}, {"frequencies": frequencies}):
+        result = rotary_attention(query, key, value, at, at, **options)
+        proof.assert_close(result, exact, exact)
+    seen = rotary_attention(query, key, value, at, at, base=500.0, attend=lambda *inputs: inputs[0])
+    proof.assert_close(seen, q, q)
 
 
 @pytest.mark.parametrize("start", range(1, 7))
