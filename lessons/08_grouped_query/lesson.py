@@ -120,8 +120,8 @@ plt.show()
 #
 # ## 2. The bug with the right shape
 #
-# Someone who has only a function for equal numbers of heads repeats the keys. `key.repeat(1, r, 1, 1)` gives
-# the right shape, the numbers look fine, and nothing is raised.
+# Whoever has a function for equal numbers of heads only, repeats the keys. `key.repeat(1, r, 1, 1)` has the
+# right shape, the numbers look fine, and nothing is raised.
 #
 # **Predict.** Six query heads, two key heads. How many of the six heads come out *right*?
 #
@@ -156,9 +156,7 @@ for g in (1, 2, 3, 6):
 
 # %%
 class Largest(TorchDispatchMode):
-    """Note the largest result of any operation."""
-
-    numbers = 0
+    numbers = 0  # of the largest result of any operation
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -183,8 +181,7 @@ print(f"largest difference of the outputs: {(output - exact).abs().max():.0e}")
 # ## 4. What is kept
 #
 # A cache keeps a key and a value of every token, in every key head of every layer. Llama-2-70B has 80 layers,
-# 64 query heads, 8 key heads and width 128; its weights take 138 GB in bfloat16. A server has eight cards of
-# 80 GB.
+# 64 query heads, 8 key heads, width 128, and 138 GB of weights in bfloat16. A server has eight cards of 80 GB.
 #
 # **Predict.** How many conversations of 8,192 tokens fit beside the weights? How many would fit with 64 key
 # heads?
@@ -287,8 +284,7 @@ ax.set(xticks=range(4), xticklabels=[f"g = {g}" for g in before], ylabel="bits p
 ax.legend()
 plt.show()
 
-for g in before:
-    print(f"g = {g}: {before[g]:.2f} bits, then {after[g]:.2f}")
+print(*(f"g = {g}: {before[g]:.2f} bits, then {after[g]:.2f}" for g in before), sep="\n")
 print(f"one head from the beginning: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f} after all the steps")
 
 # %% [markdown]
@@ -299,13 +295,11 @@ print(f"one head from the beginning: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f
 # ## 6. What a mean loses
 #
 # Why is the harm so great? The mean of vectors that are alike is like each of them. The mean of $r$ vectors
-# that are perpendicular is short: $1/\sqrt r$ of them.
-#
-# But unlike in what? Turn the queries and the keys of a head by the same rotation, and every score stays as
-# it was. Turn its values, and the columns of $W_O$ that take them up, and the output stays. A model does not
-# care in which basis a head keeps its keys and values; the mean does. So turn every head of a group towards
-# the first before taking it. The best rotation is $U V^\top$, from the singular value decomposition
-# $W_K^0 W_K^{n\top} = U \Sigma V^\top$.
+# that are perpendicular is short: $1/\sqrt r$ of them. But unlike in what? Turn the queries and the keys of a
+# head by the same rotation, and every score stays as it was. Turn its values, and the columns of $W_O$ that
+# take them up, and the output stays. A model does not care in which basis a head keeps its keys and values;
+# the mean does. So turn every head of a group towards the first before taking it. The best rotation is
+# $U V^\top$, from the singular value decomposition $W_K^0 W_K^{n\top} = U \Sigma V^\top$.
 #
 # **Predict.** How many bits does the turned model need? And the turned model, converted?
 
@@ -340,8 +334,9 @@ for g in (4, 2, 1):
     print(f"trained {bits(model):.2f}")
 
 # %% [markdown]
-# The turned model is the model that it was. Untouched, its heads were as unlike as can be, $1/\sqrt r$. Turned,
-# their mean is longer, the conversion costs less, and the training ends lower (Jin et al., arXiv:2412.20677).
+# The turned model is the model that it was. Untouched, its heads are as unlike as random ones, $1/\sqrt r$.
+# Turned, their mean is longer, the conversion costs less, and the training ends lower (Jin et al.,
+# arXiv:2412.20677).
 #
 # ## Now you
 #
