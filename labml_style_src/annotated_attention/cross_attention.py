@@ -140,7 +140,7 @@ class CrossAttention(nn.Module):
 
         **Padding.** Contexts of one batch differ in length, and the short ones are filled up. `padding_mask`
         is True at a real vector, as in Transformers' `attention_mask`; `key_padding_mask` of
-        `nn.MultiheadAttention` means the opposite [check:test_torch_padding_mask_means_the_opposite]. With
+        `nn.MultiheadAttention` means the opposite [check:test_agrees_with_torch_multihead_attention]. With
         it, a text gets what it would get alone [check:test_padding_moves_nothing]. Forget it, and nothing is
         raised: $p$ vectors of zeros score 0, and each row of $H_h$ is multiplied by $a / (a + p)$, where $a$
         is the sum of the real $e^\text{score}$ [check:test_zero_padding_dilutes]. The answer to one text then
