@@ -200,7 +200,7 @@ def shared_head(asks: Tensor, offers: Tensor) -> tuple[Tensor, Tensor]:
 
     Let `asks[n]` and `offers[n]` be the rows of W_Q and of W_K that belong to head n of a group. A token x
     that looks at a token y gives it the score (asks[n] x) · (offers[n] y), but for the scale. So all that
-    scores know of a head is the matrix asks[n]ᵀ offers[n], `m m`, of rank d. The mean replaces the offers
+    scores know of a head is the matrix asks[n]ᵀ offers[n], `m m`, of rank d at most. The mean replaces the offers
     and leaves the asks as they are, made for a head that is gone. Here both may change: find `new` and
     `shared` such that
 

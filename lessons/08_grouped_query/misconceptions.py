@@ -40,7 +40,7 @@ def unfold_heads__time_first(folded, n_heads):
     return rearrange(folded, "b g (t r) e -> b (g r) t e", r=n_heads // folded.shape[1])
 
 
-def _attend(query, key, value, attn_mask=None, is_causal=False, *, heads=None, empty_is_zero=True):
+def _attend(query, key, value, attn_mask=None, is_causal=False, *, heads=None):
     """The attention with repeated keys; `heads` says which key head each query head reads."""
     heads = key_heads(query.shape[1], key.shape[1]) if heads is None else heads
     key, value = key[:, heads], value[:, heads]
@@ -50,8 +50,6 @@ def _attend(query, key, value, attn_mask=None, is_causal=False, *, heads=None, e
     if attn_mask is not None:
         added = attn_mask.dtype != torch.bool
         scores = scores + attn_mask if added else scores.masked_fill(~attn_mask, float("-inf"))
-    if not empty_is_zero:
-        return scores.softmax(dim=-1) @ value
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     return scores.masked_fill(empty, 0.0).softmax(dim=-1).masked_fill(empty, 0.0) @ value
 
@@ -105,12 +103,6 @@ def grouped_attention__causal_over_the_fold(query, key, value, attn_mask=None, i
     return _attend(query, key, value, attn_mask)
 
 
-def grouped_attention__nan_without_keys(query, key, value, attn_mask=None, is_causal=False):
-    """A query that sees nothing has a row of minus infinities, and its softmax is 0 / 0: NaN. With shared
-    keys it spreads further than before: the gradients of one head's key are those of a whole group."""
-    return _attend(query, key, value, attn_mask, is_causal, empty_is_zero=False)
-
-
 def grouped_attention__gradient_of_one_head(query, key, value, attn_mask=None, is_causal=False):
     """Your output is right, but only the first head of each group sends a gradient to the key that they
     share. A copy made by `detach`, `data` or under `no_grad` breaks the way back. A key that r heads read
@@ -143,8 +135,8 @@ def cache_bytes__cuts_heads(n_tokens, d_model, n_layers, n_heads, n_kv_heads, *,
 
 
 class GroupedCache__keeps_query_heads(GroupedCache):
-    """Your answers are right, and your cache holds a key for every *query* head. It is as large as with
-    multi-head attention: when are the heads needed, when the tokens are stored or when they are read?"""
+    """Your cache holds a key for every *query* head, so it is as large as with multi-head attention. When do
+    the query heads come in, when tokens are stored or when they are read?"""
 
     def step(self, query, key, value):
         heads = key_heads(query.shape[1], key.shape[1])
@@ -193,6 +185,12 @@ def repeat_kv_heads__row_by_row(weight, n_heads, n_kv_heads):
     """You repeat each row r times in a row. That would be right if a head were one row wide; now a head
     consists of copies of a few of its dimensions. What has to be repeated as a whole?"""
     return weight.repeat_interleave(n_heads // n_kv_heads, dim=0)
+
+
+def repeat_kv_heads__all_and_all_again(weight, n_heads, n_kv_heads):
+    """You repeat all heads, and then all again. In the larger model head 1 then has the keys of head 1; whose
+    keys did it read in the grouped one?"""
+    return torch.cat([weight] * (n_heads // n_kv_heads))
 
 
 def shared_head__mean(asks, offers):

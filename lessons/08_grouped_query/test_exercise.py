@@ -23,6 +23,7 @@ WEIGHTS = ("w_q", "w_k", "w_v", "w_o")
 # Query heads, key heads.
 HEADS = {"multi-head": (4, 4), "groups of two": (6, 3), "groups of three": (6, 2), "multi-query": (4, 1)}
 each_heads = pytest.mark.parametrize(("h", "g"), HEADS.values(), ids=HEADS)
+each_shape = pytest.mark.parametrize("shape", [(11,), ()], ids=["weight", "bias"])
 # Axes of a mask for 4 texts, 4 heads, 3 queries and 5 keys.
 MASKS = {
     "t s": (3, 5),
@@ -156,8 +157,7 @@ class TestAttention:
         )
 
         def explain(index):
-            seen = may[index["head"], index["query"]].any()
-            return None if seen else "this query sees no key in this head"
+            return None if may[index["head"], index["query"]].any() else "this query sees no key in this head"
 
         what = f"output for a mask that is {'added' if added else 'boolean'}"
         expect.close(output, expected, axes=AXES, what=what, explain=explain)
@@ -197,10 +197,10 @@ class TestCache:
         ids=["Llama-2-7B", "Llama-2-70B", "Llama-3-8B", "Falcon-7B"],
     )
     def test_bytes(self, student, expect, m, layers, h, g):
-        for tokens, size in [(1, 2), (4096, 2), (1000, 4)]:
+        for tokens, size in [(10, 2), (4096, 2), (1000, 4)]:
             wanted = tokens * layers * 2 * g * (m // h) * size
             found = student.call("cache_bytes", tokens, m, layers, h, g, itemsize=size)
-            expect.equal(found, wanted, what=f"the bytes of {tokens} tokens, {size} a number")
+            expect.equal(found, wanted, what=f"the bytes of {tokens} tokens (itemsize={size})")
 
     @pytest.mark.parametrize(("devices", "heads"), [(2, 4), (8, 1), (32, 1)], ids=["2", "8", "32 devices"])
     def test_devices(self, student, expect, devices, heads):
@@ -208,9 +208,9 @@ class TestCache:
         expect.equal(found, 192_000 * heads, what=f"the bytes on each of {devices} devices")
 
     def test_devices_that_do_not_fit(self, student, expect):
-        call = partial(student.call, "cache_bytes", 1000, 512, 3, 32, 8)
-        for devices in (3, 12):
-            expect.raises("ValueError", call, n_devices=devices, what=f"8 heads on {devices} devices")
+        for n in (3, 12):
+            call = partial(student.call, "cache_bytes", 1000, 512, 3, 32, 8, n_devices=n)
+            expect.raises("ValueError", call, what=f"8 heads on {n} devices")
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("pieces", [[1, 1, 1, 1], [5, 1, 1], [2, 3, 1, 4]], ids=str)
@@ -248,9 +248,9 @@ class TestCache:
         "The way back is the same pattern with r on the right only: `einops.repeat` does that.",
     ],
 )
-@pytest.mark.parametrize("shape", [(11,), ()], ids=["weight", "bias"])
 class TestConvert:
     @each_heads
+    @each_shape
     def test_pool(self, student, draw, expect, h, g, shape):
         weight = draw(h * 5, *shape)
         pooled = student.call("mean_pool_kv_heads", weight, h, g)
@@ -258,17 +258,18 @@ class TestConvert:
         expect.close(pooled, mean_pool_kv_heads(weight, h, g), axes=axes, what=what)
 
     @each_heads
+    @each_shape
     def test_repeat(self, student, draw, expect, h, g, shape):
         weight = draw(g * 5, *shape)
-        heads = [weight[n // (h // g) * 5 :][:5] for n in range(h)]
+        heads = [weight[n * g // h * 5 :][:5] for n in range(h)]
         repeated = student.call("repeat_kv_heads", weight, h, g)
         axes, what = "row column"[: 10 if shape else 3], f"{g} heads of 5 rows each, repeated for {h}"
         expect.close(repeated, torch.cat(heads), axes=axes, what=what)
 
+    @each_shape
     def test_rows_that_do_not_fit(self, student, draw, expect, shape):
-        name, weight = "mean_pool_kv_heads", draw(30, *shape)
-        refused(expect, student, name, weight, 4, 2, what="30 rows for 4 heads")
-        refused(expect, student, name, weight, 6, 4, what="6 heads pooled to 4")
+        for h, g, what in [(4, 2, "30 rows for 4 heads"), (6, 4, "6 heads pooled to 4")]:
+            refused(expect, student, "mean_pool_kv_heads", draw(30, *shape), h, g, what=what)
 
 
 def draw_heads(draw, g, r, d, m, noise):
@@ -340,11 +341,10 @@ class TestSharedHead:
 
     @pytest.mark.points(2)
     def test_nothing_is_lost(self, student, draw, expect):
-        x, (_, weights) = draw(2, 5, 24), draw_layer(draw, 6, 2, 4, 0.0)
+        x, (_, weights) = draw(2, 5, 24, scale=0.1), draw_layer(draw, 6, 2, 4, 0.0)
         layer, shared = SelfAttention(24, 6).double(), GroupedQueryAttention(24, 6, 2).double()
         ours = shared_weights(student, expect, weights, 6, 2)
         for target, given in [(layer, weights.values()), (shared, ours)]:
             target.load_state_dict(dict(zip([f"{name}.weight" for name in WEIGHTS], given, strict=True)))
-        what = "output of a layer whose heads differ in their bases only"
-        output, expected = shared(x).detach().numpy(), layer(x)
-        expect.close(output, expected, axes="batch query width", what=what, largest=400.0)
+        output, what = shared(x).detach().numpy(), "output of a layer whose heads differ in their bases only"
+        expect.close(output, layer(x), axes="batch query width", what=what, largest=400.0)

@@ -80,10 +80,10 @@ def cache_bytes(n_tokens, d_model, n_layers, n_heads, n_kv_heads, *, n_devices=1
 
 
 class GroupedCache:
-    """Writes into the rest of a store that doubles; `key` and `value` are views of what is filled."""
+    """Takes in one token after the other; `key` and `value` are views of the part of a store that is filled."""
 
     def __init__(self):
-        self.stores = None
+        self.stores = []
         self.size = 0
 
     @property
@@ -95,12 +95,12 @@ class GroupedCache:
         return self.stores[1][:, :, : self.size]
 
     def step(self, query, key, value):
-        if self.stores is None:
+        if not self.stores:
             self.stores = [part[:, :, :0] for part in (key, value)]
         answers = []
         for now in range(query.shape[2]):
             if self.size == self.stores[0].shape[2]:
-                room = [torch.empty(*s.shape[:2], s.shape[2] + 1, s.shape[3]).to(s) for s in self.stores]
+                room = [torch.empty(*s.shape[:2], self.size + 1, s.shape[3]).to(s) for s in self.stores]
                 self.stores = [torch.cat(pair, dim=2) for pair in zip(self.stores, room, strict=True)]
             for store, part in zip(self.stores, (key, value), strict=True):
                 store[:, :, self.size] = part[:, :, now]
