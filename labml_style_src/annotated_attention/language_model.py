@@ -56,19 +56,16 @@ than two (Press and Wolf 2017, arXiv:1608.05859).
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $x$ | `x` | `b t m` | the stream, a vector for each token |
-| $E$ | `self.embedding` | – | one vector for each of $v$ tokens |
+| $E$ | `self.embedding` | – | one vector for each of the $v$ tokens there are |
 | $p$ | `self.place` | – | one vector for each position |
-| $z$ | `logits` | `b v` | what each token has to say for itself |
-| $\tau$ | `temperature` | scalar | logits are divided by it |
-| $\rho$ | `top_p` | scalar | how much of the probability is drawn from |
+| $z$ | `forward` | – | logits, `b t v`: what speaks for each token, to be next |
 | $L$ | `n_layers` | scalar | layers; each adds twice |
 | $m$ | `d_model` | scalar | width of the stream |
-| $v$ | `vocab_size` | scalar | tokens there are; 256 bytes |
 | $N$ | `products` | scalar | parameters by which a token is multiplied |
 
 **Source.** Vaswani et al. (2017), arXiv:1706.03762, sections 3.3 to 3.5. Radford et al. (2019), *Language
 Models are Unsupervised Multitask Learners*, section 2.3. Their GPT-2 has biases in all projections and
-dropout on attention weights too; here attention has neither. Holtzman et al. (2020), arXiv:1904.09751.
+dropout on attention weights too; here attention has neither.
 """
 
 import math
@@ -80,6 +77,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from annotated_attention.language_model_sampling import generate, sample
 from annotated_attention.language_model_slot import (
     Attend,
     Cache,
@@ -89,9 +87,12 @@ from annotated_attention.language_model_slot import (
     placed,
 )
 
-__all__ = ["Attend", "Cache", "SelfAttention", "causal_attention", "causal_mask", "placed"]
-__all__ += ["Block", "LanguageModel", "LanguageModelConfig", "sinusoidal"]
-__all__ += ["generate", "language_model_cost", "sample"]
+__all__ = ["Attend", "Cache", "SelfAttention", "causal_attention"]
+__all__ += ["causal_mask", "generate", "placed", "sample"]
+__all__ += ["Block", "LanguageModel", "LanguageModelConfig"]
+__all__ += ["language_model_cost", "sinusoidal"]
+
+MakeAttention = Callable[["LanguageModelConfig", int], nn.Module]
 
 
 def self_attention(config: "LanguageModelConfig", layer: int) -> nn.Module:
@@ -114,17 +115,20 @@ class LanguageModelConfig:
     n_heads: int = 4
     dropout: float = 0.0
     position_embedding: str = "learned"
-    make_attention: Callable[["LanguageModelConfig", int], nn.Module] = self_attention
+    make_attention: MakeAttention = self_attention
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "d_model", "n_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+            size = getattr(self, name)
+            if size < 1:
+                raise ValueError(f"{name} is {size}: at least 1 is wanted")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: at least 0 and below 1 is wanted")
-        if self.position_embedding not in ("learned", "sinusoidal", "none"):
+            came = f"dropout is {self.dropout}"
+            raise ValueError(f"{came}: at least 0, and below 1, is wanted")
+        kinds = ("learned", "sinusoidal", "none")
+        if self.position_embedding not in kinds:
             came = f"position_embedding is {self.position_embedding!r}"
-            raise ValueError(f"{came}: learned, sinusoidal or none is wanted")
+            raise ValueError(f"{came}: one of {kinds} is wanted")
 
 
 class Block(nn.Module):
@@ -137,8 +141,9 @@ class Block(nn.Module):
     def __init__(self, config: LanguageModelConfig, layer: int) -> None:
         super().__init__()
         m = config.d_model
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(m), nn.LayerNorm(m)
+        self.attention_norm = nn.LayerNorm(m)
         self.attention = config.make_attention(config, layer)
+        self.mlp_norm = nn.LayerNorm(m)
         self.mlp = nn.Sequential(
             nn.Linear(m, 4 * m),
             nn.GELU(),
@@ -153,11 +158,15 @@ class Block(nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "b t m"]:
         normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, positions=positions, cache=cache))
+        found = self.attention(normed, positions=positions, cache=cache)
+        x = x + self.dropout(found)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-def sinusoidal(positions: Int[Tensor, "... t"], d_model: int) -> Float[Tensor, "... t m"]:
+def sinusoidal(
+    positions: Int[Tensor, "... t"],
+    d_model: int,
+) -> Float[Tensor, "... t m"]:
     r"""## Positions
 
     The mask tells a layer how much came before, hardly in which order. So a vector that depends on the
@@ -182,12 +191,13 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        v, m, n_layers = config.vocab_size, config.d_model, config.n_layers
+        self.embedding = nn.Embedding(v, m)
         if config.position_embedding == "learned":
-            self.position_embedding = nn.Embedding(config.max_length, config.d_model)
+            self.position_embedding = nn.Embedding(config.max_length, m)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.d_model)
+        self.blocks = nn.ModuleList(Block(config, n) for n in range(n_layers))
+        self.norm = nn.LayerNorm(m)
 
         # GPT-2's beginning. With a deviation of 0.02 in $E$ the logits are small and the first loss is
         # $\ln v$, a fair guess; with the 1 of `nn.Embedding` it would be far worse
@@ -196,8 +206,8 @@ class LanguageModel(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 writes = name.endswith((".w_o", ".mlp.2"))
-                std = 0.02 / math.sqrt(2 * config.n_layers) if writes else 0.02
-                nn.init.normal_(module.weight, std=std)
+                smaller = math.sqrt(2 * n_layers) if writes else 1.0
+                nn.init.normal_(module.weight, std=0.02 / smaller)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -215,115 +225,62 @@ class LanguageModel(nn.Module):
 
         **Raises.** `ValueError` if one of the three does not fit [check:test_wrong_input_is_refused].
         """
-        config, t = self.config, tokens.shape[-1]
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            came = f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}"
-            raise ValueError(f"{came}: integers of shape b t are wanted")
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
-            came = f"tokens lie between {tokens.min()} and {tokens.max()}"
-            raise ValueError(f"{came}: 0 to vocab_size - 1 = {config.vocab_size - 1} is wanted")
-        if caches is not None and len(caches) != config.n_layers:
-            raise ValueError(f"caches are {len(caches)}: one for each of {config.n_layers} layers is wanted")
-
+        self.check(tokens, caches)
         x = self.embedding(tokens.long())
-        if config.position_embedding != "none":
-            where = torch.arange(t, device=tokens.device) if positions is None else positions
-            if positions is None and caches is not None and caches[0].positions.numel():
-                where = where + caches[0].positions.amax(-1, keepdim=True) + 1
+
+        # Positions count on from what the first layer's cache holds. Padding, below 0, gets any vector:
+        # nobody looks at it.
+        if self.config.position_embedding != "none":
+            where = positions
+            if where is None:
+                where = torch.arange(tokens.shape[1], device=tokens.device)
+                if caches is not None and caches[0].positions.numel():
+                    last = caches[0].positions.amax(dim=-1, keepdim=True)
+                    where = where + last + 1
             x = x + self.place(where.clamp(min=0)).to(x.dtype)
         x = self.dropout(x)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, positions, None if caches is None else caches[layer])
+        for n, block in enumerate(self.blocks):
+            x = block(x, positions, None if caches is None else caches[n])
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def place(self, where: Int[Tensor, "... t"]) -> Float[Tensor, "... t m"]:
-        r"""### The vector of a position"""
-        config = self.config
+    def place(
+        self,
+        where: Int[Tensor, "... t"],
+    ) -> Float[Tensor, "... t m"]:
+        """### The vector of a position"""
+        m, length = self.config.d_model, self.config.max_length
 
         # Waves have variance 1/2, tokens begin with $0.02^2$, a thousandth of the sum
         # [check:test_waves_would_drown_the_tokens]. Vaswani et al. multiply the tokens by $\sqrt m$; here
         # the waves are made as small as the tokens.
-        if config.position_embedding == "sinusoidal":
-            return 0.02 * math.sqrt(2) * sinusoidal(where, config.d_model)
+        if self.config.position_embedding == "sinusoidal":
+            return 0.02 * math.sqrt(2) * sinusoidal(where, m)
 
         # A table has an end.
-        if where.numel() and where.max() >= config.max_length:
+        if where.numel() and where.max() >= length:
             came = f"tokens reach position {where.max()}"
-            raise ValueError(f"{came}: learned positions end at max_length - 1 = {config.max_length - 1}")
+            wanted = f"learned positions end at max_length - 1 = {length - 1}"
+            raise ValueError(f"{came}: {wanted}")
         return self.position_embedding(where)
 
-
-def sample(
-    logits: Float[Tensor, "b v"],
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> Int[Tensor, "b"]:
-    r"""## Writing
-
-    Always to take the likeliest token makes texts that repeat themselves. To draw from all makes nonsense:
-    an unlikely token is rare, but there are many, and one is enough to lead a text astray (Holtzman et al.).
-    So the distribution is sharpened by $\tau < 1$, and its tail cut off:
-
-    $$P_k \propto e^{z_k/\tau}, \qquad \text{of which the likeliest are kept until their sum is } \rho .$$
-
-    $\tau = 0$ takes the largest [check:test_temperature_sharpens]. The token that crosses $\rho$ is kept, so
-    there always is one [check:test_top_p_keeps_the_nucleus].
-
-    ![Twelve tokens at three temperatures, and those that $\rho = 0.9$ keeps.](figure:nucleus)
-    """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}: a number that is not negative is wanted")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: more than 0 and at most 1 is wanted")
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-
-    # With the largest at 0, no temperature overflows.
-    logits = logits.float() - logits.float().amax(dim=-1, keepdim=True)
-    probabilities = (logits / temperature).softmax(dim=-1)
-    ordered, index = probabilities.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    drawn = torch.multinomial(ordered.masked_fill(before >= top_p, 0.0), 1, generator=generator)
-    return index.gather(-1, drawn)[:, 0]
+    def check(self, tokens: Tensor, caches: Sequence[Cache] | None) -> None:
+        """What is not there would be an index error deep inside, on a GPU the end of the process."""
+        v, n_layers = self.config.vocab_size, self.config.n_layers
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            came = f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}"
+            raise ValueError(f"{came}: integers of shape b t are wanted")
+        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < v:
+            came = f"tokens lie between {tokens.min()} and {tokens.max()}"
+            raise ValueError(f"{came}: 0 to vocab_size - 1 = {v - 1} is wanted")
+        if caches is not None and len(caches) != n_layers:
+            came = f"caches are {len(caches)}"
+            raise ValueError(f"{came}: one for each of {n_layers} layers is wanted")
 
 
-@torch.no_grad()
-def generate(
-    model: LanguageModel,
-    tokens: Integer[Tensor, "b t"],
-    n_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    caches: Sequence[Cache] | None = None,
-    generator: torch.Generator | None = None,
-) -> Integer[Tensor, "b u"]:
-    r"""### Token after token
-
-    Returns `tokens` and `n_tokens` more. Without caches the whole text is read again for each: $t^2/2$
-    tokens for a text of $t$, and $t^3/3$ scores a head. With the caches of lesson 7 each token is read once,
-    and the same text comes out [check:test_caches_write_the_same_text].
-    """
-    if tokens.ndim != 2 or tokens.shape[1] < 1 or n_tokens < 0:
-        came = f"tokens has shape {tuple(tokens.shape)}, n_tokens is {n_tokens}"
-        raise ValueError(f"{came}: b t with t > 0, and no negative number, is wanted")
-    was_training = model.training
-    model.eval()
-    try:
-        read = 0
-        for _ in range(n_tokens):
-            logits = model(tokens[:, read:], caches=caches)[:, -1]
-            read = 0 if caches is None else tokens.shape[1]
-            token = sample(logits, temperature=temperature, top_p=top_p, generator=generator)
-            tokens = torch.cat([tokens, token[:, None].to(tokens.dtype)], dim=1)
-    finally:
-        model.train(was_training)
-    return tokens
-
-
-def language_model_cost(config: LanguageModelConfig, t: int) -> tuple[int, int]:
+def language_model_cost(
+    config: LanguageModelConfig,
+    t: int,
+) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
     Returns $N$ and the operations of training on one token of a text of $t$
@@ -342,17 +299,18 @@ def language_model_cost(config: LanguageModelConfig, t: int) -> tuple[int, int]:
     the same in 300 lines. LLaMA has RMSNorm for LayerNorm, SwiGLU for GELU, rotary positions for $p$, and no
     biases. vLLM serves all of them through a slot like ours, filled with kernels that read a paged cache.
     """
-    m = config.d_model
-    products = config.n_layers * 12 * m * m + config.vocab_size * m
-    return products, 6 * products + 12 * config.n_layers * m * t
+    v, m, n_layers = config.vocab_size, config.d_model, config.n_layers
+    products = n_layers * 12 * m * m + v * m
+    return products, 6 * products + 12 * n_layers * m * t
 
 
 def example(axes: dict[str, int]) -> None:
-    """Train nothing, predict and write: the shapes beside the code are read off this run."""
+    """From tokens to logits: the shapes beside the code are read off this run."""
     b, h, t, d, v = (axes[letter] for letter in "bhtdv")
-    config = LanguageModelConfig(vocab_size=v, max_length=t, d_model=h * d, n_layers=1, n_heads=h)
-    model, tokens = LanguageModel(config), torch.zeros(b, t, dtype=torch.long)
-    Block(config, 0)(model.place(tokens))
-    sample(model(tokens)[:, -1], top_p=0.9)
-    generate(model, tokens[:, :1], 2)
+    config = LanguageModelConfig(v, t, h * d, n_layers=1, n_heads=h)
+    model = LanguageModel(config)
+    tokens = torch.zeros(b, t, dtype=torch.long)
+    Block(config, 0)(model(tokens) @ model.embedding.weight)
+    model.place(torch.arange(t))
+    sinusoidal(torch.arange(t), h * d)
     language_model_cost(config, t)

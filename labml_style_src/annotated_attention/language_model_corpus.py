@@ -48,14 +48,15 @@ from torch import Tensor
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, generate
 from annotated_attention.language_model_training import BEGIN, bits_per_byte, train
 
-__all__ = ["as_text", "as_tokens", "is_held_out", "library_files", "main", "manifest", "split"]
+__all__ = ["as_text", "as_tokens", "is_held_out", "library_files"]
+__all__ += ["main", "manifest", "split"]
 
 CONFIG = LanguageModelConfig()
 
 # Left out: what a distribution may leave out too, and two packages that are no prose, tables of code points
 # and one file of 0.7 MB.
-LEFT_OUT = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"}
-LEFT_OUT |= {"encodings", "pydoc_data"}
+LEFT_OUT = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter"}
+LEFT_OUT |= {"turtledemo", "encodings", "pydoc_data"}
 
 
 def library_files(root: Path | None = None) -> dict[str, bytes]:
@@ -68,15 +69,17 @@ def library_files(root: Path | None = None) -> dict[str, bytes]:
 
     **Raises.** `FileNotFoundError` if the library's source is not on this machine.
     """
-    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    root = root or Path(sysconfig.get_path("stdlib"))
     wanted = sys.stdlib_module_names - LEFT_OUT
     files = {}
     for path in root.rglob("*.py"):
-        parts = path.relative_to(root).parts
-        if parts[0].removesuffix(".py") in wanted and not {"test", "tests"} & {*parts}:
-            files["/".join(parts)] = path.read_bytes().replace(b"\r\n", b"\n")
+        name = path.relative_to(root)
+        is_test = "test" in name.parts or "tests" in name.parts
+        if name.parts[0].removesuffix(".py") in wanted and not is_test:
+            content = path.read_bytes().replace(b"\r\n", b"\n")
+            files[name.as_posix()] = content
     if not files:
-        raise FileNotFoundError(f"there is no source of the standard library in {root}")
+        raise FileNotFoundError(f"{root} has no source of Python's library")
     return dict(sorted(files.items()))
 
 
@@ -86,14 +89,13 @@ def is_held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < 26
 
 
-def split(files: dict[str, bytes]) -> tuple[UInt8[Tensor, "_"], UInt8[Tensor, "_"]]:
-    """What is read in training, and what the model is judged by: each joined into one text of bytes."""
-    texts = (
-        b"".join(content for name, content in files.items() if is_held_out(name) is held_out)
-        for held_out in (False, True)
-    )
-    training, judging = map(as_tokens, texts)
-    return training, judging
+def split(
+    files: dict[str, bytes],
+) -> tuple[UInt8[Tensor, "_"], UInt8[Tensor, "_"]]:
+    """The text to be trained on, and the text held out: files one behind the other."""
+    training = [text for name, text in files.items() if not is_held_out(name)]
+    held_out = [text for name, text in files.items() if is_held_out(name)]
+    return as_tokens(b"".join(training)), as_tokens(b"".join(held_out))
 
 
 def as_tokens(text: bytes) -> UInt8[Tensor, "n"]:
@@ -110,7 +112,8 @@ def manifest(files: dict[str, bytes]) -> str:
     library differs between versions of Python, so results are told together with these."""
     digest = hashlib.sha256()
     for name, content in files.items():
-        digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        of_content = hashlib.sha256(content).hexdigest()
+        digest.update(f"{name} {of_content}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -127,25 +130,33 @@ def progress(steps: int) -> Iterator[Callable[[int, float], None]]:
         nonlocal first
         first = step if first < 0 else first
         seconds = (time.perf_counter() - began) / (step - first + 1)
-        bits, left = loss / math.log(2), round((steps - step - 1) * seconds)
-        return f"{bits:.3f} bits per byte, {1 / seconds:.1f} steps a second, {left} s to go"
+        left = round((steps - step - 1) * seconds)
+        rate = f"{1 / seconds:.1f} steps a second, {left} s to go"
+        return f"{loss / math.log(2):.3f} bits per byte, {rate}"
 
     def line(step: int, loss: float) -> None:
         words = state(step, loss)
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            print(f"step {step + 1} of {steps}: {words}", file=sys.stderr, flush=True)
+            print(f"step {step + 1} of {steps}: {words}", file=sys.stderr)
 
-    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+    has_rich = importlib.util.find_spec("rich") is not None
+    if not sys.stderr.isatty() or not has_rich:
         yield line
         return
 
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    columns = [rich.BarColumn(), rich.MofNCompleteColumn()]
+    columns += [rich.TextColumn("{task.description}")]
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("the first step", total=steps)
-        yield lambda step, loss: bar.update(task, completed=step + 1, description=state(step, loss))
+
+        def draw(step: int, loss: float) -> None:
+            words = state(step, loss)
+            bar.update(task, completed=step + 1, description=words)
+
+        yield draw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m annotated_attention.language_model_corpus",
-        description="Train the default language model on Python's own library.",
+        description="Train a language model on Python's own library.",
     )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
@@ -172,15 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint",
         type=Path,
         default=Path("language_model.pt"),
-        help="where the run is kept, and found again (default: %(default)s)",
+        help="where the run is kept (default: %(default)s)",
     )
-    parser.add_argument("--prompt", default="def ", help="what the model goes on from")
+    parser.add_argument("--prompt", default="def ")
     options = parser.parse_args(arguments)
     prompt = torch.tensor([[BEGIN, *options.prompt.encode()]])
     if options.steps < 1:
         parser.error(f"argument --steps: {options.steps} is less than 1")
     if prompt.shape[1] > CONFIG.max_length:
-        parser.error(f"argument --prompt: it has more than {CONFIG.max_length - 1} bytes")
+        most = CONFIG.max_length - 1
+        parser.error(f"argument --prompt: it has more than {most} bytes")
 
     try:
         files = library_files()
@@ -188,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 3
     text, held_out = split(files)
-    print(f"{len(files)} files ({manifest(files)}): {len(text):,} bytes, and {len(held_out):,} held out")
+    sizes = f"{len(text):,} bytes, and {len(held_out):,} held out"
+    print(f"{len(files)} files ({manifest(files)}): {sizes}")
 
     torch.manual_seed(options.seed)
     model = LanguageModel(CONFIG)
@@ -204,15 +217,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report=report,
             )
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)
+        stopped = "stopped: the same command goes on from the last checkpoint"
+        print(stopped, file=sys.stderr)
         return 130
     except ValueError as error:
         parser.error(f"argument --checkpoint: {error}")
-    print(f"{bits_per_byte(model, held_out):.3f} bits per byte of the files held out\n")
+    bits = bits_per_byte(model, held_out)
+    print(f"{bits:.3f} bits per byte of the files held out\n")
 
-    n_tokens = CONFIG.max_length + 1 - prompt.shape[1]
-    generator = torch.Generator().manual_seed(options.seed)
-    written = generate(model, prompt, n_tokens, temperature=0.8, top_p=0.95, generator=generator)
+    written = generate(
+        model,
+        prompt,
+        CONFIG.max_length + 1 - prompt.shape[1],
+        temperature=0.8,
+        top_p=0.95,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
     print(as_text(written[0, 1:]))
     return 0
 

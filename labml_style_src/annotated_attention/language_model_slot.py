@@ -45,12 +45,16 @@ from torch import Tensor, nn
 
 from annotated_attention.multi_head import merge_heads, split_heads
 
-__all__ = ["Attend", "Cache", "SelfAttention", "causal_attention", "causal_mask", "placed"]
+__all__ = ["Attend", "Cache", "SelfAttention", "causal_attention"]
+__all__ += ["causal_mask", "placed"]
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def causal_mask(i: Int[Tensor, "... t"], j: Int[Tensor, "... s"]) -> Bool[Tensor, "... t s"]:
+def causal_mask(
+    i: Int[Tensor, "... t"],
+    j: Int[Tensor, "... s"],
+) -> Bool[Tensor, "... t s"]:
     r"""## Who may look where
 
     Query $i$ may look at key $j$ if $0 \le j \le i$ [check:test_mask_is_by_position], in whatever order the
@@ -77,7 +81,8 @@ def causal_attention(
     [check:test_lesson_1_fits_and_agrees], but keeps the weights of all heads for the backward pass, and a
     step of training takes almost twice as long on a CPU (`benchmarks/bench_language_model.py`).
     """
-    return F.scaled_dot_product_attention(query, key, value, causal_mask(i, j))
+    mask = causal_mask(i, j)
+    return F.scaled_dot_product_attention(query, key, value, mask)
 
 
 @runtime_checkable
@@ -124,7 +129,13 @@ class SelfAttention(nn.Module):
     **Raises.** `ValueError` if `d_model` is no multiple of `n_heads`.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, attend: Attend = causal_attention) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        attend: Attend = causal_attention,
+    ) -> None:
         super().__init__()
         if n_heads < 1 or d_model < 1 or d_model % n_heads:
             came = f"d_model is {d_model}, n_heads is {n_heads}"
@@ -154,15 +165,22 @@ def placed(
     value: Float[Tensor, "b g t e"],
     positions: Int[Tensor, "... t"] | None,
     cache: Cache | None,
-) -> tuple[Tensor, Tensor, Float[Tensor, "b g s d"], Float[Tensor, "b g s e"]]:
+) -> tuple[
+    Int[Tensor, "... t"],
+    Int[Tensor, "... s"],
+    Float[Tensor, "b g s d"],
+    Float[Tensor, "b g s e"],
+]:
     r"""## Where everything stands
 
     $i$, $j$, and the keys and values that the queries meet: their own, and those of the cache.
     """
     t = key.shape[2]
     if cache is None:
-        j = torch.arange(t, device=key.device) if positions is None else positions
-        return j, j, key, value
+        i = positions
+        if i is None:
+            i = torch.arange(t, device=key.device)
+        return i, i, key, value
     key, value = cache.update(key, value)
     j = cache.positions
 
@@ -172,7 +190,8 @@ def placed(
     # [check:test_a_ring_is_a_window], and when those that are left are counted anew
     # [check:test_a_window_counted_anew].
     if positions is None:
-        positions = j.amax(dim=-1, keepdim=True) + torch.arange(1 - t, 1, device=key.device)
+        back = torch.arange(1 - t, 1, device=key.device)
+        positions = j.amax(dim=-1, keepdim=True) + back
     return positions, j, key, value
 
 
@@ -180,7 +199,8 @@ def example(axes: dict[str, int]) -> None:
     """Self-attention over one text: the shapes beside the code are read off this run."""
     b, h, t, s, d, e = (axes[letter] for letter in "bhtsde")
     i, j = torch.arange(t) + s - t, torch.arange(s)
-    query, key, value = (torch.randn(b, h, n, w) for n, w in ((t, d), (s, d), (s, e)))
+    query, key = torch.randn(b, h, t, d), torch.randn(b, h, s, d)
+    value = torch.randn(b, h, s, e)
     causal_attention(query, key, value, i, j)
     causal_mask(i.expand(b, t), j)
     SelfAttention(h * d, h)(torch.randn(b, t, h * d))

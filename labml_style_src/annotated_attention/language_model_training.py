@@ -83,7 +83,7 @@ def crops(
     """
     size = length + 1 if begin is None else length
     if len(text) < size:
-        raise ValueError(f"text has {len(text)} tokens: a crop takes {size}")
+        raise ValueError(f"text has {len(text)} tokens, a crop takes {size}")
     start = torch.randint(len(text) - size + 1, (batch_size, 1))
     tokens = text[(start + torch.arange(size)).to(text.device)].long()
     return tokens if begin is None else F.pad(tokens, (1, 0), value=begin)
@@ -132,14 +132,27 @@ def train(
 
     # Decay draws a parameter towards 0. Matrices bear that; a scale of $\operatorname{LN}$ belongs near 1,
     # and a bias where it is needed [check:test_only_matrices_decay].
-    matrices, vectors = ([x for x in parameters if (x.ndim >= 2) is wide] for wide in (True, False))
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay)
+    matrices = [x for x in parameters if x.ndim >= 2]
+    vectors = [x for x in parameters if x.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
-    settings = {name: plain(setting) for name, setting in asdict(model.config).items()}
-    settings |= {"steps": steps, "batch_size": batch_size, "length": length, "seed": seed}
-    settings |= {"learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay}
-    settings |= {"draw": plain(draw), "text": zlib.crc32(text.cpu().numpy())}
+    settings = {
+        **asdict(model.config),
+        "steps": steps,
+        "batch_size": batch_size,
+        "length": length,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "draw": draw,
+        "text": zlib.crc32(text.cpu().numpy()),
+    }
+    settings = {name: plain(setting) for name, setting in settings.items()}
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         losses = load(checkpoint, model, optimizer, settings)
@@ -152,19 +165,22 @@ def train(
     with torch.random.fork_rng():
         for step in range(len(losses), steps):
             torch.manual_seed(seed * 1_000_003 + step)
-            tokens = draw(text, batch_size, length).to(parameters[0].device)
-            logits = model(tokens[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            tokens = draw(text, batch_size, length)
+            tokens = tokens.to(parameters[0].device)
+            logits = model(tokens[:, :-1]).flatten(0, 1)
+            loss = F.cross_entropy(logits, tokens[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
 
             # One strange crop must not undo a hundred others: a gradient longer than 1 is shortened to 1.
             nn.utils.clip_grad_norm_(parameters, 1.0)
+            factor = rate_factor(step, steps, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * rate_factor(step, steps, warmup)
+                group["lr"] = learning_rate * factor
             optimizer.step()
             losses.append(loss.item())
-            if checkpoint is not None and (len(losses) % every == 0 or len(losses) == steps):
+            is_due = (step + 1) % every == 0 or step + 1 == steps
+            if checkpoint is not None and is_due:
                 save(checkpoint, model, optimizer, settings, losses)
             if report is not None:
                 report(step, losses[-1])
@@ -175,7 +191,9 @@ def plain(setting: Any) -> Any:
     """A function by its name; numbers and words as they are."""
     if isinstance(setting, partial):
         return f"{plain(setting.func)} {setting.args} {setting.keywords}"
-    return getattr(setting, "__qualname__", type(setting).__qualname__) if callable(setting) else setting
+    if callable(setting):
+        return getattr(setting, "__qualname__", type(setting).__qualname__)
+    return setting
 
 
 def save(
@@ -192,8 +210,12 @@ def save(
     It is written beside its place and then moved there, which happens at once or not at all. Whoever pulls
     the plug finds the last whole one [check:test_a_broken_save_leaves_the_old_one].
     """
-    state = {"settings": settings, "losses": losses}
-    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "settings": settings,
+        "losses": losses,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     unfinished = checkpoint.with_name(checkpoint.name + ".unfinished")
     torch.save(state, unfinished)
     os.replace(unfinished, checkpoint)
@@ -213,8 +235,9 @@ def load(
     for name, ours in settings.items():
         theirs = state["settings"].get(name)
         if theirs != ours:
-            came = f"checkpoint {checkpoint} has {name} = {theirs}, this run {ours}"
-            raise ValueError(f"{came}: the same settings, or another file, are wanted")
+            came = f"checkpoint {checkpoint} has {name} = {theirs}"
+            wanted = "the same settings, or another file, are wanted"
+            raise ValueError(f"{came}, this run {ours}: {wanted}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["losses"]
@@ -242,10 +265,12 @@ def bits_per_byte(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     whole, nats = len(text) // length * length, 0.0
-    for blocks in (*text[:whole].view(-1, length).split(batch_size), text[None, whole:]):
-        targets = blocks.to(device).long()
+    blocks = text[:whole].view(-1, length).split(batch_size)
+    for block in (*blocks, text[None, whole:]):
+        targets = block.to(device).long()
         logits = model(F.pad(targets, (1, 0), value=begin)[:, :-1])
-        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+        logs = logits.log_softmax(dim=-1)
+        nats -= logs.gather(-1, targets[..., None]).sum().item()
     model.train(was_training)
     return nats / len(text) / math.log(2)
 
@@ -253,7 +278,7 @@ def bits_per_byte(
 def example(axes: dict[str, int]) -> None:
     """A step, and a judgement: the shapes beside the code are read off this run."""
     b, h, t, d, v = (axes[letter] for letter in "bhtdv")
-    config = LanguageModelConfig(vocab_size=v, max_length=t, d_model=h * d, n_layers=1, n_heads=h)
+    config = LanguageModelConfig(v, t, h * d, n_layers=1, n_heads=h)
     model, text = LanguageModel(config), torch.arange(5 * t) % v
     train(model, text, steps=1, batch_size=b)
     crops(text, b, t)

@@ -22,7 +22,6 @@ from annotated_attention.language_model import (
     LanguageModelConfig,
     generate,
     language_model_cost,
-    sample,
     sinusoidal,
 )
 
@@ -210,64 +209,11 @@ def test_caches_continue_a_text(position: str, cuts: set[int], device: str) -> N
     assert_close(torch.cat(read, 1), whole, exact)
 
 
-@each_position
-def test_caches_write_the_same_text(position: str, device: str) -> None:
-    model, tokens = build(device, position_embedding=position), some_tokens(device, 5)
-    texts = []
-    for caches in (None, make_caches(model, 23)):
-        generator = torch.Generator(device).manual_seed(0)
-        options = {"temperature": 0.9, "top_p": 0.95, "generator": generator}
-        texts.append(generate(model, tokens, 18, caches=caches, **options))
-    assert torch.equal(*texts)
-    assert torch.equal(texts[0][:, :5], tokens)
-    assert texts[0].shape == (3, 23)
-
-
-def test_generate_evaluates_and_goes_back() -> None:
-    model, tokens = build(dropout=0.5), some_tokens()
-    model.train()
-    quiet = generate(model, tokens, 5, temperature=0.0)
-    assert model.training
-    assert torch.equal(quiet, generate(model.eval(), tokens, 5, temperature=0.0))
-    assert not model.training
-    assert torch.equal(generate(model, tokens.to(torch.uint8), 5, temperature=0.0), quiet)
-    model.train()
-    with pytest.raises(ValueError, match="learned positions end at max_length - 1 = 22"):
-        generate(model, tokens, 12)
-    assert model.training
-    assert (model(tokens) != model(tokens)).any()
-
-
 @pytest.mark.parametrize("position", ["sinusoidal", "none"])
 def test_without_a_table_longer_texts_are_read(position: str) -> None:
     model, tokens = build(position_embedding=position), some_tokens(t=60)
     assert torch.equal(model(tokens)[:, :23], model(tokens)[:, :23])
     assert generate(model, tokens, 2).shape == (3, 62)
-
-
-@given(seed=st.integers(0, 99), top_p=st.floats(0.01, 1.0))
-def test_top_p_keeps_the_nucleus(seed: int, top_p: float) -> None:
-    probabilities = (2 * normal(f"logits {seed}", V)).softmax(-1)
-    order = probabilities.argsort(descending=True)
-    size = next(n for n in range(1, V + 1) if n == V or probabilities[order[:n]].sum() >= top_p - 1e-6)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = sample(probabilities.log().expand(999, V), top_p=top_p, generator=generator)
-    assert {*drawn.tolist()} <= {*order[:size].tolist()}
-    # Nothing of the nucleus is lost, and within it the proportions stay.
-    counts = torch.bincount(drawn, minlength=V)[order[:size]] / 999
-    kept = probabilities[order[:size]] / probabilities[order[:size]].sum()
-    assert (counts - kept).abs().max() < 5 * math.sqrt(0.25 / 999)
-
-
-def test_temperature_sharpens(device: str) -> None:
-    logits = normal("logits", V, device=device).expand(9999, V)
-    for temperature in (0.3, 1.0, 2.0):
-        generator = torch.Generator(device).manual_seed(0)
-        drawn = sample(logits, temperature=temperature, generator=generator)
-        wanted = (logits[0] / temperature).softmax(-1)
-        assert (torch.bincount(drawn, minlength=V) / 9999 - wanted).abs().max() < 5 * math.sqrt(0.25 / 9999)
-    for cold in (0.0, 1e-30):
-        assert (sample(1e4 * logits[:9], temperature=cold) == logits[0].argmax()).all()
 
 
 def test_cost_counts_the_products() -> None:
@@ -301,11 +247,6 @@ def test_wrong_input_is_refused() -> None:
         model(some_tokens(t=24))
     with pytest.raises(ValueError, match="caches are 1: one for each of 2 layers"):
         model(tokens, caches=make_caches(model, 9)[:1])
-    with pytest.raises(ValueError, match="b t with t > 0"):
-        generate(model, tokens[:, :0], 1)
-    for options in ({"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.1}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
-            sample(normal("logits", 3, V), **options)
     changes = {"vocab_size": 0, "max_length": 0, "n_layers": 0, "n_heads": 3, "dropout": 1.0}
     for name, value in {**changes, "position_embedding": "rotary"}.items():
         with pytest.raises(ValueError, match=f"{name} is {value!r}"):

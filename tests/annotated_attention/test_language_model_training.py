@@ -70,7 +70,7 @@ def test_crops_begin_anywhere() -> None:
     assert starts[[0, 6, 7]].tolist() == [0, 0, 0]
     assert (starts[1:6] - 1400).abs().max() < 5 * math.sqrt(1400)
     assert torch.equal(crops(text, 1, 7), torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]))
-    with pytest.raises(ValueError, match="text has 7 tokens: a crop takes 8"):
+    with pytest.raises(ValueError, match="text has 7 tokens, a crop takes 8"):
         crops(text, 1, 8)
 
 
