@@ -19,9 +19,9 @@ strong as its weight. Vectors made by hand: words of one meaning point one way.]
 
 One vector: a network read the sentence into it, another wrote from it (Sutskever et al. 2014,
 arXiv:1409.3215), and for five words or fifty it had the same size. Bahdanau, Cho and Bengio kept a vector for
-every word, let each step of the writer weigh them all, and printed the weights: their figure 3 is the one
-above, learned. That was cross-attention, three years before the transformer. Their appendix A.1.2 has the
-cache of this page too: what a score needs of the context alone is computed beforehand.
+every word, let each step of the writer weigh them all, and printed the weights: their figure 3 has the
+crossing above, learned. That was cross-attention, three years before the transformer. Their appendix A.1.2
+has the cache of this page, too: what a score needs of the context alone is computed beforehand.
 
 ## Each query reads alone
 
@@ -75,6 +75,7 @@ but for $W_K$, where they do nothing.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -98,8 +99,8 @@ class CrossAttention(nn.Module):
     def __init__(self, d_model: int, d_context: int, n_heads: int) -> None:
         super().__init__()
         if min(d_model, d_context, n_heads) < 1 or d_model % n_heads:
-            came = f"d_model is {d_model}, d_context {d_context}, n_heads {n_heads}"
-            raise ValueError(f"{came}: d_model must be a multiple of n_heads")
+            came = f"{d_model=}, {d_context=}, {n_heads=}"
+            raise ValueError(f"{came}: a multiple of n_heads is wanted")
         self.d_model, self.d_context = d_model, d_context
         self.n_heads = n_heads
         self.w_q = nn.Linear(d_model, d_model, bias=False)
@@ -119,7 +120,7 @@ class CrossAttention(nn.Module):
         """
         if context.ndim != 3 or context.shape[2] != self.d_context:
             came = f"context has shape {tuple(context.shape)}"
-            raise ValueError(f"{came}: b s c is wanted, with c = {self.d_context}")
+            raise ValueError(f"{came}: b s c, c = {self.d_context}, is wanted")
         key = split_heads(self.w_k(context), self.n_heads)
         value = split_heads(self.w_v(context), self.n_heads)
         return key, value
@@ -138,7 +139,7 @@ class CrossAttention(nn.Module):
         formula above [check:test_agrees_with_the_plain_formula] [check:test_gradcheck], as PyTorch's layer
         does with `kdim` and `vdim` [check:test_agrees_with_torch_multihead_attention].
 
-        **Padding.** Contexts of one batch differ in length, and the short ones are filled up. `padding_mask`
+        **Padding.** Contexts of one batch differ in length; the short ones are filled up. `padding_mask`
         is True at a real vector, as in Transformers' `attention_mask`; `key_padding_mask` of
         `nn.MultiheadAttention` means the opposite [check:test_agrees_with_torch_multihead_attention]. With
         it, a text gets what it would get alone [check:test_padding_moves_nothing]. Forget it, and nothing is
@@ -152,7 +153,7 @@ class CrossAttention(nn.Module):
         """
         if x.ndim != 3 or x.shape[2] != self.d_model:
             came = f"x has shape {tuple(x.shape)}"
-            raise ValueError(f"{came}: b t m is wanted, with m = {self.d_model}")
+            raise ValueError(f"{came}: b t m, m = {self.d_model}, is wanted")
         query = split_heads(self.w_q(x), self.n_heads)
         if context is not None and keys_values is None:
             key, value = self.project(context)
@@ -160,16 +161,16 @@ class CrossAttention(nn.Module):
             key, value = keys_values
         else:
             came = "neither" if context is None else "both"
-            raise ValueError(f"{came} of context and keys_values came: one is wanted")
+            raise ValueError(f"context, keys_values: {came} came, one is wanted")
 
         # Hidden from all heads and all queries alike: `b s` becomes `b 1 1 s`. As it is, lesson 1 would read
         # it as `t s`, without a word wherever $b = t$.
         mask = padding_mask
         if mask is not None:
-            wanted = (key.shape[0], key.shape[2])
+            wanted = key.shape[0], key.shape[2]
             if mask.dtype != torch.bool or mask.shape != wanted:
-                came = f"padding_mask is {mask.dtype} of shape {tuple(mask.shape)}"
-                raise ValueError(f"{came}: bool {wanted} is wanted, True for real")
+                came = f"padding_mask is {mask.dtype}, {tuple(mask.shape)}"
+                raise ValueError(f"{came}: bool, {wanted}, is wanted")
             mask = mask[:, None, None, :]
         heads = scaled_dot_product_attention(query, key, value, mask)
         return self.w_o(merge_heads(heads))
@@ -179,8 +180,9 @@ class DecoderBlock(nn.Module):
     r"""## Where it lives
 
     What have I written? asks self-attention; what am I writing about? asks cross-attention; then the MLP.
-    Each adds to its input, behind a norm of its own, as in T5 and Whisper (the paper has the norm behind the
-    sum). The context needs none here: encoders of this kind end with one.
+    Each adds to its input, behind a norm of its own (the paper has the norm behind the sum). The context
+    needs none: encoders of this kind end with one. Whisper's decoder is made of these blocks, with biases; T5
+    has RMSNorm and ReLU in them, and biases nowhere but in the scores of self-attention.
 
     With $W_O = 0$ in the middle, this is lesson 3's block [check:test_zero_output_weights_leave_lesson_3]: so
     a trained language model can be given a context without being disturbed. Flamingo multiplies by
@@ -194,7 +196,8 @@ class DecoderBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(m)
         self.self_attention = SelfAttention(m, n_heads)
         self.cross_attention = CrossAttention(m, d_context, n_heads)
-        self.mlp = nn.Sequential(nn.Linear(m, 4 * m), nn.GELU(), nn.Linear(4 * m, m))
+        w_in, w_out = nn.Linear(m, 4 * m), nn.Linear(4 * m, m)
+        self.mlp = nn.Sequential(w_in, nn.GELU(), w_out)
 
     def forward(
         self,
@@ -212,8 +215,8 @@ class DecoderBlock(nn.Module):
         `keys_values` stays as it is. Token by token, the block gives what it gives for the whole text
         [check:test_decoding_equals_the_whole_text].
         """
-        normed = self.self_norm(x)
-        x = x + self.self_attention(normed, positions=positions, cache=cache)
+        y = self.self_norm(x)
+        x = x + self.self_attention(y, positions=positions, cache=cache)
         about = {"keys_values": keys_values, "padding_mask": padding_mask}
         x = x + self.cross_attention(self.cross_norm(x), context, **about)
         return x + self.mlp(self.mlp_norm(x))
@@ -254,7 +257,7 @@ class VisionProjector(nn.Module):
     $24 \times 24$ patches and has $c = 1024$ numbers to say of each, $Z$. A small network makes of each of
     these 576 vectors one that could be a token's embedding:
 
-    $$\operatorname{GELU}(Z\,W_1 + \mathbf{b}_1)\,W_2 + \mathbf{b}_2 .$$
+    $$\operatorname{GELU}(Z\,W_\text{in} + \mathbf{b})\,W_\text{out} + \mathbf{b}' .$$
 
     It works patch by patch [check:test_projector_works_patch_by_patch]. At $m = 4096$ it has 21 million
     parameters, beside 7 billion [check:test_sizes_of_whisper_and_llava]; at first, they alone are trained.
@@ -262,14 +265,14 @@ class VisionProjector(nn.Module):
 
     def __init__(self, d_vision: int, d_model: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(d_vision, d_model),
-            nn.GELU(),
-            nn.Linear(d_model, d_model),
-        )
+        self.w_in = nn.Linear(d_vision, d_model)
+        self.w_out = nn.Linear(d_model, d_model)
 
-    def forward(self, features: Float[Tensor, "b s c"]) -> Float[Tensor, "b s m"]:
-        return self.mlp(features)
+    def forward(
+        self,
+        features: Float[Tensor, "b s c"],
+    ) -> Float[Tensor, "b s m"]:
+        return self.w_out(F.gelu(self.w_in(features)))
 
 
 def insert_features(
@@ -285,11 +288,13 @@ def insert_features(
     ![Who sees whom after one layer, measured by gradients. Left: five tokens with a context of four vectors.
     Right: the four vectors inserted behind the second token.](figure:who_sees_whom)
 
-    **Raises.** `ValueError` if a text has not exactly $s$ places.
+    **Raises.** `ValueError` if shapes do not fit, or a text has not exactly $s$ places.
     """
-    s, places = features.shape[1], is_image.sum(dim=1)
-    if (places != s).any():
-        raise ValueError(f"is_image has {places.tolist()} places, {s} features came")
+    (b, _, m), s = x.shape, features.shape[1]
+    places = is_image.sum(dim=1).tolist()
+    if features.shape != (b, s, m) or places != [s] * b:
+        came = f"features has shape {tuple(features.shape)}, places {places}"
+        raise ValueError(f"{came}: {(b, s, m)} and {s} a text are wanted")
     return x.masked_scatter(is_image[:, :, None], features)
 
 
@@ -335,12 +340,12 @@ def insertion_cost(s: int, m: int) -> ContextCost:
 def example(axes: dict[str, int]) -> None:
     """Run once, on primes such as `h=3, d=11`: the shapes beside the code are read off this run."""
     b, h, t, s, d, c = (axes[letter] for letter in "bhtsde")
-    m = h * d
-    x, context = torch.randn(b, t, m), torch.randn(b, s, c)
-    layer, padding_mask = CrossAttention(m, c, h), torch.ones(b, s, dtype=torch.bool)
-    layer(x, keys_values=layer.project(context), padding_mask=padding_mask)
+    m, x, context = h * d, torch.randn(b, t, h * d), torch.randn(b, s, c)
+    layer, real = CrossAttention(m, c, h), torch.ones(b, s, dtype=torch.bool)
+    layer(x, keys_values=layer.project(context), padding_mask=real)
     DecoderBlock(m, c, h)(x, context)
     cross_attention_cost(s, c, m)
     is_image = torch.arange(t + s).expand(b, -1) < s
-    insert_features(torch.randn(b, t + s, m), VisionProjector(c, m)(context), is_image)
+    features = VisionProjector(c, m)(context)
+    insert_features(torch.randn(b, t + s, m), features, is_image)
     insertion_cost(s, m)

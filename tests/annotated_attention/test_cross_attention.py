@@ -213,16 +213,16 @@ def test_wrong_input_is_refused() -> None:
     project, insert = proof.bare(CrossAttention.project), proof.bare(insert_features)
     pair, places = module.project(context), torch.arange(5) < torch.tensor([[2], [3]])
     for message, call in {
-        "neither of context and keys_values": partial(forward, x),
-        "both of context and keys_values": partial(forward, x, context, keys_values=pair),
+        "context, keys_values: neither came": partial(forward, x),
+        "context, keys_values: both came": partial(forward, x, context, keys_values=pair),
         r"x has shape \(2, 5, 32\).*m = 33": partial(forward, x[..., :32], context),
         r"context has shape \(2, 5, 33\).*c = 13": partial(project, module, x),
-        r"context has shape \(7, 13\).*c = 13": partial(project, module, context[0]),
         "mask is torch.float64": partial(forward, x, context, padding_mask=padding().double()),
-        r"mask is torch.bool of shape \(7, 2\)": partial(forward, x, context, padding_mask=padding().T),
-        r"is_image has \[2, 3\] places, 2 features": partial(insert, x, x[:, :2], places),
-        "d_model is 34, d_context 13, n_heads 3": partial(CrossAttention, 34, 13, 3),
-        "d_model is 33, d_context 0, n_heads 3": partial(CrossAttention, 33, 0, 3),
+        r"mask is torch.bool, \(7, 2\)": partial(forward, x, context, padding_mask=padding().T),
+        r"features has shape .*, places \[2, 3\]: .*, 2, .* 2 a text": partial(insert, x, x[:, :2], places),
+        r"features has shape \(2, 7, 13\), .*: \(2, 7, 33\)": partial(insert, x, context, places),
+        "d_model=34, d_context=13, n_heads=3": partial(CrossAttention, 34, 13, 3),
+        "d_model=33, d_context=0, n_heads=3": partial(CrossAttention, 33, 0, 3),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
@@ -307,9 +307,8 @@ def test_where_the_two_are_even(s: int, c: int, m: int, t: int) -> None:
 
 def test_projector_works_patch_by_patch(device: str) -> None:
     projector, features = random(VisionProjector(13, 33)).to(device), tokens(CASE, device=device)[1]
-    first, _, second = projector.mlp
-    hidden = F.gelu(features @ first.weight.T + first.bias)
-    assert_same(projector(features), hidden @ second.weight.T + second.bias)
+    hidden = F.gelu(features @ projector.w_in.weight.T + projector.w_in.bias)
+    assert_same(projector(features), hidden @ projector.w_out.weight.T + projector.w_out.bias)
     moved = (projector(changed(features, 1, 3, 4)) != projector(features)).any(-1)
     assert moved.tolist() == [[j == 3 for j in range(7)]] * 2
 
