@@ -1,9 +1,11 @@
 """A small course for each test that needs one: a single lesson, as `attn new` makes it, in the real theme."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from coursekit.course import Course
 
@@ -28,14 +30,20 @@ def make_course(root: Path) -> Course:
     return Course(root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built_course(tmp_path_factory: pytest.TempPathFactory) -> Course:
-    """The small course with its site, for tests that leave it as they found it."""
+    """The small course with its site, for tests that leave it as they found it. It is built once a run,
+    whichever of pytest's processes comes first."""
     from coursekit.pages import site
 
-    course = make_course(tmp_path_factory.mktemp("built"))
-    site.build(course)
-    return course
+    run = tmp_path_factory.getbasetemp()
+    # Each process has a folder of its own in that of the run.
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with FileLock(run / "built.lock"):
+        if not (run / "built").exists():
+            site.build(make_course(run / "building"))
+            (run / "building").rename(run / "built")
+    return Course(run / "built")
 
 
 @pytest.fixture

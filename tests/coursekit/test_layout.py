@@ -47,7 +47,7 @@ def test_a_mechanism_imports_only_mechanisms_of_earlier_lessons():
 def test_the_tests_of_one_mechanism_have_names_of_their_own():
     """A page names a test without its file, and its record has one entry for each name."""
     for mechanism in COURSE.mechanisms:
-        text = "\n".join(path.read_text("utf-8") for path in mechanism.proofs)
+        text = "\n".join(path.read_text("utf-8") for path in mechanism.proofs if path.exists())
         names = re.findall(r"^def (test_\w+)", text, re.MULTILINE)
         assert len(set(names)) == len(names), mechanism.slug
 

@@ -58,7 +58,7 @@ class InProcess:
     def __init__(self, submission: Submission) -> None:
         self.submission = submission
         self.session = Session(next(_names))
-        self.random = Randomness()
+        self.random = Randomness(submission.text)
         self.problem: StudentError | None = None
         try:
             with self.random.entered():

@@ -12,6 +12,7 @@ from coursekit.grading.backends import InProcess
 from coursekit.grading.bank import Misconception
 from coursekit.grading.compare import same
 from coursekit.grading.expect import Unmet
+from coursekit.grading.session import Randomness
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 from coursekit.grading.values import in_words
 from coursekit.grading.verbs import Student, StudentError
@@ -25,6 +26,7 @@ class Variant(InProcess):
         if self.problem is not None:
             raise ExerciseError(f"{lesson.exercise} cannot be imported: {self.problem.text}")
         bank = read_submission(lesson.misconceptions)
+        self.random = Randomness(self.submission.text + bank.text)
         module = self.session.module
         names = dict(module.__dict__)
         exec(compile(bank.text, bank.filename, "exec", dont_inherit=True), names)

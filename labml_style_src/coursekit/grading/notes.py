@@ -2,7 +2,7 @@
 
 import ast
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from coursekit.grading.session import pieces
 from coursekit.grading.submission import Submission
@@ -21,14 +21,17 @@ def fused_notes(submission: Submission) -> list[str]:
     Calls at the top level are scratch work (a comparison, say), not part of an answer.
     """
     tree = readable(submission)
-    imported = dict(imports(tree))
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    nodes = list(ast.walk(tree))
+    imported = dict(imports(nodes))
+    fused = [node for node in nodes if is_fused(node, imported)]
+    if not fused:
+        return []
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     inside = {id(node) for definition in definitions for node in ast.walk(definition)}
-    types = {id(part) for node in ast.walk(tree) for hint in hints(node) for part in ast.walk(hint)}
-    for node in ast.walk(tree):
-        scratch = id(node) in types or (id(node) in called and id(node) not in inside)
-        if scratch or not is_fused(node, imported):
+    types = {id(part) for node in nodes for hint in hints(node) for part in ast.walk(hint)}
+    for node in fused:
+        if id(node) in types or (id(node) in called and id(node) not in inside):
             continue
         assert isinstance(node, ast.Name | ast.Attribute)
         verb = "calls" if id(node) in called else "uses"
@@ -52,9 +55,9 @@ def hints(node: ast.AST) -> list[ast.AST]:
     return [hint for hint in found if isinstance(hint, ast.AST)]
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
     """Each imported name, and what it is in the module it comes from."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 name = alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]

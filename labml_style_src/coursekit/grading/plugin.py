@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RECORD = "coursekit"
 BENCHES = pytest.StashKey[dict[Path, "Bench"]]()
+LESSON = pytest.StashKey["Lesson | None"]()
 CHECK = pytest.StashKey["Check"]()
 LEDGER = pytest.StashKey["Ledger"]()
 # A program that runs the checks may hand over its own bench (see `exercise.run`).
@@ -51,6 +52,13 @@ def lesson_of(path: Path) -> Lesson | None:
     return lesson if lesson and lesson.checks == path and lesson.exercise.exists() else None
 
 
+def lesson_of_item(item: pytest.Item) -> Lesson | None:
+    """The same for a test; looked up once, since every hook asks."""
+    if LESSON not in item.stash:
+        item.stash[LESSON] = lesson_of(item.path)
+    return item.stash[LESSON]
+
+
 def task_of(item: pytest.Item) -> dict[str, Any]:
     """The task that a check belongs to. Raises `pytest.UsageError` if its class is not marked as one."""
     mark = item.get_closest_marker("task")
@@ -66,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Refuse what cannot be checked before anything runs."""
     lessons = set()
     for item in items:
-        if lesson := lesson_of(item.path):
+        if lesson := lesson_of_item(item):
             lessons.add(lesson)
             task_of(item)
     if not config.getoption("--submission"):
@@ -101,7 +109,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _check(item: pytest.Item) -> "Check":
     if CHECK not in item.stash:
-        lesson = lesson_of(item.path)
+        lesson = lesson_of_item(item)
         if lesson is None or not isinstance(item, pytest.Function):
             pytest.fail("the fixtures student, expect and draw belong to a lesson's test_exercise.py", False)
         from coursekit.grading.checking import Check
@@ -132,7 +140,7 @@ def draw(request: pytest.FixtureRequest) -> "Draw":
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """One thread: the checks' tensors are tiny, and threads would only wait for each other."""
     torch = sys.modules.get("torch")
-    if torch is None or lesson_of(item.path) is None:
+    if torch is None or lesson_of_item(item) is None:
         return (yield)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -144,7 +152,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    if lesson_of(pyfuncitem.path) is None:
+    if lesson_of_item(pyfuncitem) is None:
         return (yield)
     check = _check(pyfuncitem)
     try:
@@ -163,7 +171,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the verdict to the report, and say to a student in words what pytest would show as our code."""
     report = yield
-    if lesson_of(item.path) is None or not (report.when == "call" or report.failed):
+    if lesson_of_item(item) is None or not (report.when == "call" or report.failed):
         return report
     from coursekit.grading import feedback
 

@@ -169,20 +169,22 @@ def test_the_students_own_lines_are_named(student: Student):
     assert "LookupError" in error.value.bases
 
 
-@pytest.mark.parametrize("kind", [InProcess, SecondProcess])
+INVALID = "tiny.py is not valid Python: invalid syntax\nline 2:\n  def f(:\n        ^"
+
+
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("kind", "text", "told"),
     [
+        (InProcess, "x = 1\ndef f(:\n    pass\n", INVALID),
+        (SecondProcess, "x = 1\ndef f(:\n    pass\n", INVALID),
+        (InProcess, "import nothing_of_the_sort\n", "'nothing_of_the_sort'\nline 1:\n  import nothing_of"),
         (
-            "x = 1\ndef f(:\n    pass\n",
-            "tiny.py is not valid Python: invalid syntax\nline 2:\n  def f(:\n        ^",
+            InProcess,
+            "x = 1\ny = x / 0\n",
+            "ZeroDivisionError: division by zero\nline 2:\n  y = x / 0\n      ^",
         ),
-        (
-            "import nothing_of_the_sort\n",
-            "No module named 'nothing_of_the_sort'\nline 1:\n  import nothing_of",
-        ),
-        ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero\nline 2:\n  y = x / 0\n      ^"),
-        ("exit()\n", "the code ends the program"),
+        (InProcess, "exit()\n", "the code ends the program"),
+        (SecondProcess, "exit()\n", "the code ends the program"),
     ],
 )
 def test_a_file_that_does_not_load_is_told_at_the_first_question(kind, text: str, told: str):
@@ -249,6 +251,23 @@ def test_random_numbers_are_the_same_in_both_and_apart_from_the_checks():
         backend.close()
     assert answers[0] == answers[1]
     assert answers[0][2] != answers[0][3]
+
+
+def test_code_that_never_says_random_has_pytorchs_generator_to_itself():
+    backend = InProcess(
+        Submission("import torch\n\ndef draw(): return torch.rand(()).item()\n", "a.py", "a.py")
+    )
+    student = Student(backend)
+    student.begin(5)
+    before = torch.get_rng_state()
+    first = student.call("draw")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second = student.call("draw")
+    student.begin(5)
+    torch.rand(3)
+    assert [student.call("draw"), student.call("draw")] == [first, second]
+    backend.close()
 
 
 def test_what_is_printed_is_kept_up_to_a_limit(second: SecondProcess):

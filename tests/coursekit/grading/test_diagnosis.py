@@ -154,9 +154,10 @@ def test_a_mistake_among_random_numbers_is_named_over_both_backends(lesson: Less
     assert named(report, "test_dropped") == ["dropped__unscaled"]
 
 
-def test_every_variant_is_named_from_a_process_of_its_own(lesson: Lesson):
+def test_a_variant_of_each_kind_is_named_from_a_process_of_its_own(lesson: Lesson):
     bank = Bank(lesson)
-    for known in read_bank(lesson):
+    # One of each target: an array of NumPy's, one of PyTorch's, an object with state.
+    for known in {known.target: known for known in read_bank(lesson)}.values():
         report = run(lesson, variant_submission(lesson, known), boundary=True, bank=bank)
         assert known.name in [mistake.name for mistake in report.mistakes]
 

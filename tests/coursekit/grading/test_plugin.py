@@ -16,7 +16,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for name in [name for name in environment if name.startswith(("PYTEST", "COV_"))]:
         del environment[name]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    # The plugins of a student's environment: this one.
+    command = [sys.executable, "-m", "pytest", "--disable-plugin-autoload", "-p", "coursekit"]
+    command += ["-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
     )
@@ -29,7 +31,7 @@ def wrong(tmp_path: Path, lesson: Lesson) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--boundary",), ("-n", "2")], ids=["in process", "boundary", "xdist"]
+    "options", [(), ("--boundary",), ("-p", "xdist", "-n", "2")], ids=["in process", "boundary", "xdist"]
 )
 def test_a_submission_is_told_in_words_and_points(wrong: Path, options: tuple[str, ...]):
     done = run(wrong, "lessons/01_tiny", "--submission", "mine.py", *options)
@@ -54,6 +56,13 @@ def test_without_a_submission_the_solution_is_checked_and_authors_get_all(lesson
     assert "What a student would read" in done.stdout
 
 
+def test_pytest_finds_the_plugin_by_itself(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "--submission" in done.stdout
+
+
 def test_a_submission_needs_one_lesson_and_a_file(wrong: Path):
     (wrong / "test_other.py").write_text("def test_other(): pass\n", "utf-8")
     done = run(wrong, "test_other.py", "--submission", "mine.py")
@@ -73,6 +82,6 @@ def test_elsewhere_nothing_is_imported_and_nothing_changes(tmp_path: Path):
         "def test_fixture(student):\n    pass\n",
         "utf-8",
     )
-    done = run(tmp_path, "--disable-plugin-autoload", "-p", "coursekit", "test_other.py")
+    done = run(tmp_path, "test_other.py")
     assert "1 passed, 1 error" in done.stdout
     assert "the fixtures student, expect and draw belong to a lesson's test_exercise.py" in done.stdout

@@ -30,8 +30,12 @@ def verify(course: Course, mechanisms: Sequence[Mechanism], device: str = "cpu")
     the device is missing or pytest cannot run the tests at all; the record is then left as it was.
     """
     name = device_name(device)
+    if not mechanisms:
+        return {}
     keys = {mechanism.slug: records.key(mechanism) for mechanism in mechanisms}
-    cases = run_tests(course, [path for mechanism in mechanisms for path in mechanism.proofs], device)
+    # The proofs of one lesson take no longer than starting more processes for them.
+    spread = len({mechanism.lesson for mechanism in mechanisms}) > 1
+    cases = run_tests(course, [path for each in mechanisms for path in each.proofs], device, spread)
     results = {}
     for mechanism in mechanisms:
         mine = [case for path in mechanism.proofs for case in cases.get(path.stem, [])]
@@ -59,11 +63,15 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-def run_tests(course: Course, files: Sequence[Path], device: str) -> dict[str, list[ElementTree.Element]]:
-    """Run the files and return pytest's reports of their cases, by the stem of the file."""
+def run_tests(
+    course: Course, files: Sequence[Path], device: str, spread: bool
+) -> dict[str, list[ElementTree.Element]]:
+    """Run the files, spread over several processes or in one, and return pytest's reports of their cases, by the
+    stem of the file."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-n", "auto"] if spread else []
         command += ["-k", "cuda" if device == "cuda" else "not cuda", "-o", "junit_family=xunit1"]
         command += [f"--junitxml={report}", *(str(file) for file in files)]
         environment = {**environment_of(course), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
