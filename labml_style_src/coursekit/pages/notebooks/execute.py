@@ -20,7 +20,8 @@ from coursekit.pages import inputs, notebooks
 from coursekit.pages.problems import PageError, Problem
 
 WORKERS = 2
-CELL_TIMEOUT_S = 60
+# A lesson may train a model for half a minute; a slow or busy machine takes several times as long.
+CELL_TIMEOUT_S = 300
 LINE_IN_CELL = re.compile(r"Cell In\[\d+\], line (\d+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
