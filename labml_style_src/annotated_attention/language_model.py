@@ -203,6 +203,8 @@ class LanguageModel(nn.Module):
         # $\ln v$, a fair guess; with the 1 of `nn.Embedding` it would be far worse
         # [check:test_first_loss_is_a_fair_guess]. What writes into the stream begins smaller by
         # $1/\sqrt{2L}$, so that a deeper model adds no more [check:test_depth_does_not_widen_the_stream].
+        # One thing a new model does expect: that each token is repeated, for its stream still looks most
+        # like its own vector [check:test_a_new_model_expects_repetition].
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 writes = name.endswith((".w_o", ".mlp.2"))

@@ -150,7 +150,7 @@ def train(
         "weight_decay": weight_decay,
         "seed": seed,
         "draw": draw,
-        "text": zlib.crc32(text.cpu().numpy()),
+        "text": zlib.crc32(text.cpu().numpy().tobytes()),
     }
     settings = {name: plain(setting) for name, setting in settings.items()}
     losses: list[float] = []
@@ -266,7 +266,7 @@ def bits_per_byte(
     model.eval()
     whole, nats = len(text) // length * length, 0.0
     blocks = text[:whole].view(-1, length).split(batch_size)
-    for block in (*blocks, text[None, whole:]):
+    for block in filter(torch.numel, (*blocks, text[None, whole:])):
         targets = block.to(device).long()
         logits = model(F.pad(targets, (1, 0), value=begin)[:, :-1])
         logs = logits.log_softmax(dim=-1)

@@ -1,7 +1,10 @@
 """The figures of the pages about the language model, drawn from the model itself. Each function returns one
 SVG."""
 
+import builtins
+import keyword
 import math
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -75,16 +78,18 @@ def stream() -> str:
                         path(
                             f"M{start} {y + 18}C{start} {y - 6} {x - 20} {y - 14} {x} {y - 14}",
                             "weights",
-                            1,
-                            0.45,
+                            1.2,
+                            0.75 if i == 5 else 0.25,
                         )
                     )
             parts.append(circle(x, y - 14, 3.2, "weights"))
-    torch.manual_seed(0)
+    # What comes next in Python's words that begin so: after `r` an a, e or o, after `retu` an r.
+    words = {*keyword.kwlist, *(name for name in dir(builtins) if name.islower())}
     for n, x in enumerate(columns):
-        guess = (torch.randn(5) * (0.4 + 0.5 * n)).softmax(0)
-        for k, share in enumerate(guess.tolist()):
-            parts.append(rect(x - 17 + 7 * k, top - 8 - 46 * share, 5.5, 46 * share + 1, "value", 0.8))
+        begun = [f"{w} "[n + 1] for w in words if w.startswith(word[: n + 1])]
+        for k, (_, count) in enumerate(Counter(sorted(begun)).most_common(5)):
+            bar = 46 * count / len(begun)
+            parts.append(rect(x - 17 + 7 * k, top - 8 - bar, 5.5, bar + 1, "value", 0.8))
         parts.append(line(x - 18, top - 6, x + 18, top - 6))
     side = columns[-1] + 34
     for y, name, colour in (
@@ -101,19 +106,19 @@ def stream() -> str:
 
 def shares() -> str:
     """The shares of 24 additions in the variance of the stream, normalised before and after."""
-    n, left, step, height, gap = 24, 2, 15.6, 76, 34
+    n, left, step, height = 24, 2, 15.6, 84
     before = [1 / (1 + n)] * (1 + n)
     after = [0.5**n, *(0.5 ** (n - k) for k in range(n))]
     parts = []
-    for row, (name, values) in enumerate((("before: pre-norm", before), ("after: post-norm", after))):
-        floor = 20 + height + row * (height + gap + 14)
-        parts.append(text(left, floor - height - 4, name, anchor="start", colour="ink"))
+    for name, values, floor in (("before: pre-norm", before, 42), ("after: post-norm", after, 146)):
+        label = floor - 24 if values is before else floor - height + 12
+        parts.append(text(left, label, name, anchor="start", colour="ink"))
         for k, share in enumerate(values):
             bar = max(share * height / 0.5, 0.6)
             colour = "query" if k == 0 else "weights"
             parts.append(rect(left + k * step, floor - bar, step - 3, bar, colour, 0.85))
         parts.append(line(left, floor + 0.5, left + (n + 1) * step, floor + 0.5))
-    base = 20 + 2 * height + gap + 14
+    base = 146
     parts.append(text(left, base + 18, "the token", anchor="start", colour="query"))
     parts.append(text(left + (n + 1) * step, base + 18, "addition 24", anchor="end"))
     title = "Pre-norm keeps all additions alike; post-norm leaves the last few"

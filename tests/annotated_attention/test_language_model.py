@@ -174,6 +174,15 @@ def test_first_loss_is_a_fair_guess() -> None:
     assert F.cross_entropy(model(tokens).flatten(0, 1), targets) > 8 * math.log(256)
 
 
+def test_a_new_model_expects_repetition() -> None:
+    torch.manual_seed(0)
+    model, tokens = LanguageModel(LanguageModelConfig()), torch.randint(256, (4, 64))
+    probabilities = model(tokens).softmax(-1)
+    assert (probabilities.argmax(-1) == tokens).float().mean() > 0.8
+    repeated = probabilities.gather(-1, tokens[..., None])
+    assert repeated.mean() > 2 / 256
+
+
 def test_depth_does_not_widen_the_stream() -> None:
     def widening(n_layers: int, scaled: bool = True) -> float:
         torch.manual_seed(0)

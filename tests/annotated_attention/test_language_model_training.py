@@ -229,7 +229,7 @@ def test_bits_are_those_of_a_distribution(n: int, device: str) -> None:
     torch.manual_seed(0)
     model = LanguageModel(replace(CONFIG, dropout=0.5)).to(device)
     model.embedding.weight.data *= 20
-    text, bits = TEXT[:n].to(device), 0.0
+    text, bits, sizes = TEXT[:n].to(device), 0.0, []
     single = copy.deepcopy(model).double().eval()
     for first in range(0, n, LENGTH):
         block = F.pad(text[first : first + LENGTH], (1, 0), value=BEGIN)
@@ -238,8 +238,10 @@ def test_bits_are_those_of_a_distribution(n: int, device: str) -> None:
             assert probabilities.sum().item() == pytest.approx(1)
             bits -= math.log2(probabilities[block[i]].item())
     model.train()
+    model.embedding.register_forward_hook(lambda layer, inputs, output: sizes.append(output.numel()))
     assert bits_per_byte(model, text, batch_size=2) == pytest.approx(bits / n, rel=1e-5)
     assert model.training
+    assert all(sizes)
 
 
 def test_no_text_has_no_bits() -> None:
