@@ -10,9 +10,8 @@
 # # Rotary positions, hands on
 #
 # A query and a key are turned by angles that grow with their positions, and their product feels how far apart
-# they are. Here you turn vectors by hand, read a checkpoint in the wrong layout, and take a model beyond the
-# length that it was trained on. Guess before you open an answer. A wrong guess is worth more than a right
-# answer read.
+# they are. Here you turn vectors by hand, misread a checkpoint, and take a model beyond the length of its
+# training. Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
@@ -96,9 +95,9 @@ from annotated_attention.rotary import (
 # %% [markdown]
 # ## 1. One pair, by hand
 #
-# A pair of numbers is a point in a plane, and a point is a complex number. To turn it by $\varphi$ is to
-# multiply it by $e^{\mathrm{i}\varphi}$. The product of two points, as vectors, is the real part of one
-# conjugated times the other. A query at 3 and a key at 1 are turned, by 0.7 a position, and multiplied.
+# A pair of numbers is a complex number. To turn it by $\varphi$ is to multiply it by $e^{\mathrm{i}\varphi}$,
+# and the product of two pairs, as vectors, is the real part of one conjugated times the other. A query at 3
+# and a key at 1 are turned, by 0.7 a position, and multiplied.
 #
 # **Predict.** The same two move to 103 and 101. How does the product change? And if only the query moves?
 
@@ -125,7 +124,7 @@ for i, j in ((3, 1), (103, 101), (103, 1), (3, 3), (103, 103)):
 angles = rotary_angles(torch.arange(200), 32)
 
 fig, ax = plt.subplots(figsize=(7, 2.6))
-for pair, colour in ((0, BIAS), (4, QUERY), (7, KEY), (9, VALUE), (15, WEIGHTS)):
+for pair, colour in ((0, BIAS), (5, QUERY), (7, KEY), (9, VALUE), (15, WEIGHTS)):
     ax.plot(angles[:, pair].cos(), color=colour, linewidth=1.2)
     wavelength = 2 * math.pi / rotary_frequencies(32)[pair]
     label = f"pair {pair}, round in {wavelength:,.0f}"
@@ -164,9 +163,13 @@ u = torch.randn(64, dtype=torch.float64)
 keys = torch.stack([turned(u, j) for j in range(32)])
 queries = torch.stack([turned(turned(u, -5), i) for i in range(32)])
 scores = queries @ keys.T
+weights = scores.masked_fill(torch.ones(32, 32).triu(1) > 0, -torch.inf).softmax(dim=-1)
 
-fig, ax = plt.subplots(figsize=(7, 2.9))
-heatmap(ax, scores, WEIGHTS, vmin=scores.min(), vmax=scores.max())
+fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2))
+heatmap(left, scores, QUERY, vmin=scores.min(), vmax=scores.max())
+heatmap(right, weights, WEIGHTS)
+left.set(title="scores")
+right.set(title="weights, under a causal mask")
 plt.show()
 
 # %% [markdown]
@@ -180,29 +183,28 @@ plt.show()
 # **Predict.** Draw the three curves over distance before you run the cell.
 
 # %%
-distances = [*range(0, 64, 2), *range(64, 1024, 8)]
+distances = [*range(0, 64, 2), *range(64, 1024, 4)]
 x, y = 8 * F.normalize(torch.randn(2, 128, dtype=torch.float64))
-heads = {"the same": (x, x), "unrelated": (x, y), "turned back by 300": (turned(x, -300), x)}
+heads = {"same": (x, x), "unrelated": (x, y), "turned by 300": (turned(x, -300), x)}
 
 fig, ax = plt.subplots(figsize=(7, 3))
 for (name, (query, key)), colour in zip(heads.items(), (QUERY, MASK, KEY), strict=True):
-    ax.plot(distances, [query @ turned(key, -r) for r in distances], color=colour, label=name)
+    scores = [query @ turned(key, -r) for r in distances]
+    ax.plot(distances, scores, color=colour, label=name)
 ax.set(xlabel="distance", ylabel="score", ylim=(-30, 74))
 ax.legend(loc="upper right", ncols=3)
 plt.show()
 
 # %% [markdown]
-# Only the first falls, and not evenly. The second wanders around zero at every distance, the third prefers
-# 300. What the paper proves to fall is a bound. A head *sees* distance; whether near is better than far, it
-# has to learn.
+# Only the first falls, and not evenly; the third prefers 300. What the paper proves to fall is a bound. A head
+# *sees* distance; whether near is better than far, it has to learn.
 #
 # ## 5. The wrong layout
 #
 # Which numbers are a pair? Meta's Llama takes neighbours, (0, 1), (2, 3) and so on; Transformers takes one
 # number of each half. A checkpoint trained with one is loaded into code for the other.
 #
-# **Predict.** Is there an error? How much of the attention goes to wrong tokens: a little, half, all? Is there
-# a query for which nothing changes?
+# **Predict.** Is there an error? How much of the attention goes to wrong tokens? Is any query left as it was?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
@@ -223,16 +225,15 @@ def weights_in(query, key, interleaved):
 
 
 trained = weights_in(query, key, interleaved=True)
-order = half_split_order(32)
-loads = {"as it is": (query, key), "with its rows permuted": (query[..., order], key[..., order])}
-for name, (q, k) in loads.items():
-    # Half the sum of absolute differences: the share of attention that goes somewhere else.
-    moved = (trained - weights_in(q, k, interleaved=False)).abs().sum(dim=-1).mean(dim=(0, 1)) / 2
-    print(f"{name:22}: {moved.mean():4.0%} of the attention moved, {moved[0]:.0%} of the first query's")
+permuted = torch.stack([query, key])[..., half_split_order(32)]
+for name, (q, k) in {"as it is": (query, key), "rows permuted": permuted}.items():
+    # Half the sum of absolute differences: the share of attention that moved.
+    difference = (trained - weights_in(q, k, interleaved=False)).abs()
+    moved = difference.sum(dim=-1).mean(dim=(0, 1)) / 2
+    print(f"{name:14}{moved.mean():4.0%} of the attention moved, the first query's {moved[0]:.0%}")
 
 # %% [markdown]
-# The rows of $W_Q$ and $W_K$ decide where a number of a query or key lies. Permute them, once, when the
-# checkpoint is converted, and both layouts give the same weights.
+# The rows of $W_Q$ and $W_K$ decide where a number lies. Permute them once, when the checkpoint is converted.
 #
 # ## 6. Angles in few digits
 #
@@ -245,20 +246,21 @@ for name, (q, k) in loads.items():
 positions = 2 ** torch.arange(0, 21)
 exact = rotary_angles(positions - 1, 128)
 fig, ax = plt.subplots(figsize=(7, 2.8))
-for dtype, colour, end in ((torch.bfloat16, BIAS, 21), (torch.float16, KEY, 16), (torch.float32, QUERY, 21)):
+dtypes = {torch.bfloat16: (BIAS, 21), torch.float16: (KEY, 16), torch.float32: (QUERY, 21)}
+for dtype, (colour, end) in dtypes.items():
     rounded = (positions - 1).to(dtype)[:, None] * rotary_frequencies(128).to(dtype)
-    # How far apart two points of the circle are: twice the sine of half the angle between them.
+    # Two points of the circle are twice the sine of half their angle apart.
     worst = 2 * torch.sin((exact - rounded) / 2).abs().amax(dim=-1)[:end]
-    ax.plot(positions[:end], worst.clamp(min=1e-8), "o-", color=colour, markersize=3, label=str(dtype)[6:])
+    ax.plot(positions[:end], worst.clamp(1e-8), ".-", color=colour, label=str(dtype)[6:])
 ax.axhline(0.1, color=SOFT, linewidth=0.8, linestyle=":")
 ax.set(xscale="log", yscale="log", xlabel="position", ylabel="a turned point is off by")
 ax.legend()
 plt.show()
 
 # %% [markdown]
-# bfloat16 fails within a hundred positions, and float16 soon after; it ends at 65,504. float32 lasts for a
-# million tokens, just. That is why `rotary_angles` answers in float64 and `apply_rotary` refuses less than
-# float32. Casting a model with `.half()` has cast its table of frequencies as well, in several libraries.
+# bfloat16 fails within a hundred positions, float16 soon after; float32 lasts for a million tokens. Hence
+# `rotary_angles` answers in float64, and `apply_rotary` refuses less than float32. In several libraries,
+# casting a model with `.half()` has cast its table of frequencies too.
 #
 # ## 7. Train short, read long
 #
@@ -327,11 +329,10 @@ remedies = {
     "YaRN": lambda query, *rest: by_parts(yarn_scale(factor) ** 2 * query, *rest),
 }
 fig, ax = plt.subplots(figsize=(7, 3))
-for (name, attend), colour in zip(remedies.items(), (BIAS, MASK, KEY, QUERY, VALUE), strict=True):
+for colour, (name, attend) in zip((BIAS, MASK, KEY, QUERY, VALUE), remedies.items(), strict=True):
     ax.plot(contexts, list(bits(attend)), "o-", color=colour, markersize=4, label=name)
-ax.set(
-    xscale="log", xlabel="length of the text", ylabel="bits per byte", xticks=contexts, xticklabels=contexts
-)
+ax.set(xscale="log", xlabel="length of the text", ylabel="bits per byte")
+ax.set_xticks(contexts, contexts)
 ax.minorticks_off()
 ax.legend()
 plt.show()
@@ -344,7 +345,6 @@ plt.show()
 # ## Now you
 #
 # - In section 3, turn the queries *forward* by five. What is left of that under a causal mask?
-# - In section 7, train with `partial(rotary_attention, base=100.0)`. More pairs go round in 48 bytes. Does the
-#   model fail later?
+# - In section 7, train with `partial(rotary_attention, base=100.0)`. Does the model fail later?
 # - Then write it yourself: `attn start rotary` puts six tasks into your working folder, and
 #   `attn check rotary` tells you how far you are.
