@@ -117,23 +117,21 @@ def grouped_query_attention(
     **Raises.** `ValueError` if the shapes or the mask do not fit [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=True)
-    (h, t), (g, s) = query.shape[1:3], key.shape[1:3]
+    (b, h, t, _), (g, s) = query.shape, key.shape[1:3]
     r = h // g
-
-    # A mask is folded as the queries are. One that serves all heads is repeated $r$ times, for the heads of a
-    # group, and then serves all groups [check:test_masks_broadcast].
-    if is_causal:
-        attn_mask = query.new_ones(t, s, dtype=torch.bool).tril()
-    if attn_mask is not None:
-        mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
-        mask = mask.expand(-1, r if mask.shape[1] == 1 else h, t, -1)
-        attn_mask = rearrange(mask, "b (g r) t s -> b g (r t) s", r=r)
 
     # Neighbours form a group: `g` outside, `r` inside. With `(r g)`, which is what `repeat` does to keys,
     # head 1 would read key head 1: right shape, another model [check:test_neighbours_share_a_head].
     wide = torch.promote_types(query.dtype, torch.float32)
     q = rearrange(query.to(wide), "b (g r) t d -> b g (r t) d", g=g)
     k, v = key.to(wide), value.to(wide)
+
+    # A mask is folded as the queries are, once it has a row for each [check:test_masks_broadcast].
+    if is_causal:
+        attn_mask = query.new_ones(t, s, dtype=torch.bool).tril()
+    if attn_mask is not None:
+        mask = attn_mask.expand(b, h, t, s)
+        attn_mask = rearrange(mask, "b (g r) t s -> b g (r t) s", g=g)
 
     # From here on this is lesson 1 with $g$ heads. Forward and backward, a decoding step makes no tensor that
     # is larger than the keys; `repeat_interleave` makes two that are $r$ times as large
@@ -222,7 +220,7 @@ class GroupedQueryAttention(nn.Module):
         to begin: Ainslie et al. train it for another 5% of the original steps (*uptraining*), and find that
         more than 10% gains little. With eight heads it is of use before that, with one it is not (figure 5).
 
-        **Raises.** `ValueError` if `source` does not attend plainly (but by rotary, say) and `attend` is None.
+        **Raises.** `ValueError` if `source` does not attend plainly (but with rotary) and `attend` is None.
         """
         if attend is None and source.attend is not causal_attention:
             came = "source.attend is not causal_attention"

@@ -97,8 +97,6 @@ def test_one_function_from_multi_head_to_multi_query(g: int, dtype: torch.dtype,
         inputs,
         oracle=partial(plain_attention, mask=causal(5, 7, device)),
     )
-    if g == 6:
-        assert torch.equal(ours(*inputs), scaled_dot_product_attention(*inputs, is_causal=True))
     if g == 1:
         # Every head alone with the only key head.
         heads = [ours(query[:, n, None], key, value) for n in range(6)]
@@ -199,10 +197,9 @@ def test_cache_table() -> None:
 
 @every_g
 @proof.each_dtype
-def test_is_multi_head_with_tied_weights(g: int, dtype: torch.dtype) -> None:
-    layer = layers(66, 6, g, dtype)[1]
-    wide = layers(66, 6, g)[1]
-    x = normal("x", 2, 7, 66, dtype=dtype)
+def test_is_multi_head_with_tied_weights(g: int, dtype: torch.dtype, device: str) -> None:
+    layer, wide = (layers(66, 6, g, kind, device)[1] for kind in (dtype, torch.float64))
+    x = normal("x", 2, 7, 66, dtype=dtype, device=device)
     exact = tied_heads(wide)(x.double())
     assert_close(layer(x), tied_heads(layer)(x), exact)
 
@@ -217,8 +214,9 @@ def test_layer_with_all_heads_is_self_attention() -> None:
 
 @every_g
 @given(cuts=st.sets(st.integers(1, 10)))
-def test_decoding_equals_prefill(g: int, cuts: set[int]) -> None:
-    layer, x, cache = layers(66, 6, g)[1], normal("x", 2, 11, 66), KVCache(11)
+def test_decoding_equals_prefill(g: int, cuts: set[int], device: str) -> None:
+    layer, cache = layers(66, 6, g, device=device)[1], KVCache(11)
+    x = normal("x", 2, 11, 66, device=device)
     marks = [0, *sorted(cuts), 11]
     with torch.no_grad():
         steps = [layer(x[:, a:z], cache=cache) for a, z in itertools.pairwise(marks)]
@@ -240,8 +238,9 @@ def test_cache_is_g_over_h(g: int) -> None:
 
 
 @every_g
-def test_rotary_and_groups_compose(g: int) -> None:
-    layer, x, cache = layers(60, 6, g)[1], normal("x", 2, 7, 60), KVCache(7)
+def test_rotary_and_groups_compose(g: int, device: str) -> None:
+    layer, cache = layers(60, 6, g, device=device)[1], KVCache(7)
+    x = normal("x", 2, 7, 60, device=device)
     layer.attend = partial(rotary_attention, attend=causal_grouped_attention)
     tied = tied_heads(layer)
     tied.attend = rotary_attention
@@ -254,13 +253,13 @@ def test_rotary_and_groups_compose(g: int) -> None:
 
 
 @pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
-def test_equal_heads_convert_exactly(n_kv_heads: int) -> None:
-    grouped, x = layers(66, 6, n_kv_heads)[1], normal("x", 2, 7, 66)
+def test_equal_heads_convert_exactly(n_kv_heads: int, device: str) -> None:
+    grouped, x = layers(66, 6, n_kv_heads, device=device)[1], normal("x", 2, 7, 66, device=device)
     source = tied_heads(grouped)
     exact = source(x)
     assert_close(GroupedQueryAttention.from_multi_head(source, n_kv_heads)(x), exact, exact)
     # Heads that differ do not.
-    source = layers(66, 6, 1)[0]
+    source = layers(66, 6, 1, device=device)[0]
     loss = (GroupedQueryAttention.from_multi_head(source, n_kv_heads)(x) - source(x)).abs().max()
     assert loss < 1e-12 if n_kv_heads == 6 else loss > 0.01
 
@@ -327,7 +326,9 @@ def test_fused_attention_agrees(dtype: torch.dtype, batched: bool, device: str) 
     i = i if batched else i[0]
     mask = (j <= i[..., None]).reshape(-1, 1, 5, 7)
     ours, fused = (partial(f, i=i, j=j) for f in (causal_grouped_attention, fused_grouped_attention))
-    assert_agrees(ours, fused, inputs, oracle=partial(plain_attention, mask=mask))
+    oracle = partial(plain_attention, mask=mask)
+    assert_agrees(fused, oracle, inputs)
+    assert_agrees(ours, oracle, inputs)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -1,10 +1,12 @@
 """What the proof of `grouped_query` is made of, and the claims that its page need not make."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests import proof
 from tests.proof import Case, assert_close, changed, normal, plain_attention
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,14 +40,14 @@ class Largest(TorchDispatchMode):
 
 
 def layers(
-    m: int, h: int, g: int, dtype: torch.dtype = torch.float64
+    m: int, h: int, g: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> tuple[SelfAttention, GroupedQueryAttention]:
     """Random layers of both kinds, with weights that do not depend on the machine."""
     pair = SelfAttention(m, h), GroupedQueryAttention(m, h, g)
     for layer in pair:
         for name, weight in layer.named_parameters():
             weight.data = normal(name, *weight.shape, dtype=torch.float64) * weight.shape[1] ** -0.5
-        layer.to(dtype)
+        layer.to(device, dtype)
     return pair
 
 
@@ -81,6 +83,13 @@ def test_scale_is_that_of_pytorch(scale: float, device: str) -> None:
     assert_close(grouped_query_attention(*inputs, scale=scale), peer, exact)
 
 
+@pytest.mark.parametrize("dtype", proof.DTYPES[2:], ids=["bfloat16", "float16"])
+def test_half_precision_rounds_once(dtype: torch.dtype, device: str) -> None:
+    inputs = replace(GROUPED, largest_score=1e3).inputs(dtype, device)
+    wide = grouped_query_attention(*(x.float() for x in inputs))
+    assert torch.equal(grouped_query_attention(*inputs), wide.to(dtype))
+
+
 def test_groups_and_texts_are_independent(device: str) -> None:
     inputs = GROUPED.inputs(torch.float32, device)
     before = grouped_query_attention(*inputs)
@@ -112,6 +121,11 @@ def test_heads_must_divide(n_heads: int, n_kv_heads: int) -> None:
         GroupedQueryAttention(66, n_heads, n_kv_heads)
     with pytest.raises(ValueError, match=f"n_heads is {n_heads}, n_kv_heads is {n_kv_heads}"):
         mean_pool_kv_heads(torch.ones(66, 5), n_heads, n_kv_heads)
+
+
+def test_width_must_divide() -> None:
+    with pytest.raises(ValueError, match="d_model is 64, n_heads is 6: a multiple of n_heads is wanted"):
+        GroupedQueryAttention(64, 6, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
