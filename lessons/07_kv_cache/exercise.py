@@ -4,6 +4,7 @@ Six tasks, each a little harder than the one before, and the last is not answere
 Axes are named as everywhere here: `b` batch, `h` heads, `t` new tokens and their queries, `s` keys, `d`
 and `e` widths; `g` is the number of key and value heads.
 Only `torch` is needed, nothing has a gradient, and a task may use what was written for those before it.
+Write the attention out: `torch.nn.functional.scaled_dot_product_attention` would hide where things stand.
 
 Check your work as often as you like: `attn check kv_cache` says what is wrong and where, and
 `attn check kv_cache --hint` gives one hint at a time.

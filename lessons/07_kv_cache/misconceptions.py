@@ -27,6 +27,17 @@ def cache_bytes__bits(n_layers, n_kv_heads, d, length, *, batch=1, dtype=torch.b
     return 8 * cache_bytes(n_layers, n_kv_heads, d, length, batch=batch, dtype=dtype)
 
 
+def cache_bytes__always_four(n_layers, n_kv_heads, d, length, *, batch=1, dtype=torch.bfloat16):
+    """Your numbers have four bytes, whatever the dtype. Who would store a cache in bfloat16 then?"""
+    return cache_bytes(n_layers, n_kv_heads, d, length, batch=batch, dtype=torch.float32)
+
+
+def longest_text__parameters_are_bytes(memory, n_parameters, *model, batch=1, dtype=torch.bfloat16):
+    """You subtract the number of parameters from a number of bytes. How many bytes are the weights?"""
+    memory += n_parameters * (dtype.itemsize - 1)
+    return longest_text(memory, n_parameters, *model, batch=batch, dtype=dtype)
+
+
 def longest_text__weights_forgotten(memory, n_parameters, *model, **options):
     """You give all of the memory to the caches. Where are the weights?"""
     return longest_text(memory, 0, *model, **options)
@@ -57,6 +68,12 @@ def cache_mask__top_left(positions, t):
     its first word and nothing else. `is_causal=True` of PyTorch does the same when there are more keys than
     queries. Which of your keys is the newest?"""
     return _mask(positions, t, last=torch.full((len(positions), 1), t - 1))
+
+
+def cache_mask__newest_first(positions, t):
+    """Your queries are in the wrong order: the first row is that of the newest token. If the last of t
+    tokens stands at position n, where does the first stand?"""
+    return _mask(positions, t).flip(2)
 
 
 def cache_mask__blind_to_itself(positions, t):
@@ -159,16 +176,6 @@ class KVCache__counts_before_it_looks(KVCache):
         except ValueError:
             self.length += key.shape[2]
             raise
-
-
-class KVCache__never_quite_full(KVCache):
-    """You refuse the token that fills the last slot. With a capacity of 5, how many tokens are held when the
-    cache is full?"""
-
-    def update(self, key, value):
-        if self.length + key.shape[2] >= self.capacity:
-            raise ValueError("no room")
-        return super().update(key, value)
 
 
 class KVCache__default_dtype(KVCache):
@@ -325,14 +332,6 @@ class PagedCache__drop_frees_shared_pages(PagedCache):
         table = self.tables[text]
         super().drop(text)
         self.freed += len(set(table).intersection(*self.tables.values())) if self.tables else 0
-
-
-class PagedCache__drop_gives_nothing_back(PagedCache):
-    """After `drop` the text is gone, but its pages are not free. Who else would give them back?"""
-
-    def drop(self, text):
-        self.tables["dropped", text] = self.tables[text]
-        super().drop(text)
 
 
 class PagedCache__error_after_taking(PagedCache):

@@ -1,7 +1,5 @@
-"""The checks of the exercise on the KV cache.
-
-They speak to the student's code through the fixture `student` and to the reference by import.
-"""
+"""The checks of the exercise on the KV cache. They speak to the student's code through the fixture `student`
+and to the reference by import."""
 
 import pytest
 import torch
@@ -14,18 +12,21 @@ NAMES = ("key", "value")
 PAIR_AXES = "text head slot width"
 OUTPUT_AXES = "text head query width"
 PAGES_AXES, MASK_AXES = "head token width", "text head query key"
-# Layers, heads, width.
-LLAMA_2, LLAMA_3 = (32, 32, 128), (32, 8, 128)
+LLAMA_2, LLAMA_3 = (32, 32, 128), (32, 8, 128)  # layers, heads, width
+MODELS = {"by hand": ((2, 3, 5), 7, {}), "Llama-2-7B": (LLAMA_2, 4096, {})}
+MODELS |= {"three texts": (LLAMA_3, 9, {"batch": 3}), "float32": ((4, 4, 32), 256, {"dtype": torch.float32})}
 # Where the keys of each text stand, and how many of them are new.
 POSITIONS = {
     "a prompt": ([[0, 1, 2, 3]], 4),
     "one new token": ([[0, 1, 2, 3, 4]], 1),
     "three new tokens": ([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]], 3),
     "texts of different lengths": ([[0, 1, -1, -1, -1], [0, 1, 2, 3, 4], [0, 1, 2, -1, -1]], 2),
-    "the oldest keys overwritten": ([[8, 9, 5, 6, 7], [5, 6, 7, 8, -1]], 2),
+    "the oldest keys overwritten": ([[5, 6, 2, 3, 4], [0, 1, 2, 3, -1]], 2),
 }
-PIECES = {"at once": [7], "token by token": [1] * 7, "a prompt, then tokens": [4, 1, 1, 1]}
-PIECES |= {"chunks": [3, 2, 2], "a longer chunk than before": [2, 5]}
+PIECES = {"at once": [7], "one by one": [1] * 7, "a prompt, then tokens": [4, 1, 1, 1], "chunks": [2, 3, 2]}
+# Tokens that come for each of three texts, or the lengths to which these are cut.
+TURNS = {"equal lengths": [4, 1, 1], "three prompts": [5, [5, 2, 4], 1, 1]}
+TURNS |= {"two turns": [3, [1, 3, 2], 4, [5, 3, 6], 2], "a new text in a row": [4, [4, 0, 2], 3]}
 # A number of pages, of 4 tokens each; then the steps, each with the number of free pages after it.
 STEPS = {
     "one text": "5, append 0 6: 3, append 0 1: 3, append 0 1: 3, append 0 1: 2",
@@ -48,34 +49,32 @@ def pair_agrees(expect, ours, wanted, told, terms=0, axes=PAIR_AXES):
 
 def stands(i):
     """Tells where the query of the first wrong entry stands; `i` is `b t`."""
+    told = "query {1} of text {0} stands at position {2}"
+    return lambda at: told.format(at["text"], at["query"], int(i[at["text"], at["query"]]))
 
-    def explain(index):
-        text, query = index["text"], index["query"]
-        return f"query {query} of text {text} stands at position {int(i[text, query])}"
 
-    return explain
+def check_of(*names, points=2):
+    """A check of pages that runs these of `STEPS`."""
+
+    @pytest.mark.points(points)
+    @pytest.mark.parametrize("steps", [STEPS[name] for name in names], ids=names)
+    def check(self, student, draw, expect, steps):
+        self.run(student, draw, expect, steps)
+
+    return check
 
 
 @pytest.mark.task(
     "How many bytes",
     hints=[
-        "Count numbers first: one token, one head, one layer. Then multiply by everything there is several of.",
+        "Count numbers first: one token, one head, one layer. Of what is there more than one?",
         "A number has `dtype.itemsize` bytes. There is a key and a value.",
         "What is left for the caches when the weights lie in memory, and what does one more token of each "
         "text take of it? `//` rounds down, and gives a negative number if the weights alone are too many.",
     ],
 )
 class TestBytes:
-    @pytest.mark.parametrize(
-        ("model", "length", "options"),
-        [
-            ((2, 3, 5), 7, {}),
-            (LLAMA_2, 4096, {}),
-            (LLAMA_3, 8192, {"batch": 3}),
-            ((4, 4, 32), 256, {"dtype": torch.float32}),
-        ],
-        ids=["by hand", "Llama-2-7B", "three texts", "float32"],
-    )
+    @pytest.mark.parametrize(("model", "length", "options"), MODELS.values(), ids=MODELS)
     def test_bytes(self, student, expect, model, length, options):
         answer = student.call("cache_bytes", *model, length, **options)
         what = "the bytes of {} layers, {} heads of width {}".format(*model)
@@ -112,6 +111,7 @@ class TestBytes:
 )
 @pytest.mark.parametrize(("positions", "t"), POSITIONS.values(), ids=POSITIONS)
 class TestMask:
+    @pytest.mark.points(2)
     def test_mask(self, student, expect, positions, t):
         j = torch.tensor(positions)
         i = torch.stack([row.sort().values[-t:] for row in j])
@@ -141,7 +141,7 @@ class TestCache:
 
     def update(self, expect, ours, reference, pair):
         t, held = pair[0].shape[2], reference.longest
-        told = f"after {t} tokens came behind {held}"
+        told = f"after {t} came behind {held} tokens"
         pair_agrees(expect, ours.call("update", *pair), reference.update(*pair), told)
         expect.equal(ours.get("positions"), reference.positions, what=f"positions {told}")
 
@@ -181,10 +181,12 @@ class TestCache:
     )
     def test_no_room(self, student, draw, expect, sizes, t):
         (cache, reference), held = self.demand(student, draw, expect, sizes, capacity=5), sum(sizes)
-        what = f"{t} tokens for a cache that holds {held} of 5"
+        what = f"update with t = {t} where {held} of 5 slots are taken"
         expect.raises("ValueError", cache.call, "update", *self.tokens(draw, t), what=what)
         if held:
-            expect.equal(cache.get("positions"), reference.positions, what=f"positions after {what}")
+            expect.equal(
+                cache.get("positions"), reference.positions, what=f"positions after the error of {what}"
+            )
         if held < 5:
             self.update(expect, cache, reference, self.tokens(draw, 5 - held))
 
@@ -206,10 +208,11 @@ class TestAttention:
         whole, cache = scaled_dot_product_attention(*text, is_causal=True), student.new("KVCache", 9)
         for places in torch.arange(7).split(sizes):
             output = student.call("cached_attention", *(x[:, :, places] for x in text), cache)
-            what = f"output of {len(places)} tokens behind {int(places[0])}"
+            what = f"output of {len(places)} behind {int(places[0])} tokens"
             explain = stands(places.expand(2, -1))
-            wanted = whole[:, :, places]
-            expect.close(output, wanted, axes=OUTPUT_AXES, what=what, explain=explain, largest=10)
+            expect.close(
+                output, whole[:, :, places], axes=OUTPUT_AXES, what=what, explain=explain, largest=10
+            )
         expect.equal(cache.get("positions"), torch.arange(7).expand(2, -1), what="positions in the end")
 
 
@@ -237,7 +240,7 @@ class TestRagged:
 
     def step(self, draw, expect, ours, reference, step):
         if isinstance(step, int):
-            told = f"after {step} tokens came for each of {reference.lengths.tolist()}"
+            told = f"after texts of {reference.lengths.tolist()} tokens grew by {step}"
             pair = self.tokens(draw, step)
             pair_agrees(expect, ours.call("update", *pair), reference.update(*pair), told)
         else:
@@ -247,18 +250,13 @@ class TestRagged:
         expect.equal(ours.get("lengths"), reference.lengths, what=f"lengths {told}")
         expect.equal(ours.get("positions"), reference.positions, what=f"positions {told}")
 
-    @pytest.mark.parametrize(
-        "steps",
-        [[4, 1, 1], [5, [5, 2, 4], 1, 1], [3, [1, 3, 2], 4, [5, 3, 6], 2], [4, [4, 0, 2], 3]],
-        ids=["equal lengths", "three prompts", "two turns", "a new text in a row"],
-    )
+    @pytest.mark.parametrize("steps", TURNS.values(), ids=TURNS)
     def test_update_and_truncate(self, student, draw, expect, steps):
         self.run(student, draw, expect, steps)
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("dirt", [1e3, float("nan")], ids=["large numbers", "NaN"])
     def test_as_if_alone(self, student, draw, expect, dirt):
-        """Each text reads what it would read alone, whatever stood in the padding."""
         lengths, total = torch.tensor([5, 2, 4]), 8
         query, key, value = (draw(3, 2, total, width) for width in (5, 5, 7))
         whole = scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -277,7 +275,7 @@ class TestRagged:
     @pytest.mark.parametrize(("held", "t"), [([2, 4, 3], 2), ([5, 0, 1], 1)], ids=["one text", "a full one"])
     def test_no_room(self, student, draw, expect, held, t):
         ours, reference = self.run(student, draw, expect, [5, held], capacity=5)
-        what = f"{t} tokens for each of {held}, with a capacity of 5"
+        what = f"update with t = {t} where {held} of 5 slots are taken"
         expect.raises("ValueError", ours.call, "update", *self.tokens(draw, t), what=what)
         self.step(draw, expect, ours, reference, [2, 0, 1])
         self.step(draw, expect, ours, reference, 3)
@@ -313,14 +311,14 @@ class TestPages:
             what, _, free = step.partition(": ")
             verb, text, n, *_ = (*what.split(), 0)
             text, n = int(text), int(n)
-            told, new = f"after {n} tokens came for text {text}", (draw(2, n, 3), draw(2, n, 5))
+            told, new = f"after text {text} grew by {n}", (draw(2, n, 3), draw(2, n, 5))
             match verb:
                 case "append":
                     cache.call("append", text, *new)
                     old = texts.get(text, (draw(2, 0, 3), draw(2, 0, 5)))
                     texts[text] = [torch.cat(pair, dim=1) for pair in zip(old, new, strict=True)]
                 case "refuse":
-                    told = f"{n} tokens for text {text}, too few free pages"
+                    told = f"append to text {text} with t = {n}, too few free pages"
                     expect.raises("ValueError", cache.call, "append", text, *new, what=told)
                     told = f"after the error of {told}"
                 case "fork":
@@ -337,10 +335,10 @@ class TestPages:
             expect.equal(cache.get("n_free"), int(free), what=f"n_free {told}")
         return cache, texts
 
-    @pytest.mark.points(2)
-    @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
-    def test_steps(self, student, draw, expect, steps):
-        self.run(student, draw, expect, steps)
+    test_pages = check_of("one text", "two texts", points=1)
+    test_sharing = check_of("a shared page", "three texts", "full pages")
+    test_drop = check_of("drop", points=1)
+    test_no_room = check_of("no room")
 
     def test_the_memory_is_used(self, student, draw, expect):
         cache, texts = self.run(student, draw, expect, "5, append 0 6: 3, fork 0 1: 3")
