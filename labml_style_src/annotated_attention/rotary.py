@@ -234,9 +234,9 @@ def rotary_attention(
 def ntk_base(base: float, factor: float, d: int) -> float:
     r"""## Where it fails: beyond the trained length
 
-    Angles have no end, and yet a model trained on $L$ tokens fails soon after $L$. Llama 2 has $d = 128$,
-    $B = 10^4$ and $L = 4096$: 18 of its 64 pairs never complete a turn in training, and at position 8,000, 14
-    of them stand where they never stood [check:test_slow_pairs_meet_new_angles].
+    Angles have no end, and yet a model trained on $L$ tokens fails soon after $L$; the notebook trains one.
+    Llama 2 has $d = 128$, $B = 10^4$, $L = 4096$: 18 of its 64 pairs never complete a turn in training, and
+    at position 8,000, 14 of them stand where they never stood [check:test_slow_pairs_meet_new_angles].
 
     *Position interpolation* divides all positions by $f$, so that no angle is new
     [check:test_interpolation_stays_within_training]. But now neighbours are $f$ times closer, in the fast
