@@ -28,7 +28,8 @@ every_lesson = pytest.mark.parametrize(
 
 
 def alternatives(lesson: Lesson) -> list[Path]:
-    return sorted((Path(__file__).parent / "alternatives").glob(f"{lesson.slug}_*.py"))
+    found = sorted((Path(__file__).parent / "alternatives").glob(f"{lesson.slug}_*.py"))
+    return [path for path in found if COURSE.owner(path.stem) == lesson]
 
 
 @every_lesson

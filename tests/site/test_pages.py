@@ -1,6 +1,7 @@
 """Every kind of page, at three widths and in both schemes, as a reader's browser shows it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -32,6 +33,16 @@ def test_a_page_is_calm(visit: Visit, path: str) -> None:
             )
             assert wide <= window, f"{path} is {wide} px wide in a window of {window} px"
     assert visit.complaints == []
+    assert visit.foreign == []
+
+
+@pytest.mark.parametrize("visit", [{"width": "phone"}], indirect=True, ids=["phone"])
+def test_every_page_fits_a_phone(visit: Visit, site_folder: Path) -> None:
+    pages = [path.parent.relative_to(site_folder).as_posix() for path in site_folder.rglob("index.html")]
+    for path in sorted(path for path in pages if not path.startswith("source/")):
+        page = visit.open(f"/{path}/".replace("/./", "/"))
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= WIDTHS["phone"], f"{path} is {wide} px wide"
     assert visit.foreign == []
 
 
