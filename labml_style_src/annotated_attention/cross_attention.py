@@ -160,8 +160,8 @@ class CrossAttention(nn.Module):
         elif context is None and keys_values is not None:
             key, value = keys_values
         else:
-            came = "neither" if context is None else "both"
-            raise ValueError(f"context, keys_values: {came} came, one is wanted")
+            came = "neither came" if context is None else "both came"
+            raise ValueError(f"context, keys_values: {came}, one is wanted")
 
         # Hidden from all heads and all queries alike: `b s` becomes `b 1 1 s`. As it is, lesson 1 would read
         # it as `t s`, without a word wherever $b = t$.
@@ -346,6 +346,5 @@ def example(axes: dict[str, int]) -> None:
     DecoderBlock(m, c, h)(x, context)
     cross_attention_cost(s, c, m)
     is_image = torch.arange(t + s).expand(b, -1) < s
-    features = VisionProjector(c, m)(context)
-    insert_features(torch.randn(b, t + s, m), features, is_image)
+    insert_features(torch.randn(b, t + s, m), VisionProjector(c, m)(context), is_image)
     insertion_cost(s, m)

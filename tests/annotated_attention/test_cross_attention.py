@@ -211,7 +211,7 @@ def test_wrong_input_is_refused() -> None:
     module, (x, context) = layer(CASE), tokens(CASE)
     forward = partial(proof.bare(CrossAttention.forward), module)
     project, insert = proof.bare(CrossAttention.project), proof.bare(insert_features)
-    pair, places = module.project(context), torch.arange(5) < torch.tensor([[2], [3]])
+    pair, (places, three) = module.project(context), torch.arange(5) < torch.tensor([[[2], [3]], [[3], [3]]])
     for message, call in {
         "context, keys_values: neither came": partial(forward, x),
         "context, keys_values: both came": partial(forward, x, context, keys_values=pair),
@@ -220,7 +220,7 @@ def test_wrong_input_is_refused() -> None:
         "mask is torch.float64": partial(forward, x, context, padding_mask=padding().double()),
         r"mask is torch.bool, \(7, 2\)": partial(forward, x, context, padding_mask=padding().T),
         r"features has shape .*, places \[2, 3\]: .*, 2, .* 2 a text": partial(insert, x, x[:, :2], places),
-        r"features has shape \(2, 7, 13\), .*: \(2, 7, 33\)": partial(insert, x, context, places),
+        r"features has shape \(2, 3, 32\), .*: \(2, 3, 33\)": partial(insert, x, x[:, :3, 1:], three),
         "d_model=34, d_context=13, n_heads=3": partial(CrossAttention, 34, 13, 3),
         "d_model=33, d_context=0, n_heads=3": partial(CrossAttention, 33, 0, 3),
     }.items():
