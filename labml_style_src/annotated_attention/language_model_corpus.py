@@ -5,8 +5,8 @@ and on the day when the file moves. But whoever runs this has Python, and Python
 library is some eight million bytes of programs and their comments, by hundreds of authors, under a free
 licence.
 
-![A byte of the files held out, in bits: what it costs one who counts bytes, one who counts pairs, two
-compressors and, at the end of the five minutes, the model.](figure:bits)
+![What a byte of the files held out costs, in bits: one who counts bytes, one who counts pairs, three
+compressors and, after five minutes, the model.](figure:bits)
 
 ## What came before
 
@@ -17,10 +17,10 @@ from 0 to 255, nothing is unknown, and what comes out can be turned back.
 
 ## What there is to compare with
 
-On the 43 files that Python 3.11.7 holds out, a byte costs 8 bits to one who knows nothing, 4.47 to one who has
-counted how often each occurs, and 3.45 to one who knows the byte before. zlib needs 2.01, lzma 1.71 and bz2
-1.68 [check:test_what_counting_and_compressing_need]. The last two remember all that they have read of these
-files. The model sees at most 255 bytes of the past, and has what it learned from other files.
+In Python 3.11.7, 43 files are held out. A byte of them costs 8 bits to one who knows nothing, 4.47 to one who
+has counted how often each occurs, and 3.45 to one who knows the byte before. zlib needs 2.01, lzma 1.71 and
+bz2 1.68 [check:test_what_counting_and_compressing_need]. The last two remember most of what they have read of
+these files. The model sees at most 255 bytes of the past, and has what it learned from the others.
 
 ## By file
 

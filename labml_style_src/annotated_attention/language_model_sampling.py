@@ -7,8 +7,8 @@ that was likely once is likelier the second time, and nothing ever breaks the ci
 distribution is wrong in another way. Each of a hundred unlikely bytes is rare, but some unlikely byte is not,
 and one of them is enough to lead the rest of the text astray.
 
-So the distribution is bent before it is drawn from. A *temperature* $\tau$ makes it sharper or flatter, and of
-the result only the likeliest tokens are kept, as many as it takes to reach a share $\rho$:
+So the distribution is bent before it is drawn from. A *temperature* $\tau$ makes it sharper or flatter, and
+of the result only the likeliest tokens are kept, as many as it takes to reach a share $\rho$:
 
 $$P_k \propto e^{z_k/\tau}, \qquad K = \text{the fewest tokens with } \sum_{k \in K} P_k \ge \rho .$$
 
@@ -20,7 +20,7 @@ Translation looked for the likeliest *sentence*, with beams that keep several be
 that has no single right answer, the likeliest is dull: Holtzman et al. (2020) measured that people write
 tokens of middling probability, with surprises, and that beams avoid just these. Fan et al. (2018) drew from
 the $k$ likeliest tokens, a number that is too small where all is open, and too large where little is. A
-*share* adapts: after `imp`, one byte has it all; after `import `, a dozen do.
+*share* adapts: after `retur` one byte has it all, after `return ` dozens share it.
 
 ## Notation
 
@@ -105,6 +105,17 @@ def generate(
     [check:test_generate_evaluates_and_goes_back].
 
     **Raises.** `ValueError` if there is no token to begin with.
+
+    **Cost.** Drawing is cheap beside reading, but for large vocabularies the sort is felt: production code
+    looks for the threshold without sorting.
+
+    **When it fails.** A share of 0.9 cuts what is rare and right as well: no name that was never seen, no
+    digit against the odds. And no temperature helps a model that is sure of something wrong.
+
+    **In production.** Transformers has `model.generate(do_sample=True, temperature=..., top_p=...)`, vLLM
+    `SamplingParams(temperature=..., top_p=...)`; both bend first and cut then, as here, and both read a
+    checkpoint's own `generation_config.json` for what is not given. To draw a token from the same seed on
+    another machine is to hope: a rounding can move the border between two.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         came = f"tokens has shape {tuple(tokens.shape)}"

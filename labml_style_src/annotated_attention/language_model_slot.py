@@ -25,6 +25,20 @@ grows. Transformers builds a mask from `cache_position` and `position_ids`, two 
 and one for the text. FlexAttention passes indices to a function of the user's. Numbers that belong to the
 *tokens* are the one form that survives all caches of this course.
 
+## What it costs, and when it fails
+
+A mask made of positions is a matrix, $t\,s$ booleans for each layer and each pass: 64 MiB for 8,192 tokens.
+And PyTorch's FlashAttention on a GPU takes no mask at all, so another of its kernels runs. A model that only
+ever trained would pass `is_causal=True`.
+
+A filling may look at less than it is told. The ALiBi below reads the place of the first query, and takes the
+keys to lie at $0, 1, 2, \dots$: right for a text and for a cache that only grows, wrong for padding and for
+a cache that overwrites. Lessons 5 and 8 have fillings that read all of $i$ and $j$.
+
+**In production** the slot is a class or a name: vLLM's models hold an `Attention` layer, behind which it
+chooses a kernel; Transformers looks up `attn_implementation` in a table, to which one's own function can be
+added (`AttentionInterface.register`).
+
 ## Notation
 
 | symbol | code | shape | meaning |

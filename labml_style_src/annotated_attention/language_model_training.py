@@ -34,6 +34,24 @@ one too, and the bits are those of a complete code [check:test_bits_are_those_of
 write from nothing; and there always is a key that means nothing, which lesson 10 needs. To do without:
 `draw=partial(crops, begin=None)` [check:test_crops_may_begin_without].
 
+## What it costs, and when it fails
+
+In float32 a parameter takes 16 bytes: itself, its gradient and two means of AdamW; a checkpoint has 12 of
+them [check:test_a_checkpoint_has_three_numbers_for_each]. The activations of a step come on top, and are
+more in small models.
+
+- *Only on one machine.* Another number of threads adds in another order. The run is then as good, not the
+  same.
+- *By heart.* A model that reads a small text often learns it by heart. The loss of training does not show it,
+  bits per byte of another text do.
+- *A loss that leaps up* mostly means a rate that is too high: clipping shortens a step, but the direction is
+  the one that there is.
+
+**In production** the loop is the same, and around it: bfloat16 for products, with float32 kept for
+parameters and means; gradients summed over several batches and many GPUs (DDP, FSDP); short texts packed into
+one crop, with a mask between them. nanoGPT's `train.py` is this page in a single file, and Transformers'
+`Trainer` saves the state of all random generators where this page gives each step a seed.
+
 ## Notation
 
 | symbol | code | shape | meaning |
@@ -140,6 +158,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
+    # Whatever decides what the run will be: a checkpoint keeps it, and is not taken for another run's.
     settings = {
         **asdict(model.config),
         "steps": steps,
@@ -172,7 +191,8 @@ def train(
             optimizer.zero_grad()
             loss.backward()
 
-            # One strange crop must not undo a hundred others: a gradient longer than 1 is shortened to 1.
+            # One strange crop must not undo a hundred others: a gradient longer than 1 is shortened to 1
+            # [check:test_long_gradients_are_shortened].
             nn.utils.clip_grad_norm_(parameters, 1.0)
             factor = rate_factor(step, steps, warmup)
             for group in optimizer.param_groups:
@@ -188,7 +208,8 @@ def train(
 
 
 def plain(setting: Any) -> Any:
-    """A function by its name; numbers and words as they are."""
+    """A function by its name, which is the same tomorrow; numbers and words as they are. Two functions of one
+    name, two lambdas for instance, look alike to it."""
     if isinstance(setting, partial):
         return f"{plain(setting.func)} {setting.args} {setting.keywords}"
     if callable(setting):

@@ -249,7 +249,7 @@ def test_wrong_input_is_refused() -> None:
     for wrong in (tokens[0], tokens.float()):
         with pytest.raises(ValueError, match=r"tokens is torch.* of shape .* are wanted"):
             call(model, wrong)
-    for wrong in (tokens - 1, tokens + 5):
+    for wrong in (tokens - 1, tokens - tokens.max() + V):
         with pytest.raises(ValueError, match=r"tokens lie between .* vocab_size - 1 = 16 is wanted"):
             model(wrong)
     with pytest.raises(ValueError, match="tokens reach position 23"):

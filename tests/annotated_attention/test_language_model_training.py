@@ -150,6 +150,14 @@ def test_a_broken_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert same(run(checkpoint=path)[0], run()[0])
 
 
+def test_a_checkpoint_has_three_numbers_for_each(tmp_path: Path) -> None:
+    config = replace(CONFIG, d_model=128)
+    model = run(config=config, checkpoint=tmp_path / "model.pt")[0]
+    parameters = sum(x.numel() for x in model.parameters())
+    assert (tmp_path / "model.pt").stat().st_size == pytest.approx(12 * parameters, rel=0.05)
+    assert all(x.grad.nbytes == x.nbytes == 4 * x.numel() for x in model.parameters())
+
+
 def other_attention(config: LanguageModelConfig, layer: int) -> torch.nn.Module:
     return SelfAttention(config.d_model, config.n_heads)
 
