@@ -6,13 +6,14 @@ would weigh 10 GiB [check:test_cache_table|10 GiB], and all of it would be read 
 number is multiplied once and added once. The arithmetic is done at once; the rest is waiting for memory.
 
 So let several heads share what they read. Of $h$ query heads, $r$ neighbours use one of $g = h/r$ heads of
-keys and values. Heads are counted from 0:
+keys and values. Counted from 0, head $n$ belongs to group $u = \lfloor n/r \rfloor$:
 
 $$\mathbf{o}_i^{n} = \sum_j \operatorname{softmax}_j\big(\lambda\, \mathbf{q}_i^{n\top}
-\mathbf{k}_j^{u}\big)\, \mathbf{v}_j^{u}, \qquad u = \lfloor n/r \rfloor .$$
+\mathbf{k}_j^{u}\big)\, \mathbf{v}_j^{u} .$$
 
 With $g = h$ this is multi-head, with $g = 1$ *multi-query* attention
-[check:test_one_function_from_multi_head_to_multi_query|one function]. A part $g/h$ is kept, and is read.
+[check:test_one_function_from_multi_head_to_multi_query|one function]. Of the cache, $g/h$ is left to keep and
+to read.
 
 ![Eight query heads, and the heads of keys and values that they read. A line is drawn where changing the key
 moves the output.](figure:heads)
@@ -34,7 +35,7 @@ It reads $2\,g s d$ numbers, of two bytes each in bfloat16. That makes
 $$\frac{4\, h s d}{2 \cdot 2\, g s d} = \frac{h}{g} = r$$
 
 operations a byte [check:test_operations_per_byte]. An H100 can do about 300 in the time that it takes to read
-one (989 TFLOP/s, 3.35 TB/s), so with $r = 1$ it idles. Writing for many people at once does not help, though
+one (989 TFLOP/s, 3.35 TB/s): with $r = 1$ it idles. Writing for many people at once does not help, though
 it does with the weights: those are one model's, but every text has keys of its own.
 
 In training and in prefill, $t$ queries meet each key, and $r\,t$ operations a byte are plenty. Little is
@@ -265,7 +266,7 @@ def mean_pool_kv_heads(
     r = group_size(n_heads, n_kv_heads)
     if weight.ndim not in (1, 2) or weight.shape[0] % n_heads:
         came = f"weight has shape {tuple(weight.shape)}"
-        raise ValueError(f"{came}: a multiple of n_heads = {n_heads} rows is wanted")
+        raise ValueError(f"{came}: a multiple of {n_heads} rows is wanted")
     groups = "(g r d) ... -> (g d) ..."
     return reduce(weight, groups, "mean", g=n_kv_heads, r=r)
 
@@ -298,9 +299,9 @@ def grouped_query_cost(b: int, h: int, g: int, s: int, d: int) -> tuple[int, int
       sample takes 1.51, 0.28 and 0.24 seconds. T5-Large with all heads is slower than these two, 0.37, and
       worse, 46.0 (Ainslie et al., table 1).
     - *Short texts.* The weights are read for every token too. Those of Llama-2-7B, 6.7 billion, weigh as much
-      as 25,000 cached tokens [check:test_cache_table|25,000]: with one short text there is little to save.
+      as some 25,000 cached tokens [check:test_cache_table|25,000]: with one short text there is little to save.
     - *More devices than key heads.* Then heads are copied, and what each device keeps shrinks no further:
-      with $g = 1$ from the second device on. Eight heads suit the eight of one server.
+      with $g = 1$ from the second device on. Eight heads suit the eight devices of one server.
     - *Nothing else is saved.* Each of the $g$ heads is kept in full. Latent attention keeps a narrow vector a
       token, from which the keys and values of all heads are made (DeepSeek-V2, arXiv:2405.04434).
     """

@@ -21,7 +21,7 @@ def rect(
     return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
 
 
-def path(points: str, colour: str = "line", width: float = 1.2) -> str:
+def path(points: str, colour: str = "soft", width: float = 1.0) -> str:
     return f'<path d="{points}" fill="none" stroke="var(--{colour})" stroke-width="{width:g}"/>'
 
 
@@ -84,7 +84,7 @@ def fold() -> str:
 
     parts, strength = [], 0.2 + 0.6 * torch.rand(r * t + s, d, generator=generator)
     top, left, weights_left = 26 + d * cell + gap, 4, 4 + d * cell + gap
-    parts.append(text(left + (d + s) * cell / 2, 14, "three heads", colour="ink"))
+    parts.append(text(left + (d + s) * cell / 2, 12, "three heads", colour="ink", size=11))
     for n in range(r):
         y = 26 + n * (d * cell + t * cell + 2 * gap)
         parts += matrix(weights_left, y, strength[r * t :].T, "key")
@@ -94,13 +94,13 @@ def fold() -> str:
     shift = weights_left + s * cell + 84
     parts.append(text(shift - 44, top + 90, "=", colour="ink", size=22))
     y = 26 + (d * cell + t * cell + 2 * gap) * (r - 1) / 2 - 12
-    parts.append(text(shift + (d + s) * cell / 2 + gap, 14, "one head, six queries", colour="ink"))
+    parts.append(text(shift + (d + s) * cell / 2 + gap, 12, "one head, six queries", colour="ink", size=11))
     parts += matrix(shift + d * cell + gap, y, strength[r * t :].T, "key")
     y += d * cell + gap / 2
     parts += matrix(shift, y, strength[: r * t], "query")
     parts += matrix(shift + d * cell + gap, y, together, "weights")
     title = "Three heads that share their keys are one head with three times as many queries"
-    height = 26 + r * (d * cell + t * cell + 2 * gap)
+    height = 26 + r * (d * cell + t * cell + 2 * gap) - gap
     return svg(int(shift + d * cell + gap + s * cell + 4), height, title, parts)
 
 
@@ -108,7 +108,7 @@ def cache() -> str:
     """What models keep of one token, and what they would keep with all heads."""
     models = [("Llama-2-7B", 32, 32, 32, 128), ("Llama-2-70B", 80, 64, 8, 128)]
     models += [("Llama-3-8B", 32, 32, 8, 128), ("Falcon-7B", 32, 71, 1, 64)]
-    left, row, full = 98, 44, 270
+    left, row, full = 98, 42, 420
     largest, parts = kv_cache_bytes(80, 64, 128, 1), []
     for n, (name, n_layers, h, g, d) in enumerate(models):
         y = 8 + n * row

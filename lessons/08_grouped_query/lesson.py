@@ -74,7 +74,7 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
 
 # %%
 import copy
-import dataclasses
+from functools import partial
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,8 +110,8 @@ for ax, g in zip(axes, (6, 3, 2, 1), strict=True):
         moved = grouped_query_attention(query, other, value) != before
         moves[:, u] = moved.any(dim=-1).any(dim=-1)[0]
     heatmap(ax, moves, KEY, vmax=1.3)
-    ax.set(title=f"g = {g}", xlabel="key head", ylabel="" if g < 6 else "query head", aspect="auto")
-    ax.set(xticks=range(g), yticks=range(6))
+    ax.set(title=f"g = {g}", xlabel="key head", ylabel="query head" if g == 6 else "")
+    ax.set(xticks=range(g), yticks=range(6), aspect="auto")
 plt.show()
 
 # %% [markdown]
@@ -138,7 +138,7 @@ for g in (1, 2, 3, 6):
     key, value = torch.randn(2, 1, g, 5, 8)
     exact = grouped_query_attention(query, key, value)
     k, v = (x.repeat(1, 6 // g, 1, 1) for x in (key, value))
-    output = grouped_query_attention(query, k, v)  # six key heads now: plain multi-head attention
+    output = grouped_query_attention(query, k, v)  # now six heads on both sides
     right = torch.isclose(output, exact, atol=1e-5).flatten(2).all(dim=-1)[0]
     print(f"g = {g}, right heads:", *right.nonzero()[:, 0].tolist())
 
@@ -165,14 +165,14 @@ class Largest(TorchDispatchMode):
         return result
 
 
-new, key, value = torch.randn(1, 32, 1, 64), torch.randn(1, 8, 4096, 64), torch.randn(1, 8, 4096, 64)
+new, (key, value) = torch.randn(1, 32, 1, 64), torch.randn(2, 1, 8, 4096, 64)
 with Largest() as repeated:
     k, v = (x.repeat_interleave(4, dim=1) for x in (key, value))
     exact = grouped_query_attention(new, k, v)
 with Largest() as folded:
     output = grouped_query_attention(new, key, value)
 
-print(f"keys {key.numel():,}; largest tensor, repeating {repeated.numbers:,}, folding {folded.numbers:,}")
+print(f"keys {key.numel():,}; largest: {repeated.numbers:,} repeating, {folded.numbers:,} folding")
 print(f"largest difference of the outputs: {(output - exact).abs().max():.0e}")
 
 # %% [markdown]
@@ -206,7 +206,8 @@ plt.show()
 # %%
 for g in (64, 8, 1):
     operations, read = grouped_query_cost(1, 64, g, 8192, 128)
-    print(f"g = {g:2}: {operations:,} operations, {read:11,} bytes, {operations / read:2.0f} a byte")
+    a_byte = operations // read
+    print(f"g = {g:2}: {operations:,} operations, {read:11,} bytes, {a_byte:2} a byte")
 
 # %% [markdown]
 # They stay. What grows is the work done with each byte that is read, while an accelerator could do hundreds
@@ -219,12 +220,12 @@ for g in (64, 8, 1):
 
 # %%
 text, held_out = split(library_files())
-config = LanguageModelConfig(max_length=64, d_model=64, n_layers=2, n_heads=8)
+sizes = {"max_length": 64, "d_model": 64, "n_layers": 2, "n_heads": 8}
 STEPS = 400
 settings = {"batch_size": 8, "learning_rate": 3e-3}
 
 torch.manual_seed(0)
-multi_head = LanguageModel(config)
+multi_head = LanguageModel(LanguageModelConfig(**sizes))
 train(multi_head, text, steps=STEPS, **settings)
 
 
@@ -266,8 +267,8 @@ for g in (8, 4, 2, 1):
     train(model, text, **more)
     after[g] = bits(model)
 
-one_head = dataclasses.replace(config, make_attention=lambda *_: GroupedQueryAttention(64, 8, 1))
-fresh = []
+shared = partial(GroupedQueryAttention, 64, 8, 1)
+one_head, fresh = LanguageModelConfig(**sizes, make_attention=lambda *_: shared()), []
 for steps, warmup in ((STEPS // 10, 5), (STEPS, 50)):
     torch.manual_seed(0)
     model = LanguageModel(one_head)
@@ -280,12 +281,12 @@ ax.plot(range(4), before.values(), "o--", color=MASK, label="converted")
 ax.plot(range(4), after.values(), "o-", color=KEY, label="and trained for another tenth")
 ax.plot(3, fresh[0], "x", color=BIAS, markersize=8, label="fresh, a tenth of the steps")
 ax.plot(3, fresh[1], "*", color=VALUE, markersize=9, label="fresh, all the steps")
-ax.set(xticks=range(4), xticklabels=[f"g = {g}" for g in before], ylabel="bits per byte, files not seen")
+ax.set(xticks=range(4), xticklabels=[f"g = {g}" for g in before], ylabel="bits per byte")
 ax.legend()
 plt.show()
 
 print(*(f"g = {g}: {before[g]:.2f} bits, then {after[g]:.2f}" for g in before), sep="\n")
-print(f"one head from the beginning: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f} after all the steps")
+print(f"one head from the start: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f} after all")
 
 # %% [markdown]
 # Look at the star. A model that had one head from the beginning is about as good as the one with eight: for
@@ -306,7 +307,7 @@ print(f"one head from the beginning: {fresh[0]:.2f} after a tenth, {fresh[1]:.2f
 
 # %%
 def turned(model, n_kv_heads):
-    """The same model, with each head's keys and values turned towards those of its group's first head."""
+    """The same model, each head's keys and values turned towards its group's first head."""
     model, r = copy.deepcopy(model), 8 // n_kv_heads
     for block in model.blocks:
         q, k, v, o = (w.weight.detach() for w in block.attention.children())
@@ -320,30 +321,30 @@ def turned(model, n_kv_heads):
     return model
 
 
+def mean_key(model, g):
+    weight = model.blocks[0].attention.w_k.weight.detach()
+    return mean_pool_kv_heads(weight, 8, g).norm() / weight.norm() * (8 / g) ** 0.5
+
+
 for g in (4, 2, 1):
     model = turned(multi_head, g)
-    weights = (x.blocks[0].attention.w_k.weight.detach() for x in (multi_head, model))
-    plain, kept = (mean_pool_kv_heads(w, 8, g).norm() / w.norm() * (8 / g) ** 0.5 for w in weights)
-    print(
-        f"g = {g}: mean key {plain:.2f} of a head, turned {kept:.2f}; bits: turned {bits(model):.2f}",
-        end=", ",
-    )
+    print(f"g = {g}: mean key {mean_key(multi_head, g):.2f} of a head, turned", end=" ")
+    print(f"{mean_key(model, g):.2f}; bits: turned {bits(model):.2f}", end=", ")
     model = converted(model, g)
     print(f"converted {bits(model):.2f}", end=", ")
     train(model, text, **more)
     print(f"trained {bits(model):.2f}")
 
 # %% [markdown]
-# The turned model is the model that it was. Untouched, its heads are as unlike as random ones, $1/\sqrt r$.
-# Turned, their mean is longer, the conversion costs less, and the training ends lower (Jin et al.,
-# arXiv:2412.20677).
+# The turned model is the model that it was. Untouched, its heads are as unlike as random ones. Turned, their
+# mean is longer, the conversion costs less, and the training ends lower (Jin et al., arXiv:2412.20677).
 #
 # ## Now you
 #
 # - In section 2, which heads are right for eight query heads on four key heads? Work it out, then run it.
 # - In section 5, replace the mean by the first head of each group. Which is better at once, and which after
 #   the training? Try another seed before you believe it.
-# - In section 5, let `more` take 30 steps, or 120. When has the model with one head caught up?
+# - In section 5, let `more` take 20 steps, or 160. When has the model with one head caught up?
 # - In section 6, turn the keys only, or the values only. Which of the two brings more?
 # - Then write it yourself: `attn start grouped_query` puts the tasks into your working folder, and
 #   `attn check grouped_query` tells you how far you are.
