@@ -209,11 +209,9 @@ class DecoderBlock(nn.Module):
         positions: Int[Tensor, "... t"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "b t m"]:
-        r"""It agrees with `nn.TransformerDecoderLayer` [check:test_block_agrees_with_torch].
-
-        **Decoding.** Two memories of different kinds: `cache` takes in every token that is written;
-        `keys_values` stays as it is. Token by token, the block gives what it gives for the whole text
-        [check:test_decoding_equals_the_whole_text].
+        r"""It agrees with `nn.TransformerDecoderLayer` [check:test_block_agrees_with_torch]. In decoding it has
+        two memories: `cache` takes in every token that is written, `keys_values` stays as it is. Token by
+        token, it gives what it gives for the whole text [check:test_decoding_equals_the_whole_text].
         """
         y = self.self_norm(x)
         x = x + self.self_attention(y, positions=positions, cache=cache)
@@ -317,8 +315,9 @@ def insertion_cost(s: int, m: int) -> ContextCost:
     of 40. But its weights are new, 42 million a layer at these sizes, and all layers read the same $C$, while
     an inserted vector is rewritten by every layer. How cross-attention fails:
 
-    - *It must read something.* Weights sum to one over silence as well. About 1% of Whisper's transcripts
-      held phrases that nobody had said, more where speech had long pauses (arXiv:2402.08021).
+    - *It must read something.* Weights sum to one over silence as well. Whatever the cause, about 1% of
+      Whisper's transcripts held phrases that nobody said, more often if the speech had long pauses
+      (arXiv:2402.08021).
     - *Nobody counts.* Nothing in the formula says that each word be read once: words are translated twice or
       not at all (Tu et al. 2016, arXiv:1601.04811).
     - *Stale keys.* The keys of the last context fit the next one in shape, and nothing is raised.
