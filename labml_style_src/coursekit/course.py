@@ -71,10 +71,22 @@ class Lesson:
 
     @cached_property
     def parts(self) -> list["Mechanism"]:
-        """The further files of the lesson, by name."""
-        slugs = Course(self.root).slugs
-        stems = sorted(path.stem for path in self.source.parent.glob(f"{self.slug}_*.py"))
-        return [Mechanism(self, stem) for stem in stems if longest_fit(stem, slugs) == self.slug]
+        """The further files of the lesson: first those that the mechanism imports, and none before another that
+        it imports itself. What this leaves open, the name decides."""
+        folder, slugs = self.source.parent, Course(self.root).slugs
+        stems = sorted(path.stem for path in folder.glob(f"{self.slug}_*.py"))
+        stems = [stem for stem in stems if longest_fit(stem, slugs) == self.slug]
+        text = self.source.read_text("utf-8") if self.source.exists() else ""
+        needed = [stem for stem in stems if imports_part(text, stem)]
+        waiting, ordered = [*needed, *(stem for stem in stems if stem not in needed)], []
+        while waiting:
+            texts = {stem: (folder / f"{stem}.py").read_text("utf-8") for stem in waiting}
+            free = (
+                stem for stem in waiting if not any(imports_part(texts[stem], other) for other in waiting)
+            )
+            ordered.append(next(free, waiting[0]))
+            waiting.remove(ordered[-1])
+        return [Mechanism(self, stem) for stem in ordered]
 
     @property
     def mechanisms(self) -> list["Mechanism"]:
@@ -128,6 +140,11 @@ class Lesson:
         mechanism = [] if self.is_companion else self.mechanism.pieces()
         lesson = [self.notebook, self.ipynb, self.exercise, self.checks, self.misconceptions]
         return mechanism + lesson
+
+
+def imports_part(text: str, stem: str) -> bool:
+    """Whether Python text imports the module `stem` of the content package."""
+    return bool(re.search(rf"^\s*(?:from|import) {CONTENT_PACKAGE}\.{stem}\b", text, re.MULTILINE))
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,16 @@ def test_problems_name_every_missing_piece_and_every_orphan(course):
 
 def test_the_course_is_found_from_any_folder_inside(course):
     assert find_course(course.root / "lessons" / "06_alibi").root == course.root.resolve()
+
+
+def test_parts_stand_behind_what_they_need(tmp_path):
+    """What the mechanism imports comes first, then no part before another that it imports, then by name."""
+    folder = tmp_path / "labml_style_src" / "annotated_attention"
+    folder.mkdir(parents=True)
+    (tmp_path / "lessons" / "01_gated").mkdir(parents=True)
+    needs = {"gated": ["slot"], "gated_all": ["train"], "gated_train": [], "gated_slot": [], "gated_draw": []}
+    for stem, others in needs.items():
+        lines = [f"from annotated_attention.gated_{other} import x\n" for other in others]
+        (folder / f"{stem}.py").write_text("".join(lines), "utf-8")
+    parts = Course(tmp_path).lesson("gated").parts
+    assert [part.slug for part in parts] == ["gated_slot", "gated_draw", "gated_train", "gated_all"]

@@ -9,6 +9,7 @@ import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import PurePath
 
 from coursekit.course import CONTENT_PACKAGE
@@ -139,12 +140,18 @@ class Page:
                 f"{reading_minutes(self.chapter)} min",
                 f'<a href="../../notebooks/{slug}/">notebook</a>',
                 f'<a href="../../exercises/{slug}/">exercise</a>',
-                *(f'{says} <a href="{to}">{html.escape(title)}</a>' for says, to, title in self.facts.family),
+                *self._family(),
             ]
         )
         text, figure = self.figures.take_first(self._linked(self.chapter.opening, ""))
         title = f'<p class="eyebrow">{eyebrow}</p>\n\n# {self.chapter.title}'
         return _block("opening", _block("opening-text", title, self.figures.replace(text)), figure)
+
+    def _family(self) -> Iterator[str]:
+        """What leads to the lesson's other pages, said once for all that it leads to."""
+        for says, group in groupby(self.facts.family, key=lambda member: member[0]):
+            links = (f'<a href="{to}">{html.escape(title)}</a>' for _, to, title in group)
+            yield f"{says} {', '.join(links)}"
 
     def _sheets(self) -> Iterator[str]:
         """The code, one sheet a heading: in a grid of its own a heading stays close to its prose, however

@@ -194,8 +194,8 @@ def test_the_eyebrow_leads_to_the_rest_of_the_lesson():
         family=[("continues in", "../mean_fast/", "Mean <fast>"), ("continues in", "../mean_z/", "Z")]
     )
     assert (
-        'exercise</a> · continues in <a href="../mean_fast/">Mean &lt;fast&gt;</a> · '
-        'continues in <a href="../mean_z/">Z</a></p>'
+        'exercise</a> · continues in <a href="../mean_fast/">Mean &lt;fast&gt;</a>, '
+        '<a href="../mean_z/">Z</a></p>'
     ) in text
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def source_page(course: Course, kind: str, path: Path) -> Page:
 
 def mechanism_index(mechanisms: Sequence[Mechanism]) -> Page:
     intro = "Each is one file of Python that reads like a chapter, the derivation beside the code."
-    entries = [listing.mechanism_entry(mechanism) for mechanism in mechanisms]
+    by_lesson = [list(group) for _, group in groupby(mechanisms, key=lambda each: each.lesson.number)]
+    entries = [listing.mechanism_entry(first, parts) for first, *parts in by_lesson]
     return Page("mechanisms/index.md", listing.render_index("Mechanisms", intro, entries), [])
 
 

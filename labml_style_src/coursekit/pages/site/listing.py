@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,22 +27,21 @@ def first_paragraph(prose: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A page in a list: its lesson's number, its title, the name of its folder, and what is said of it. One that
-    continues the entry before it has the same number, which is then not shown again."""
+    """A page in a list: its lesson's number, its title, the name of its folder, what is said of it, and the
+    pages in which it is continued, each by title and folder."""
 
     number: int
     title: str
     slug: str
     text: str
-    continues: bool = False
+    further: tuple[tuple[str, str], ...] = ()
 
 
-def mechanism_entry(mechanism: Mechanism) -> Entry:
-    """A mechanism is listed with the problem with which it begins."""
+def mechanism_entry(mechanism: Mechanism, parts: Iterable[Mechanism] = ()) -> Entry:
+    """A mechanism is listed with the problem with which it begins, and with its parts."""
     prose = ast.get_docstring(ast.parse(mechanism.source.read_text("utf-8"))) or ""
-    lesson, text = mechanism.lesson, first_paragraph(prose)
-    continues = mechanism != lesson.mechanisms[0]
-    return Entry(lesson.number, mechanism.title, mechanism.slug, text, continues)
+    further = tuple((part.title, part.slug) for part in parts)
+    return Entry(mechanism.lesson.number, mechanism.title, mechanism.slug, first_paragraph(prose), further)
 
 
 def notebook_entry(lesson: Lesson) -> Entry:
@@ -66,11 +66,12 @@ def render_index(title: str, intro: str, entries: list[Entry]) -> str:
 
 
 def _item(entry: Entry) -> str:
-    kind = "lesson continues" if entry.continues else "lesson"
-    number = "" if entry.continues else f'<span class="number">{entry.number}</span>\n\n'
-    says = "Continues in " if entry.continues else ""
-    heading = f"### {says}[{entry.title}]({entry.slug}/index.md)"
-    return f'<div class="{kind}" markdown="1">\n{number}{heading}\n\n{entry.text}\n\n</div>'
+    number = f'<span class="number">{entry.number}</span>'
+    heading = f"### [{entry.title}]({entry.slug}/index.md)"
+    links = ", ".join(f"[{title}]({slug}/index.md)" for title, slug in entry.further)
+    continues = f"Continues in {links}." if links else ""
+    parts = [number, heading, entry.text, *filter(None, [continues])]
+    return '<div class="lesson" markdown="1">\n' + "\n\n".join(parts) + "\n\n</div>"
 
 
 def render_source(path: Path, root: Path) -> str:
