@@ -40,8 +40,8 @@ In float32 a parameter takes 16 bytes: itself, its gradient and two means of Ada
 them [check:test_a_checkpoint_has_three_numbers_for_each]. The activations of a step come on top, and are
 more in small models.
 
-- *Only on one machine.* Another number of threads adds in another order. The run is then as good, not the
-  same.
+- *The same run* is promised for one processor and one number of threads. Others add in another order, and
+  some kernels of GPUs in a new one each time: such a run is as good, but not the same.
 - *By heart.* A model that reads a small text often learns it by heart. The loss of training does not show it,
   bits per byte of another text do.
 - *A loss that leaps up* mostly means a rate that is too high: clipping shortens a step, but the direction is

@@ -262,6 +262,17 @@ def test_wrong_input_is_refused() -> None:
             LanguageModel(replace(CONFIG, **{name: value}))
 
 
+def test_dropout_acts_on_what_enters_the_stream() -> None:
+    model, tokens = build(dropout=0.5), some_tokens()
+    places = [model.dropout, *(block.dropout for block in model.blocks)]
+    quiet = model.eval()(tokens)
+    for place in places:
+        place.train()
+        assert (model(tokens) != quiet).any()
+        place.eval()
+    assert torch.equal(model(tokens), quiet)
+
+
 def test_empty_batches_and_padding_pass(device: str) -> None:
     model, tokens = build(device), some_tokens(device)
     assert model(tokens[:0]).shape == (0, T, V)

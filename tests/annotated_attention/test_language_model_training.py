@@ -115,21 +115,21 @@ def test_a_model_learns(device: str) -> None:
     assert bits_per_byte(model, text[: 20 * LENGTH]) == pytest.approx(certain, abs=0.1)
 
 
-def test_a_resumed_run_is_the_same_run(tmp_path: Path, device: str) -> None:
-    model, losses = run(device=device)
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    model, losses = run()
     path = tmp_path / "model.pt"
     with pytest.raises(KeyboardInterrupt):
-        run(device=device, checkpoint=path, report=interrupt(6))
+        run(checkpoint=path, report=interrupt(6))
     torch.manual_seed(123)
     seen = []
-    again, resumed = run(device=device, checkpoint=path, report=lambda step, loss: seen.append((step, loss)))
+    again, resumed = run(checkpoint=path, report=lambda step, loss: seen.append((step, loss)))
     assert resumed == losses
     assert same(model, again)
     assert seen == [(6, losses[6]), (7, losses[7])]
     # What is finished is read, and not trained further; the means of AdamW were resumed too.
     state = torch.load(path, weights_only=True)["optimizer"]["state"]
     assert {int(x["step"]) for x in state.values()} == {8}
-    assert run(device=device, checkpoint=path)[1] == losses
+    assert run(checkpoint=path)[1] == losses
 
 
 def test_a_broken_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
