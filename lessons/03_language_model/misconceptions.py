@@ -160,13 +160,14 @@ def language_model__learns_from_the_logits_only(tokens, embedding, places, block
 
 def _sampling(logits, temperature, top_p, *, crossing=True, again=True, undo=True, first_cut=False):
     """The distribution, with what a variant leaves out as arguments."""
-    whole = sampling_probabilities(logits, temperature=temperature)
     if temperature == 0:
-        return whole
-    judged = sampling_probabilities(logits) if first_cut else whole
+        return sampling_probabilities(logits, temperature=0)
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    whole = (logits / temperature).softmax(dim=-1)
+    judged = logits.softmax(dim=-1) if first_cut else whole
     ordered, index = judged.sort(dim=-1, descending=True, stable=True)
     total = ordered.cumsum(dim=-1)
-    kept = (total - ordered if crossing else total) < top_p if top_p < 1 else total > 0
+    kept = total - ordered < top_p if crossing else total <= top_p
     kept = whole.gather(-1, index) * kept
     kept = kept / kept.sum(dim=-1, keepdim=True) if again else kept
     return torch.zeros_like(kept).scatter(-1, index, kept) if undo else kept

@@ -24,7 +24,10 @@ def refused(expect, student, name, *args, what, **options):
 
 
 def draw_text(draw, b, t, v, scale=1.0):
-    return draw(b, t, v, scale=scale), draw.integers(0, v, b, t)
+    """Logits, and texts that do not begin with the same token twice."""
+    logits, tokens = draw(b, t, v, scale=scale), draw.integers(0, v, b, t)
+    tokens[:, 1] = (tokens[:, 0] + 1) % v
+    return logits, tokens
 
 
 def nats_of(logits, tokens):
@@ -43,17 +46,21 @@ def nats_of(logits, tokens):
     ],
 )
 class TestLoss:
-    @pytest.mark.parametrize(("b", "t", "v"), [(1, 2, 3), (2, 7, 5), (3, 7, 7)])
+    @pytest.mark.parametrize(
+        ("b", "t", "v"), [(1, 2, 3), (2, 7, 5), (3, 7, 7)], ids=["a pair", "two texts", "three texts"]
+    )
     def test_nats(self, student, draw, expect, b, t, v):
         logits, tokens = draw_text(draw, b, t, v, scale=2.0)
 
+        nats = student.call("next_token_nats", logits, tokens)
+        own = -logits.log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
+
         def explain(index):
             n, i = index["text"], index["token"]
-            return (
-                f"after token {i} of text {n} comes token number {tokens[n, i + 1]}: its cost is wanted here"
-            )
+            if np.isclose(nats[n, i], own[n, i : i + 2]).any():
+                return "this is what a token costs that the model has just read"
+            return f"after this token comes one with the number {tokens[n, i + 1]}: its cost is wanted here"
 
-        nats = student.call("next_token_nats", logits, tokens)
         expect.close(nats, nats_of(logits, tokens), axes="text token", what="-ln P", explain=explain)
 
     def test_large_logits(self, student, draw, expect):
@@ -119,7 +126,7 @@ class TestMlpHalf:
         expect.close(ours, expected, axes=STREAM, what="LN with eps = 0.5")
 
     @pytest.mark.points(2)
-    @pytest.mark.parametrize("m", [5, 8])
+    @pytest.mark.parametrize("m", [5, 8], ids=["width 5", "width 8"])
     def test_half(self, student, draw, expect, m):
         (reference, weights), x = draw_block(draw, 1, m), draw(2, 3, m, scale=2.0)
         expected = x + reference.mlp(reference.mlp_norm(x))
@@ -182,7 +189,7 @@ def draw_model(draw, h, m, n_layers, v=11, places=7):
 class TestModel:
     @pytest.mark.points(2)
     @pytest.mark.parametrize("t", [7, 4, 1], ids=["all places", "4 of 7 places", "one token"])
-    @pytest.mark.parametrize("n_layers", [1, 3])
+    @pytest.mark.parametrize("n_layers", [1, 3], ids=["one layer", "three layers"])
     def test_logits(self, student, draw, expect, t, n_layers):
         (model, weights), tokens = draw_model(draw, 2, 6, n_layers), draw.integers(0, 11, 2, t)
         logits = student.call("language_model", tokens, *weights)
@@ -232,8 +239,8 @@ def nucleus(logits, temperature, top_p):
     ],
 )
 class TestSampling:
-    @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-    @pytest.mark.parametrize("top_p", [1.0, 0.8, 0.4])
+    @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0], ids="temperature {}".format)
+    @pytest.mark.parametrize("top_p", [1.0, 0.8, 0.4], ids="top-p {}".format)
     def test_distribution(self, student, draw, expect, temperature, top_p):
         logits, options = draw(4, 11, scale=2.0), {"temperature": temperature, "top_p": top_p}
         ours, what = student.call("sampling_probabilities", logits, **options), f"P for {options}"
@@ -245,8 +252,8 @@ class TestSampling:
 
         expect.close(ours, expected, axes="text candidate", what=what, explain=explain)
 
-    @pytest.mark.parametrize("top_p", [0.01, 1.0])
-    @pytest.mark.parametrize("temperature", [0, 1e-307, 1e-3], ids=str)
+    @pytest.mark.parametrize("top_p", [0.01, 1.0], ids="top-p {}".format)
+    @pytest.mark.parametrize("temperature", [0, 1e-307, 1e-3], ids="temperature {}".format)
     def test_the_cold(self, student, draw, expect, temperature, top_p):
         logits = draw(4, 7, scale=3000.0)
         expected = F.one_hot(logits.argmax(dim=-1), 7).double()
@@ -324,9 +331,10 @@ class TestCode:
     def test_long_texts(self, student, draw, expect, v, n):
         counts, tokens = draw_pairs(draw, v, n)
         (wanted, bits), code = code_of(tokens, counts), student.call("encode", tokens, counts)
+        part = f"the code of {n} tokens, whose part is 2^-{bits:.1f} long"
         expect.true(isinstance(code, str), "the code is not a text of the letters 0 and 1")
-        expect.equal(code[:40], wanted[:40], what=f"the beginning of the code of {n} tokens")
-        expect.equal(len(code), len(wanted), what=f"the length of the code of {n} tokens ({bits:.1f} bits)")
+        expect.equal(code[:40], wanted[:40], what=f"the beginning of {part}")
+        expect.equal(len(code), len(wanted), what=f"the length of {part}")
         expect.true(code == wanted, f"the code of {n} tokens is right at first, but not to its end")
 
     @pytest.mark.points(2)
