@@ -79,7 +79,7 @@ def triangle() -> str:
 
 def rows() -> str:
     """Positions of the slots of three rows: prompts read together, padding forgotten, three tokens on."""
-    prompts, size, left, gap = (5, 3, 2), 27, 2, 22
+    prompts, size, left, gap = (5, 3, 2), 32, 1, 20
     cache = KVCache(8)
 
     def read(t: int) -> None:
@@ -103,14 +103,16 @@ def rows() -> str:
                     continue
                 is_text = position >= 0 and (n > 0 or slot < prompts[row])
                 if is_text:
-                    opacity = 0.25 if slot < prompts[row] else 0.6
+                    opacity = 0.18 if slot < prompts[row] else 0.45
                     parts.append(rect(x, y, size - 3, size - 3, "key", opacity))
                 else:
                     parts.append(frame(x, y, size - 3, size - 3, "mask", dashed=True))
                 number, colour = str(position).replace("-", "−"), "ink" if is_text else "mask"
-                parts.append(text(x + (size - 3) / 2, y + 16.5, number, colour=colour, size=12))
+                parts.append(text(x + (size - 3) / 2, y + 19, number, colour=colour, size=14))
             y += size
-        parts.append(text(left + cache.capacity * size + 8, y - 1.5 * size + 4, name, anchor="start"))
+        parts.append(
+            text(left + cache.capacity * size + 8, y - 1.5 * size + 3, name, anchor="start", size=14)
+        )
         y += gap if n < 2 else 0
     title = (
         "Slots of three rows and the positions in them: padding is forgotten, then each row grows by itself"
