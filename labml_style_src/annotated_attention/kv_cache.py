@@ -274,7 +274,7 @@ def generate_batch(
     Each prompt and `n_tokens` more, chosen as `sampling` says: lesson 3's temperature, `top_p` and generator.
     Each text comes out as it would alone [check:test_a_batch_equals_each_text_alone].
     """
-    # The last token is written and never read: it needs no slot.
+    # The last token is written and never read: it needs no slot [check:test_the_last_token_needs_no_slot].
     later = max(n_tokens - 1, 0)
     caches = make_caches(model, max(map(len, prompts), default=0) + later)
     logits = prefill(model, prompts, caches, chunk_size=chunk_size)

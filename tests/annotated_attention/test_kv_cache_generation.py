@@ -15,6 +15,7 @@ from tests.proof import Case, assert_close, normal
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from annotated_attention import kv_cache
 from annotated_attention.alibi import alibi_slopes
 from annotated_attention.kv_cache import (
     KVCache,
@@ -243,6 +244,13 @@ def test_a_batch_equals_each_text_alone(attend: str, device: str) -> None:
         assert torch.equal(cached, alone)
         assert len(set(written[-9:].tolist())) > 1, "a text that repeats itself proves little"
     assert all(map(torch.equal, generate_batch(model, prompts, 0), prompts))
+
+
+def test_the_last_token_needs_no_slot(device: str, monkeypatch) -> None:
+    model, made = small_model(device=device), []
+    monkeypatch.setattr(kv_cache, "make_caches", lambda *asked: made.extend(make_caches(*asked)) or made)
+    generate_batch(model, prompts_of(5, 11, 7, device=device), 9)
+    assert {(cache.longest, cache.capacity) for cache in made} == {(19, 19)}
 
 
 def test_generation_is_sampled_as_asked(device: str) -> None:
