@@ -8,7 +8,7 @@ number is multiplied once and added once. The arithmetic is done at once; the re
 So let several heads share what they read. Of $h$ query heads, $r$ neighbours use one of $g = h/r$ heads of
 keys and values. Counted from 0, head $n$ belongs to group $u = \lfloor n/r \rfloor$:
 
-$$\mathbf{o}_i^{n} = \sum_j \operatorname{softmax}_j\big(\lambda\, \mathbf{q}_i^{n\top}
+$$\mathbf{o}_i^{n} = \sum_j \operatorname{softmax}_j\big(\lambda\, \mathbf{q}_i^{n}{}^\top
 \mathbf{k}_j^{u}\big)\, \mathbf{v}_j^{u} .$$
 
 With $g = h$ this is multi-head, with $g = 1$ *multi-query* attention

@@ -108,7 +108,7 @@ def cache() -> str:
     """What models keep of one token, and what they would keep with all heads."""
     models = [("Llama-2-7B", 32, 32, 32, 128), ("Llama-2-70B", 80, 64, 8, 128)]
     models += [("Llama-3-8B", 32, 32, 8, 128), ("Falcon-7B", 32, 71, 1, 64)]
-    left, row, full = 98, 42, 420
+    left, row, full = 98, 42, 340
     largest, parts = kv_cache_bytes(80, 64, 128, 1), []
     for n, (name, n_layers, h, g, d) in enumerate(models):
         y = 8 + n * row
