@@ -192,7 +192,8 @@ class Mechanism:
         prose = ast.get_docstring(ast.parse(self.source.read_text("utf-8"))) or ""
         match = re.search(r"^# (.+)$", prose, re.MULTILINE)
         if match is None:
-            raise CourseError(f"{self.source}: the module docstring needs a first line '# Title'")
+            place = self.source.relative_to(self.root).as_posix()
+            raise CourseError(f"{place}:1: the module docstring needs a first line '# Title'")
         return match.group(1).strip()
 
     def pieces(self) -> list[Path]:

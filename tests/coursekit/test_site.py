@@ -58,6 +58,7 @@ def test_the_pages_hold_what_they_are_made_of(built_course):
     exercise = built(built_course, "exercises/gated/index.html")
     assert "Task 1: the attention" in exercise
     assert "2 points · 1 check · 1 hint" in exercise
+    assert "1 task, 2 points · <a" in exercise
     assert "Mistakes we have met" in exercise
     assert "NotImplementedError" in exercise
     assert "softmax(dim=-1), value" not in exercise
@@ -159,6 +160,17 @@ def test_all_faults_are_named_at_once_with_file_and_line(warm_course):
         )
     assert "lesson 'gated' lacks lessons/01_gated/misconceptions.py" in problems
     assert any(problem.startswith("docs/index.md:3: KaTeX") for problem in problems)
+
+
+def test_a_file_that_is_no_python_and_one_without_a_title_are_named(warm_course):
+    lesson = warm_course.lesson("gated")
+    good = lesson.source.read_text("utf-8")
+    lesson.source.write_text(f"{good}def (\n", "utf-8")
+    last = good.count("\n") + 1
+    name = "labml_style_src/annotated_attention/gated.py"
+    assert faults(warm_course) == [f"{name}:{last}: SyntaxError: invalid syntax"]
+    lesson.source.write_text(good.replace("# Gated", "Gated", 1), "utf-8")
+    assert faults(warm_course) == [f"{name}:1: the module docstring needs a first line '# Title'"]
 
 
 @pytest.mark.parametrize(

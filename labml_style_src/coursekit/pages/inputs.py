@@ -23,6 +23,13 @@ def watched(course: Course) -> list[Path]:
     return [path for path in [*paths, *tests] if path.exists()]
 
 
+def python_files(course: Course) -> list[Path]:
+    """Those of them that are Python and the course's own."""
+    found = {file for path in watched(course) for file in ([path] if path.is_file() else path.rglob("*.py"))}
+    found = {file for file in found if file.suffix == ".py" and not IGNORED & set(file.parts)}
+    return sorted(file for file in found if not file.is_relative_to(ENGINE))
+
+
 def inputs_hash(course: Course) -> str:
     """A hash of the names and contents of all inputs, of the engine and of the packages that read them."""
     return files_hash(course.root, watched(course), engine(), versions())

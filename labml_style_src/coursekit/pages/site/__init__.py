@@ -9,6 +9,7 @@
 Every fault of a source is collected and reported at once, as `file:line: message`; the last good site stays.
 """
 
+import ast
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ def build(course: Course, progress: Progress = lambda message: None, worker: Wor
         last = json.loads(stamp.read_text("utf-8"))
         if last["inputs"] == key:
             return Built(False, last["pages"], time.monotonic() - began)
+    if faults := unreadable(course):
+        raise BuildError(faults)
     own = worker or Worker(course.root)
     try:
         material = gather.gather(course, own, progress)
@@ -75,6 +78,18 @@ def build(course: Course, progress: Progress = lambda message: None, worker: Wor
     mirror(folder / "next", folder / "site")
     write_text(stamp, json.dumps({"inputs": key, "pages": len(pages)}))
     return Built(True, len(pages), time.monotonic() - began)
+
+
+def unreadable(course: Course) -> list[Problem]:
+    """A problem for each file of the course that is no Python: all that follows reads syntax trees."""
+    problems = []
+    for path in inputs.python_files(course):
+        try:
+            ast.parse(path.read_text("utf-8"))
+        except SyntaxError as error:
+            name = path.relative_to(course.root).as_posix()
+            problems.append(Problem(name, error.lineno or 1, f"{type(error).__name__}: {error.msg}"))
+    return problems
 
 
 def render(course: Course, pages: Sequence[Page]) -> list[Problem | str]:

@@ -89,10 +89,18 @@ def render_exercise(lesson: Lesson) -> str:
 
 
 def _eyebrow(lesson: Lesson, tasks: list[Task]) -> str:
-    total = sum(task.points for task in tasks)
     links = [] if lesson.is_companion else [f'<a href="../../mechanisms/{lesson.slug}/">mechanism</a>']
     links.append(f'<a href="../../notebooks/{lesson.slug}/">notebook</a>')
-    return " · ".join([f"Exercise {lesson.number}", f"{len(tasks)} tasks, {total} points", *links])
+    return " · ".join([f"Exercise {lesson.number}", in_numbers(tasks), *links])
+
+
+def in_numbers(tasks: list[Task]) -> str:
+    """How long an exercise is: `6 tasks, 28 points`."""
+    return f"{_count(len(tasks), 'task')}, {_count(sum(task.points for task in tasks), 'point')}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _cell(kind: str, source: str, tasks: list[Task]) -> str:
@@ -106,7 +114,7 @@ def _cell(kind: str, source: str, tasks: list[Task]) -> str:
             (sum(task.checks for task in asked), "check"),
             (sum(task.hints for task in asked), "hint"),
         ]
-        said = " · ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count)
+        said = " · ".join(_count(count, word) for count, word in counts if count)
         return f'## {match["which"]}: {match["title"]}\n\n<p class="points">{said}</p>'
 
     return TASK.sub(heading, source)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from nbformat import NotebookNode
 
-from coursekit.course import CONTENT_PACKAGE, Course, Lesson, Mechanism
+from coursekit.course import CONTENT_PACKAGE, Course, CourseError, Lesson, Mechanism
 from coursekit.pages import formulas, notebooks
 from coursekit.pages.notebooks import outputs
 from coursekit.pages.problems import PageError, Problem
@@ -75,7 +75,9 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
             pages.append(make())
         except PageError as error:
             problems += error.problems
-    return pages, list(dict.fromkeys(problems))
+        except CourseError as error:
+            problems.append(str(error))
+    return pages, list({str(problem): problem for problem in problems}.values())
 
 
 def _with(course: Course, pieces: Callable[[Lesson], list[Path]]) -> list[Lesson]:

@@ -10,7 +10,7 @@ from coursekit.course import Lesson, Mechanism
 from coursekit.pages.code import source_view
 from coursekit.pages.front import front_matter
 from coursekit.pages.notebooks import read_lesson
-from coursekit.pages.site.exercises import read_tasks
+from coursekit.pages.site.exercises import in_numbers, read_tasks
 
 CHECK = re.compile(r"\s*\[check:[^\]]*\]")
 FIGURE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
@@ -54,8 +54,7 @@ def notebook_entry(lesson: Lesson) -> Entry:
 
 def exercise_entry(lesson: Lesson) -> Entry:
     tasks = read_tasks(lesson)
-    text = f"{len(tasks)} tasks, {sum(task.points for task in tasks)} points."
-    return Entry(lesson.number, lesson.title, lesson.slug, text)
+    return Entry(lesson.number, lesson.title, lesson.slug, f"{in_numbers(tasks)}.")
 
 
 def render_index(title: str, intro: str, entries: list[Entry]) -> str:
