@@ -71,7 +71,8 @@ heads that look at neighbours use the fast pairs, and the slow ones seem to carr
 | $j$ | `j` | `... s` | positions of the keys |
 | $p$ | `pair` | `r` | which pair of numbers, from 0; $r = d/2$ of them, or fewer |
 | $\theta_p$ | `frequencies` | `r` | angle by which pair $p$ turns from one position to the next |
-| $B$ | `base` | scalar | the slowest pairs take almost $2\pi B$ positions for a turn |
+| $R_i$ | `apply_rotary` | – | turns each pair $p$ by $\varphi = i\,\theta_p$ |
+| $B$ | `base` | scalar | every pair is round within $2\pi B$ positions |
 | $L$ | `original_length` | scalar | tokens of a text in training |
 | $f$ | `factor` | scalar | how many times longer the texts are to be |
 | $\gamma_p$ | `gamma` | `r` | how much of its speed pair $p$ keeps: 1 all, 0 one part in $f$ |
@@ -92,16 +93,9 @@ from torch import Tensor
 
 from annotated_attention.language_model import Attend, causal_attention
 
-__all__ = [
-    "apply_rotary",
-    "half_split_order",
-    "ntk_base",
-    "rotary_angles",
-    "rotary_attention",
-    "rotary_frequencies",
-    "yarn_frequencies",
-    "yarn_scale",
-]
+__all__ = ["apply_rotary", "half_split_order", "ntk_base", "rotary_angles"]
+__all__ += ["rotary_attention", "rotary_frequencies"]
+__all__ += ["yarn_frequencies", "yarn_scale"]
 
 
 def rotary_frequencies(
@@ -219,10 +213,13 @@ def rotary_attention(
     **Values are not turned.** In a score, a product, absolute angles cancel. An output is a sum: with turned
     values, moving the text would turn the output [check:test_turned_values_feel_the_absolute_place].
 
-    **Cost.** Three operations for each number of queries and keys, next to nothing beside the scores. In a
-    cache the keys lie unturned, and all $s$ are turned again for each new token. Production stores them
-    turned: cheaper, and final. No position can be counted anew (lesson 10), and no frequency changed while a
-    text grows (Peng et al., section 3.3).
+    **Cost.** Three operations for each number of queries and keys, next to nothing beside the scores of a
+    whole text. But in a cache the keys lie unturned, and for one new token all $s$ are turned again: $3sd$
+    operations a head, beside $4sd$ of attention. Production stores them turned. To count them anew (lesson
+    10), it turns them once more, by the difference, for turns add up [check:test_turns_add_up]: this is
+    llama.cpp's context shift. But each turn rounds, and small ones are lost: 400 turns by one position are
+    some 120 times as wrong, in bfloat16, as one by 400 [check:test_small_turns_are_lost]. And if frequencies
+    change while a text grows, all keys turn at every step: Peng et al. store them unturned (section 3.3).
     """
     d = query.shape[-1] if frequencies is None else 2 * len(frequencies)
     angles = partial(rotary_angles, d=d, base=base, frequencies=frequencies)
@@ -301,9 +298,9 @@ def yarn_frequencies(
 def yarn_scale(factor: float) -> float:
     r"""## And look more sharply
 
-    More tokens share one softmax, so YaRN divides scores by a temperature $t < 1$. Fitted on LLaMA,
-    $\sqrt{1/t} = 0.1 \ln f + 1$ (equations 21, 22), and query and key are each multiplied by that root, or
-    the query by its square [check:test_temperature_multiplies_the_scores].
+    More tokens share one softmax, so YaRN divides scores by a temperature $\tau < 1$. Fitted on LLaMA,
+    $\sqrt{1/\tau} = 0.1 \ln f + 1$ (equations 21, 22, with $t$ for $\tau$), and query and key are each
+    multiplied by that root, or the query by its square [check:test_temperature_multiplies_the_scores].
     """
     return 0.1 * math.log(factor) + 1.0
 
@@ -319,7 +316,7 @@ def half_split_order(
     permutation between the two.](figure:layouts)
 
     Neighbours: RoFormer, GPT-J, Meta's Llama, torchtune. Halves: GPT-NeoX, Transformers' Llama
-    (`rotate_half`), flash-attn unless `interleaved=True`. vLLM has both, by `is_neox_style`.
+    (`rotate_half`), `apply_rotary_emb` of flash-attn. vLLM has both, by `is_neox_style`.
 
     `x[..., half_split_order(d)]` brings neighbours into halves, and turning then does the same to both
     [check:test_layouts_differ_by_a_permutation]. A product does not mind if both vectors are permuted, so it
@@ -327,8 +324,9 @@ def half_split_order(
     Transformers' [check:test_permuted_rows_convert_a_checkpoint]. Nothing complains if it is forgotten: at
     distance 0 the scores are even right [check:test_wrong_layout_is_silent].
 
-    SDPA, FlexAttention and flash-attn get queries and keys already turned. Transformers makes angles in
-    float32, but rounds cosine and sine to the model's dtype and turns in it; torchtune turns in float32.
+    SDPA and FlexAttention get queries and keys already turned. `flash_attn_with_kvcache` can turn the new
+    ones itself, and takes neighbours unless `rotary_interleaved=False`. Transformers makes angles in float32,
+    but rounds cosine and sine to the model's dtype and turns in it; torchtune turns in float32.
     """
     if d < 2 or d % 2:
         raise ValueError(f"d is {d}: an even number >= 2 is wanted")

@@ -149,3 +149,48 @@ def test_neighbours_move_nothing(dim: int, device: str) -> None:
     after = ours(*(changed(x, dim, 1, 2) for x in inputs))
     moved = (ours(*inputs) != after).transpose(0, dim).flatten(1).any(1)
     assert moved.tolist() == [n == 1 for n in range(inputs[0].shape[dim])]
+
+
+def test_turns_add_up(device: str) -> None:
+    # By any angles: other positions, or other frequencies.
+    x = normal("x", 2, 3, 7, D, device=device)
+    old, new = (normal(name, 7, D // 2, device=device) for name in ("old", "new"))
+    exact = apply_rotary(x, new)
+    proof.assert_close(apply_rotary(apply_rotary(x, old), new - old), exact, exact)
+
+
+def test_small_turns_are_lost(device: str) -> None:
+    x, at = normal("x", 1, 3, 70, 128, device=device).bfloat16(), torch.ones(70, device=device)
+    turned = x
+    for _ in range(400):
+        turned = apply_rotary(turned, rotary_angles(at, 128))
+    at_once, exact = (apply_rotary(y, rotary_angles(400 * at, 128)) for y in (x, x.double()))
+    errors = [(y.double() - exact).norm() for y in (turned, at_once)]
+    assert float(errors[0] / errors[1]) == pytest.approx(120, rel=0.1)
+    # The slow pairs come less than half the way.
+    before, after = (torch.complex(*y.double().unflatten(-1, (2, 64)).unbind(-2)) for y in (x, turned))
+    way = (after * before.conj()).sum((0, 1, 2)).angle().cpu()
+    slow = theta(128) < 2**-9
+    assert (way < 400 * theta(128) / 2)[slow].all()
+
+
+@proof.each_dtype
+def test_places_in_memory_do_not_matter(dtype: torch.dtype, device: str) -> None:
+    """A cache that overwrites its oldest keys, beside one with empty places; the latter's first query stands
+    before every key."""
+    inputs = Case("caches", t=5, s=11, d=D).inputs(dtype, device)
+    i = torch.tensor([range(20, 25), range(-1, 4)], device=device)
+    j = torch.tensor([[*range(22, 25), *range(14, 22)], [*range(4), *[-1] * 7]], device=device)
+    allowed = ((j[:, None] >= 0) & (j[:, None] <= i[..., None]))[:, None]
+
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        kind = torch.complex128 if query.dtype == torch.float64 else torch.complex64
+        q, k = (complex_turn(x, at, dtype=kind).to(x.dtype) for x, at in ((query, i), (key, j)))
+        return plain_attention(q, k, value, allowed)
+
+    attend = partial(rotary_attention, i=i, j=j)
+    proof.assert_agrees(attend, plain, inputs)
+    assert (attend(*inputs)[1, :, 0] == 0).all()
+    # Whatever stands in the empty places.
+    others = [torch.cat([x[:1], changed(x[1:], 2, 4)]) for x in inputs[1:]]
+    assert torch.equal(attend(inputs[0], *others), attend(*inputs))
