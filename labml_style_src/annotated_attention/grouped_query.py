@@ -134,8 +134,8 @@ def grouped_query_attention(
         mask = attn_mask.expand(b, h, t, s)
         attn_mask = rearrange(mask, "b (g r) t s -> b g (r t) s", g=g)
 
-    # From here on this is lesson 1 with $g$ heads. Forward and backward, a decoding step makes no tensor that
-    # is larger than the keys; `repeat_interleave` makes two that are $r$ times as large
+    # From here on this is lesson 1 with $g$ heads. Forward and backward, a decoding step makes no tensor of
+    # more numbers than the keys have; `repeat_interleave` makes two of $r$ times as many
     # [check:test_keys_are_never_repeated].
     weights = attention_weights(q, k, attn_mask, scale=scale)
     folded = torch.einsum("b g n s, b g s e -> b g n e", weights, v)
@@ -252,12 +252,13 @@ def mean_pool_kv_heads(
     $1/\sqrt r$ of it: scores shrink, and the softmax is flatter than $W_Q$ was trained for
     [check:test_mean_of_unlike_heads_is_short].
 
-    And heads are unlike by accident. Lesson 2 showed that $W_Q^n A$ and $W_K^n A^{-\top}$ do what $W_Q^n$ and
-    $W_K^n$ did, for any invertible $A$: a model does not care in which basis a head keeps its keys. The mean
-    does, and two models that compute the same are pooled to two that do not
+    And heads are unlike by accident. Lesson 2 showed (transposed) that $A^\top W_Q^n$ and $A^{-1} W_K^n$ do
+    what $W_Q^n$ and $W_K^n$ did, for any invertible $A$: a model does not care in which basis a head keeps
+    its keys. The mean does, and two models that compute the same are pooled to two that do not
     [check:test_pooling_depends_on_the_basis]. Heads that differ by a rotation can be turned back, and nothing
     is lost [check:test_turned_heads_can_be_turned_back]; so Jin et al. (2024, arXiv:2412.20677) begin by
-    turning the heads of a model towards one another.
+    turning the heads of a model towards one another. With rotary positions, queries and keys are less free:
+    turns within their pairs, not across them [check:test_rotary_frees_turns_within_pairs].
 
     `weight` is that of an `nn.Linear`, with $h\,d$ rows, or its bias. The result has $g\,d$.
 

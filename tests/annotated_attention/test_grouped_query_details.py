@@ -18,7 +18,7 @@ from annotated_attention.grouped_query import (
     mean_pool_kv_heads,
 )
 from annotated_attention.language_model import SelfAttention
-from annotated_attention.rotary import rotary_attention
+from annotated_attention.rotary import apply_rotary, rotary_attention
 
 # Six query heads on three heads of keys and values.
 GROUPED, SQUARE = Case("grouped", r=2), Case("square", r=2, t=7, s=7)
@@ -153,3 +153,16 @@ def test_pooling_by_hand() -> None:
     for wrong in (weight[:6], weight[None]):
         with pytest.raises(ValueError, match="weight has shape"):
             mean_pool_kv_heads(wrong, 4, 2)
+
+
+def test_rotary_frees_turns_within_pairs(device: str) -> None:
+    query, key, value = Case("even", t=7, s=7, d=10).inputs(device=device)
+    positions, angles = torch.arange(7, device=device), normal("angles", 1, 5, device=device).expand(7, 5)
+    attend = partial(rotary_attention, value=value, i=positions, j=positions)
+    exact = attend(query, key)
+    assert_close(attend(apply_rotary(query, angles), apply_rotary(key, angles)), exact, exact)
+    # Without positions a turn across the pairs is free as well.
+    across = torch.linalg.qr(normal("across", 10, 10, device=device)).Q
+    plain = plain_attention(query, key, value)
+    assert (plain_attention(query @ across, key @ across, value) - plain).abs().max() < 1e-12
+    assert (attend(query @ across, key @ across) - exact).abs().max() > 0.1
