@@ -43,8 +43,8 @@ Shuffle the context, and its mask with it: nothing changes [check:test_context_i
 context has must be in its vectors, and to put it there is the encoder's work. T5, whose positions are biases
 of the scores, gives none to cross-attention.
 
-T5 does not divide by $\sqrt d$ either: its $W_Q$ begins smaller by that factor. Multiply a T5 layer's $W_Q$
-by $\sqrt d$ and it runs here [check:test_t5_scale_lives_in_its_weights].
+T5 does not divide by $\sqrt d$ either: its $W_Q$ begins smaller by that factor. Multiply the $W_Q$ of a T5
+layer with $d = m/n$ by $\sqrt d$ and it runs here [check:test_t5_scale_lives_in_its_weights].
 
 ## Notation
 
@@ -288,7 +288,10 @@ def insert_features(
 
     **Raises.** `ValueError` if shapes do not fit, or a text has not exactly $s$ places.
     """
-    (b, _, m), s = x.shape, features.shape[1]
+    (b, t, m), s = x.shape, features.shape[1]
+    if is_image.dtype != torch.bool or is_image.shape != (b, t):
+        came = f"is_image is {is_image.dtype}, {tuple(is_image.shape)}"
+        raise ValueError(f"{came}: bool, {(b, t)}, is wanted")
     places = is_image.sum(dim=1).tolist()
     if features.shape != (b, s, m) or places != [s] * b:
         came = f"features has shape {tuple(features.shape)}, places {places}"
@@ -316,8 +319,7 @@ def insertion_cost(s: int, m: int) -> ContextCost:
     an inserted vector is rewritten by every layer. How cross-attention fails:
 
     - *It must read something.* Weights sum to one over silence as well. Whatever the cause, about 1% of
-      Whisper's transcripts held phrases that nobody said, more often if the speech had long pauses
-      (arXiv:2402.08021).
+      Whisper's transcripts held phrases that nobody said, more with long pauses (arXiv:2402.08021).
     - *Nobody counts.* Nothing in the formula says that each word be read once: words are translated twice or
       not at all (Tu et al. 2016, arXiv:1601.04811).
     - *Stale keys.* The keys of the last context fit the next one in shape, and nothing is raised.
@@ -343,7 +345,6 @@ def example(axes: dict[str, int]) -> None:
     layer, real = CrossAttention(m, c, h), torch.ones(b, s, dtype=torch.bool)
     layer(x, keys_values=layer.project(context), padding_mask=real)
     DecoderBlock(m, c, h)(x, context)
-    cross_attention_cost(s, c, m)
     is_image = torch.arange(t + s).expand(b, -1) < s
     insert_features(torch.randn(b, t + s, m), VisionProjector(c, m)(context), is_image)
-    insertion_cost(s, m)
+    _ = cross_attention_cost(s, c, m), insertion_cost(s, m)

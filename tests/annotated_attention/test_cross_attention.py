@@ -221,6 +221,8 @@ def test_wrong_input_is_refused() -> None:
         r"mask is torch.bool, \(7, 2\)": partial(forward, x, context, padding_mask=padding().T),
         r"features has shape .*, places \[2, 3\]: .*, 2, .* 2 a text": partial(insert, x, x[:, :2], places),
         r"features has shape \(2, 3, 32\), .*: \(2, 3, 33\)": partial(insert, x, x[:, :3, 1:], three),
+        "is_image is torch.int64": partial(insert, x, x[:, :3], three.long()),
+        r"is_image is torch.bool, \(2, 4\): .*\(2, 5\)": partial(insert, x, x[:, :3], three[:, :4]),
         "d_model=34, d_context=13, n_heads=3": partial(CrossAttention, 34, 13, 3),
         "d_model=33, d_context=0, n_heads=3": partial(CrossAttention, 33, 0, 3),
     }.items():
@@ -331,10 +333,9 @@ def test_inserted_features_are_tokens(device: str) -> None:
     block = random(LanguageModel(LanguageModelConfig(d_model=33, n_heads=3)).blocks[0]).to(device)
     x, features, places = with_image(device)
     for k, is_patch in enumerate(places[0].tolist()):
-        patch = int(places[0, :k].sum())
-        other = (
-            (x, changed(features, 1, patch, patch + 1)) if is_patch else (changed(x, 1, k, k + 1), features)
-        )
+        patch = min(int(places[0, :k].sum()), 2)
+        another = changed(features, 1, patch, patch + 1)
+        other = (x, another) if is_patch else (changed(x, 1, k, k + 1), features)
         before, after = (block(insert_features(*inputs, places))[0] for inputs in ((x, features), other))
         assert (before != after).any(-1).tolist() == [i >= k for i in range(7)]
 
