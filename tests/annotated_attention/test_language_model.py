@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import proof
 from tests.proof import assert_agrees, assert_close, normal, plain_attention
@@ -208,6 +208,7 @@ def test_waves_would_drown_the_tokens() -> None:
 
 
 @each_position
+@settings(max_examples=10)
 @given(cuts=st.sets(st.integers(1, T - 1)))
 def test_caches_continue_a_text(position: str, cuts: set[int], device: str) -> None:
     model, tokens = build(device, torch.float32, position_embedding=position), some_tokens(device)
@@ -263,9 +264,12 @@ def test_wrong_input_is_refused() -> None:
 
 
 def test_dropout_acts_on_what_enters_the_stream() -> None:
-    model, tokens = build(dropout=0.5), some_tokens()
+    model, tokens, passed = build(dropout=0.5), some_tokens(), []
     places = [model.dropout, *(block.dropout for block in model.blocks)]
+    for place in places:
+        place.register_forward_hook(lambda layer, inputs, output: passed.append(layer))
     quiet = model.eval()(tokens)
+    assert passed == [places[0], *(place for place in places[1:] for _ in range(2))]
     for place in places:
         place.train()
         assert (model(tokens) != quiet).any()

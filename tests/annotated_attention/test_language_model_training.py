@@ -147,7 +147,17 @@ def test_a_broken_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
         run(checkpoint=path)
     assert path.read_bytes() == half_way
     monkeypatch.undo()
+
+    # Nothing is ever written to the place itself.
+    real, written = torch.save, []
+    monkeypatch.setattr(
+        language_model_training.torch,
+        "save",
+        lambda state, where: (written.append(where), real(state, where)),
+    )
     assert same(run(checkpoint=path)[0], run()[0])
+    assert written
+    assert path not in written
 
 
 def test_a_checkpoint_has_three_numbers_for_each(tmp_path: Path) -> None:
@@ -210,20 +220,24 @@ def test_only_matrices_decay() -> None:
 
 
 def test_long_gradients_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = []
+    lengths, rates = [], []
     real = torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, *arguments: object) -> object:
         gradients = [x.grad.flatten() for group in self.param_groups for x in group["params"]]
         lengths.append(torch.cat(gradients).norm().item())
+        rates.append({group["lr"] for group in self.param_groups})
         return real(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     torch.manual_seed(0)
     model = LanguageModel(CONFIG)
     model.embedding.weight.data *= 50
-    train(model, TEXT, steps=3)
+    model.eval()
+    train(model, TEXT, steps=3, warmup=1, learning_rate=0.5)
     assert lengths == pytest.approx([1.0] * 3, abs=1e-4)
+    assert rates == [{0.5 * rate_factor(n, 3, 1)} for n in range(3)]
+    assert model.training
 
 
 def test_an_even_guess_is_eight_bits(device: str) -> None:
