@@ -27,11 +27,11 @@ def one_by_one(model: LanguageModel, prompts: list[torch.Tensor], n: int) -> lis
 
 def run() -> list[dict]:
     torch.manual_seed(0)
-    config = LanguageModelConfig()
+    config = LanguageModelConfig(max_length=512)
     model = LanguageModel(config).to(device()).eval()
     prompts = [torch.randint(config.vocab_size, (16 + n,), device=device()) for n in range(8)]
     cases = []
-    for n in (48, 240):
+    for n in (48, 240, 496):
         tokens = prompts[0][None]
         ms = compare(partial(with_cache, model, tokens, n), partial(generate, model, tokens, n), ROUNDS)
         about = {"case": "write", "prompt": 16, "tokens": n}
