@@ -109,7 +109,7 @@ def test_search_finds_it_and_a_second_build_does_nothing(course):
 def test_its_faults_are_named_and_its_title_reaches_its_lesson(warm_course):
     course = add_part(warm_course)
     source = course.lesson("gated").parts[0].source
-    source.write_text(SOURCE.replace("test_tiles]", "test_tile]").replace("# Gated", "# Split"), "utf-8")
+    source.write_text(SOURCE.replace("test_tiles]", "test_tile]"), "utf-8")
     with pytest.raises(site.BuildError) as caught:
         site.build(course)
     assert caught.value.problems == [
@@ -133,6 +133,9 @@ def test_verify_runs_every_proof_of_a_lesson_and_an_edit_makes_only_its_own_reco
     }
     assert records.load(course).stale() == []
 
+    part.proofs[1].write_text(f"{FURTHER}    assert True\n", "utf-8")
+    assert records.load(course).stale() == ["gated_tiles"]
+    part.proofs[1].write_text(FURTHER, "utf-8")
     part.source.write_text(SOURCE.replace("2)", "3)"), "utf-8")
     monkeypatch.chdir(course.root)
     monkeypatch.setattr("sys.argv", ["attn", "verify", "--check"])
