@@ -244,10 +244,11 @@ def prefill(
         came = f"prompts have {added} tokens, chunk_size is {size}"
         raise ValueError(f"{came}: at least 1 is wanted")
 
-    # Padding goes to the right, where no token of the text can see it: its keys stand after all of them.
+    # Padding goes to the right, where no token of the text can see it: its keys stand after all of them. While
+    # it is read it takes places like any token [check:test_padding_takes_places].
     tokens = pad_sequence(list(prompts), batch_first=True)
     lengths = torch.tensor(added, device=tokens.device)
-    kept = caches[0].lengths.to(tokens.device) + lengths
+    kept = lengths + (caches[0].lengths if caches[0].longest else 0)
     chunks, training = tokens.split(size, dim=1), model.training
     try:
         model.eval()
@@ -342,7 +343,6 @@ def example(axes: dict[str, int]) -> None:
     cache.update(torch.randn(b, g, t, d), torch.randn(b, g, t, e))
     cache.truncate([t - 1] * b)
     cache.update(torch.randn(b, g, 1, d), torch.randn(b, g, 1, e))
-
     config = LanguageModelConfig(vocab_size=v, d_model=g * d, n_layers=1, n_heads=g)
     model, prompts = LanguageModel(config), [torch.zeros(t, dtype=torch.long)] * b
     prefill(model, prompts, make_caches(model, t))

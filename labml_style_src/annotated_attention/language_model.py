@@ -86,11 +86,12 @@ from annotated_attention.language_model_slot import (
     causal_mask,
     placed,
 )
+from annotated_attention.language_model_training import train
 
 __all__ = ["Attend", "Cache", "SelfAttention", "causal_attention"]
 __all__ += ["causal_mask", "generate", "placed", "sample"]
 __all__ += ["Block", "LanguageModel", "LanguageModelConfig"]
-__all__ += ["language_model_cost", "sinusoidal"]
+__all__ += ["language_model_cost", "sinusoidal", "train"]
 
 MakeAttention = Callable[["LanguageModelConfig", int], nn.Module]
 
@@ -223,7 +224,8 @@ class LanguageModel(nn.Module):
         r"""### From tokens to logits
 
         The logits of the token after each. With `caches`, one for each layer, `tokens` are those that were
-        not read before [check:test_caches_continue_a_text].
+        not read before [check:test_caches_continue_a_text]. `positions` say where they stand, if not behind
+        each other from 0 on or behind what the caches hold; a cache numbers its keys itself.
 
         **Raises.** `ValueError` if one of the three does not fit [check:test_wrong_input_is_refused].
         """
@@ -297,9 +299,10 @@ def language_model_cost(
     - *Bytes are short.* 256 of them are eight lines of a program. Models in use read tokens of some four
       bytes, from a table of 32,000 or more.
 
-    **In production.** Transformers' GPT-2 is this model, `c_proj` being our `w_o` and `mlp.2`; nanoGPT is
-    the same in 300 lines. LLaMA has RMSNorm for LayerNorm, SwiGLU for GELU, rotary positions for $p$, and no
-    biases. vLLM serves all of them through a slot like ours, filled with kernels that read a paged cache.
+    **In production.** Transformers' GPT-2 is this model with biases and an approximate GELU, `c_proj` being
+    our `w_o` and `mlp.2`; nanoGPT is the same in some 300 lines. LLaMA has RMSNorm for LayerNorm, SwiGLU for
+    GELU, rotary positions for $p$, and no biases. vLLM serves all of them through a slot like ours, filled
+    with kernels that read a paged cache.
     """
     v, m, n_layers = config.vocab_size, config.d_model, config.n_layers
     products = n_layers * 12 * m * m + v * m

@@ -103,7 +103,7 @@ def as_tokens(text: bytes) -> UInt8[Tensor, "n"]:
 
 
 def as_text(tokens: Tensor) -> str:
-    """The way back. A model may write bytes that are no UTF-8; they become question marks."""
+    """The way back. A model may write bytes that are no UTF-8; each fault becomes a �."""
     return bytes(tokens.tolist()).decode(errors="replace")
 
 
@@ -216,23 +216,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 every=50,
                 report=report,
             )
+        bits = bits_per_byte(model, held_out)
+        print(f"{bits:.3f} bits per byte of the files held out\n")
+        written = generate(
+            model,
+            prompt,
+            CONFIG.max_length + 1 - prompt.shape[1],
+            temperature=0.8,
+            top_p=0.95,
+            generator=torch.Generator().manual_seed(options.seed),
+        )
     except KeyboardInterrupt:
         stopped = "stopped: the same command goes on from the last checkpoint"
         print(stopped, file=sys.stderr)
         return 130
     except ValueError as error:
         parser.error(f"argument --checkpoint: {error}")
-    bits = bits_per_byte(model, held_out)
-    print(f"{bits:.3f} bits per byte of the files held out\n")
-
-    written = generate(
-        model,
-        prompt,
-        CONFIG.max_length + 1 - prompt.shape[1],
-        temperature=0.8,
-        top_p=0.95,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
     print(as_text(written[0, 1:]))
     return 0
 

@@ -70,17 +70,19 @@ def sample(
     if temperature == 0:
         return logits.argmax(dim=-1)
 
-    # A softmax does not feel what is subtracted from all. With the largest at 0, nothing overflows,
-    # however cold it is.
+    # A softmax does not feel what is subtracted from all. With the largest at 0, nothing overflows, however
+    # cold it is; but a GPU multiplies by $1/\tau$, which must not be infinite in float32.
     wide = torch.promote_types(logits.dtype, torch.float32)
     logits = logits.to(wide) - logits.to(wide).amax(dim=-1, keepdim=True)
-    probabilities = (logits / temperature).softmax(dim=-1)
+    probabilities = (logits / max(temperature, 1e-30)).softmax(dim=-1)
 
     # A token is kept if those before it do not reach $\rho$ yet. So the one that crosses is in, and there is
-    # always one [check:test_top_p_keeps_the_nucleus].
+    # always one [check:test_top_p_keeps_the_nucleus]. A share of 1 cuts nothing, though the sum of a large
+    # vocabulary may be rounded to 1 before its end [check:test_a_share_of_one_cuts_nothing].
     ordered, index = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    if top_p < 1:
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
 
     # `multinomial` draws in proportion, and needs no sum of 1.
     drawn = torch.multinomial(ordered, 1, generator=generator)
@@ -101,7 +103,9 @@ def generate(
     r"""## Token after token
 
     Returns `tokens` and `n_tokens` more. What was drawn is read like the rest: the model cannot take a byte
-    back. It writes in evaluation mode, without dropout, and is then put back in the mode that it had
+    back. What `caches` hold goes before `tokens`. The last token that is written is in no cache yet: a call
+    that goes on begins with it [check:test_a_text_goes_on_where_it_stopped]. The model writes in evaluation
+    mode, without dropout, and is then put back in the mode that it had
     [check:test_generate_evaluates_and_goes_back].
 
     **Raises.** `ValueError` if there is no token to begin with.
@@ -113,9 +117,9 @@ def generate(
     digit against the odds. And no temperature helps a model that is sure of something wrong.
 
     **In production.** Transformers has `model.generate(do_sample=True, temperature=..., top_p=...)`, vLLM
-    `SamplingParams(temperature=..., top_p=...)`; both bend first and cut then, as here, and both read a
-    checkpoint's own `generation_config.json` for what is not given. To draw a token from the same seed on
-    another machine is to hope: a rounding can move the border between two.
+    `SamplingParams(temperature=..., top_p=...)`; both bend first and cut then, as here. For what a request
+    does not say, Transformers and vLLM's server read the checkpoint's own `generation_config.json`. To draw a
+    token from the same seed on another machine is to hope: a rounding can move the border between two.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         came = f"tokens has shape {tuple(tokens.shape)}"

@@ -31,9 +31,10 @@ A mask made of positions is a matrix, $t\,s$ booleans for each layer and each pa
 And PyTorch's FlashAttention on a GPU takes no mask at all, so another of its kernels runs. A model that only
 ever trained would pass `is_causal=True`.
 
-A filling may look at less than it is told. The ALiBi below reads the place of the first query, and takes the
-keys to lie at $0, 1, 2, \dots$: right for a text and for a cache that only grows, wrong for padding and for
-a cache that overwrites. Lessons 5 and 8 have fillings that read all of $i$ and $j$.
+A filling may look at less than it is told. The ALiBi below reads the place of the first query, one for all
+rows, and takes the keys to lie at $0, 1, 2, \dots$: right for a text and for a cache that only grows, wrong
+for a cache that overwrites, and an error where the rows begin at different places. Lessons 5 and 8 have
+fillings that read all of $i$ and $j$.
 
 **In production** the slot is a class or a name: vLLM's models hold an `Attention` layer, behind which it
 chooses a kernel; Transformers looks up `attn_implementation` in a table, to which one's own function can be
@@ -111,7 +112,8 @@ class Cache(Protocol):
     """
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the newest `b g t d` and `b g t e`; returns all that are held, these included."""
+        """Takes the newest `b g t d` and `b g t e`; returns all that their queries may need, these included. A
+        ring that reads a piece of a text returns more than it goes on to hold."""
         ...
 
     @property
@@ -131,7 +133,8 @@ class SelfAttention(nn.Module):
 
     ```python
     def alibi(query, key, value, i, j):
-        return alibi_attention(query, key, value, offset=int(i[0]))
+        first = int(i[..., 0].unique())
+        return alibi_attention(query, key, value, offset=first)
 
     SelfAttention(128, 4, attend=alibi)
     ```
@@ -200,9 +203,9 @@ def placed(
 
     # The newest key is that of the last query, and has the largest number. So $i$ follows from $j$: when a
     # text is read in pieces [check:test_reading_in_pieces_is_reading_at_once], when each text of a batch has
-    # a length of its own [check:test_rows_of_different_lengths], when new keys overwrite the oldest
-    # [check:test_a_ring_is_a_window], and when those that are left are counted anew
-    # [check:test_a_window_counted_anew].
+    # a length of its own [check:test_rows_of_different_lengths], when new keys overwrite the oldest, one by
+    # one [check:test_a_ring_is_a_window] or in pieces [check:test_a_ring_reads_in_pieces], and when those
+    # that are left are counted anew [check:test_a_window_counted_anew].
     if positions is None:
         back = torch.arange(1 - t, 1, device=key.device)
         positions = j.amax(dim=-1, keepdim=True) + back

@@ -68,6 +68,7 @@ one crop, with a mask between them. nanoGPT's `train.py` is this page in a singl
 
 import math
 import os
+import pickle
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict
@@ -79,8 +80,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int, Integer
 from torch import Tensor, nn
-
-from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 
 __all__ = ["BEGIN", "bits_per_byte", "crops", "rate_factor", "train"]
 
@@ -124,7 +123,7 @@ def rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def train(
-    model: LanguageModel,
+    model: nn.Module,
     text: Integer[Tensor, "n"],
     *,
     steps: int,
@@ -144,8 +143,12 @@ def train(
     Returns the loss of every step, in nats. `report(step, loss)` is called after each: a progress bar, a
     plot, a line. With a `checkpoint`, the run is saved there every so many steps, and a call that finds one
     goes on from it.
+
+    **Raises.** `ValueError` if the checkpoint's folder is not there, or the file is none of this run
+    [check:test_another_run_is_refused].
     """
-    length = model.config.max_length if length is None else length
+    config: Any = model.config
+    length = int(config.max_length) if length is None else length
     parameters = [x for x in model.parameters() if x.requires_grad]
 
     # Decay draws a parameter towards 0. Matrices bear that; a scale of $\operatorname{LN}$ belongs near 1,
@@ -160,7 +163,8 @@ def train(
 
     # Whatever decides what the run will be: a checkpoint keeps it, and is not taken for another run's.
     settings = {
-        **asdict(model.config),
+        **asdict(config),
+        "dtype": str(parameters[0].dtype),
         "steps": steps,
         "batch_size": batch_size,
         "length": length,
@@ -173,13 +177,15 @@ def train(
     }
     settings = {name: plain(setting) for name, setting in settings.items()}
     losses: list[float] = []
+    if checkpoint is not None and not checkpoint.parent.is_dir():
+        raise ValueError(f"checkpoint {checkpoint}: a folder that exists is wanted")
     if checkpoint is not None and checkpoint.exists():
         losses = load(checkpoint, model, optimizer, settings)
 
     # Each step has a seed of its own, so nothing that was drawn before matters to it: neither the crops nor
     # the dropout of a resumed run differ from those of an uninterrupted one
-    # [check:test_a_resumed_run_is_the_same_run]. PyTorch's generator keeps the lowest 32 bits of a seed:
-    # with `seed << 32`, all seeds would be one [check:test_seeds_differ].
+    # [check:test_a_resumed_run_is_the_same_run]. PyTorch's generator for the CPU keeps the lowest 32 bits of
+    # a seed: with `seed << 32`, all seeds would be one [check:test_seeds_differ].
     model.train()
     with torch.random.fork_rng():
         for step in range(len(losses), steps):
@@ -211,7 +217,9 @@ def plain(setting: Any) -> Any:
     """A function by its name, which is the same tomorrow; numbers and words as they are. Two functions of one
     name, two lambdas for instance, look alike to it."""
     if isinstance(setting, partial):
-        return f"{plain(setting.func)} {setting.args} {setting.keywords}"
+        given = [plain(argument) for argument in setting.args]
+        named = {name: plain(argument) for name, argument in setting.keywords.items()}
+        return f"{plain(setting.func)} {given} {named}"
     if callable(setting):
         return getattr(setting, "__qualname__", type(setting).__qualname__)
     return setting
@@ -228,8 +236,8 @@ def save(
 
     Parameters alone would not do: AdamW has two means for each, and they are two thirds of the file.
 
-    It is written beside its place and then moved there, which happens at once or not at all. Whoever pulls
-    the plug finds the last whole one [check:test_a_broken_save_leaves_the_old_one].
+    It is written beside its place and then moved there, which happens at once or not at all. A run that is
+    stopped in the middle of it leaves the last whole one [check:test_a_broken_save_leaves_the_old_one].
     """
     state = {
         "settings": settings,
@@ -252,9 +260,15 @@ def load(
     two [check:test_another_run_is_refused]. `weights_only` keeps a file that came from elsewhere from
     running code.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    broken = (OSError, EOFError, LookupError, RuntimeError, TypeError)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        found = state["settings"]
+    except (*broken, pickle.UnpicklingError) as error:
+        came = f"checkpoint {checkpoint} cannot be read as one"
+        raise ValueError(f"{came}: a file that `train` wrote is wanted") from error
     for name, ours in settings.items():
-        theirs = state["settings"].get(name)
+        theirs = found.get(name)
         if theirs != ours:
             came = f"checkpoint {checkpoint} has {name} = {theirs}"
             wanted = "the same settings, or another file, are wanted"
@@ -266,7 +280,7 @@ def load(
 
 @torch.no_grad()
 def bits_per_byte(
-    model: LanguageModel,
+    model: nn.Module,
     text: Integer[Tensor, "n"],
     *,
     length: int | None = None,
@@ -282,22 +296,30 @@ def bits_per_byte(
     """
     if len(text) == 0:
         raise ValueError("text is empty: at least one token is wanted")
-    length = model.config.max_length if length is None else length
+    config: Any = model.config
+    length = int(config.max_length) if length is None else length
     device, was_training = next(model.parameters()).device, model.training
-    model.eval()
     whole, nats = len(text) // length * length, 0.0
     blocks = text[:whole].view(-1, length).split(batch_size)
-    for block in filter(torch.numel, (*blocks, text[None, whole:])):
-        targets = block.to(device).long()
-        logits = model(F.pad(targets, (1, 0), value=begin)[:, :-1])
-        logs = logits.log_softmax(dim=-1)
-        nats -= logs.gather(-1, targets[..., None]).sum().item()
-    model.train(was_training)
+    try:
+        model.eval()
+        for block in filter(torch.numel, (*blocks, text[None, whole:])):
+            targets = block.to(device).long()
+            logits = model(F.pad(targets, (1, 0), value=begin)[:, :-1])
+
+            # In bfloat16 a sum of some thousand logarithms has three digits.
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            logs = logits.log_softmax(dim=-1, dtype=wide)
+            nats -= logs.gather(-1, targets[..., None]).sum().item()
+    finally:
+        model.train(was_training)
     return nats / len(text) / math.log(2)
 
 
 def example(axes: dict[str, int]) -> None:
     """A step, and a judgement: the shapes beside the code are read off this run."""
+    from annotated_attention.language_model import LanguageModel, LanguageModelConfig
+
     b, h, t, d, v = (axes[letter] for letter in "bhtdv")
     config = LanguageModelConfig(v, t, h * d, n_layers=1, n_heads=h)
     model, text = LanguageModel(config), torch.arange(5 * t) % v

@@ -76,6 +76,7 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
 # %%
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path as File
 from tempfile import TemporaryDirectory
 
@@ -276,20 +277,15 @@ plt.show()
 
 # %%
 def alibi(query, key, value, i, j):
-    return alibi_attention(query, key, value, offset=int(i[0]))
+    return alibi_attention(query, key, value, offset=int(i[..., 0].unique()))
+
+
+def attention(config, layer):
+    return SelfAttention(config.d_model, config.n_heads, attend=alibi)
 
 
 torch.manual_seed(0)
-other = LanguageModel(
-    LanguageModelConfig(
-        max_length=64,
-        d_model=64,
-        n_layers=2,
-        n_heads=4,
-        position_embedding="none",
-        make_attention=lambda config, layer: SelfAttention(64, 4, attend=alibi),
-    )
-)
+other = LanguageModel(replace(config, position_embedding="none", make_attention=attention))
 other_losses = train(other, text, **options)
 
 # %%

@@ -233,6 +233,22 @@ def test_a_conversation_goes_on(device: str) -> None:
             assert_close(logits[row], again[0, end - 1], exact[0, end - 1])
 
 
+def test_padding_takes_places(device: str) -> None:
+    model, (short, long) = small_model(device=device), prompts_of(5, 15, device=device)
+    caches = make_caches(model, LENGTH)
+    prefill(model, [short, long], caches)
+    with pytest.raises(ValueError, match="holds 15 of 23 tokens, 15 more came"):
+        prefill(model, [long, short], caches)
+    # Emptied, they take another number of texts.
+    caches = make_caches(model, LENGTH)
+    prefill(model, [short, long], caches)
+    for cache in caches:
+        cache.truncate([0, 0])
+    logits = prefill(model, [long], caches)
+    assert_close(logits, prefill(model, [long], make_caches(model, 15)), model(long[None])[:, -1])
+    assert caches[0].lengths.tolist() == [15]
+
+
 @each_attend
 def test_a_batch_equals_each_text_alone(attend: str, device: str) -> None:
     model, prompts = small_model(attend, device=device), prompts_of(5, 11, 7, device=device)

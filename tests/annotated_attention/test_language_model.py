@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from tests.proof import assert_agrees, assert_close, normal, plain_attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from annotated_attention import language_model_training
 from annotated_attention.kv_cache import make_caches
 from annotated_attention.language_model import (
     Block,
@@ -23,6 +26,7 @@ from annotated_attention.language_model import (
     generate,
     language_model_cost,
     sinusoidal,
+    train,
 )
 
 V, T, M = 17, 13, 22
@@ -222,7 +226,8 @@ def test_caches_continue_a_text(position: str, cuts: set[int], device: str) -> N
 @pytest.mark.parametrize("position", ["sinusoidal", "none"])
 def test_without_a_table_longer_texts_are_read(position: str) -> None:
     model, tokens = build(position_embedding=position), some_tokens(t=60)
-    assert torch.equal(model(tokens)[:, :23], model(tokens)[:, :23])
+    start = model(tokens[:, :23])
+    assert_close(model(tokens)[:, :23], start, start)
     assert generate(model, tokens, 2).shape == (3, 62)
 
 
@@ -261,6 +266,15 @@ def test_wrong_input_is_refused() -> None:
     for name, value in {**changes, "position_embedding": "rotary"}.items():
         with pytest.raises(ValueError, match=f"{name} is {value!r}"):
             LanguageModel(replace(CONFIG, **{name: value}))
+
+
+@pytest.mark.parametrize("first", ["language_model", "language_model_training"])
+def test_training_belongs_to_the_model(first: str) -> None:
+    # In a process of its own, for the order of imports is what is tested.
+    other = {"language_model", "language_model_training"} - {first}
+    lines = [f"from annotated_attention.{name} import train" for name in (first, *other)]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+    assert train is language_model_training.train
 
 
 def test_dropout_acts_on_what_enters_the_stream() -> None:

@@ -161,6 +161,13 @@ def test_command_trains_stops_and_goes_on(
     assert main(small) == 0
     assert capsys.readouterr().out == whole.out
 
+    # Ctrl-C while the model is judged.
+    def pressed(*arguments: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus, "bits_per_byte", pressed)
+    assert main(small) == 130
+
 
 def test_command_says_what_is_wrong(
     small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -170,6 +177,7 @@ def test_command_says_what_is_wrong(
         (["--steps", "0"], "--steps: 0 is less than 1"),
         (["--prompt", "x" * 16], "--prompt: it has more than 15 bytes"),
         (["--steps", "3"], "has steps = 2, this run 3"),
+        (["--checkpoint", small[3] + "/none/model.pt"], "--checkpoint: checkpoint"),
         (["--speed"], "unrecognized arguments: --speed"),
     ):
         with pytest.raises(SystemExit) as stop:

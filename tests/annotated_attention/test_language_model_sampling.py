@@ -54,6 +54,15 @@ def test_caches_write_the_same_text(position: str, device: str) -> None:
     assert texts[0].shape == (3, 23)
 
 
+def test_a_text_goes_on_where_it_stopped(device: str) -> None:
+    model, tokens = build(device), some_tokens(device)
+    caches, whole = make_caches(model, 22), generate(model, tokens, 18, temperature=0.0)
+    text = generate(model, tokens, 7, temperature=0.0, caches=caches)
+    assert caches[0].longest == text.shape[1] - 1
+    more = generate(model, text[:, -1:], 11, temperature=0.0, caches=caches)
+    assert torch.equal(torch.cat([text, more[:, 1:]], 1), whole)
+
+
 def test_generate_evaluates_and_goes_back() -> None:
     model, tokens = build(dropout=0.5), some_tokens()
     model.train()
@@ -81,6 +90,18 @@ def test_top_p_keeps_the_nucleus(seed: int, top_p: float) -> None:
     counts = torch.bincount(drawn, minlength=V)[order[:size]] / 999
     kept = probabilities[order[:size]] / probabilities[order[:size]].sum()
     assert (counts - kept).abs().max() < 5 * math.sqrt(0.25 / 999)
+
+
+def test_a_share_of_one_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, drawn_from, real = normal("logits", 1, 200_000, dtype=torch.float32), [], torch.multinomial
+    ordered = logits.softmax(-1).sort(descending=True).values
+    assert (ordered.cumsum(-1) - ordered >= 1).any()
+    monkeypatch.setattr(torch, "multinomial", lambda x, *_, **__: drawn_from.append(x) or real(x, 1))
+    sample(logits)
+    assert (drawn_from[0] > 0).all()
+    # What is impossible stays so.
+    logits[:, 5:] = -torch.inf
+    assert all(sample(logits.expand(99, -1)) < 5)
 
 
 def test_temperature_sharpens(device: str) -> None:

@@ -12,6 +12,7 @@ from tests.proof import Case, assert_agrees, assert_close, changed, normal, plai
 from torch import Tensor, nn
 
 from annotated_attention.alibi import alibi_attention
+from annotated_attention.kv_cache import KVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.language_model_slot import (
     Cache,
@@ -69,6 +70,21 @@ class Ring(Memory):
             memory[:, :, self.seen % self.window] = new[:, :, 0]
         self.order[self.seen % self.window] = self.seen
         self.seen += 1
+        return self.held[0], self.held[1]
+
+
+class RingOfPieces(Memory):
+    """Forgets what is out of every window when the next piece comes: until then its queries may need it."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window, self.seen = window, 0
+
+    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        old = [x[:, :, max(0, x.shape[2] - self.window + 1) :] for x in self.held or (key[:, :, :0],) * 2]
+        self.held = tuple(torch.cat(pair, 2) for pair in zip(old, (key, value), strict=True))
+        self.seen += key.shape[2]
+        self.order = torch.arange(self.seen - self.held[0].shape[2], self.seen)
         return self.held[0], self.held[1]
 
 
@@ -151,7 +167,8 @@ def lesson_1_of_the_slot(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j
 
 def test_alibi_fits(device: str) -> None:
     def alibi(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return alibi_attention(query, key, value, offset=int(i[0]))
+        first = int(i[..., 0].unique())
+        return alibi_attention(query, key, value, offset=first)
 
     attention, x = layer(alibi, device=device), normal("x", B, T, M, device=device)
     whole = attention(x)
@@ -159,6 +176,14 @@ def test_alibi_fits(device: str) -> None:
     cache = Renumbered()
     pieces = [attention(x[:, n : n + 1], cache=cache) for n in range(4)]
     assert_close(torch.cat(pieces, 1), whole[:, :4], whole[:, :4])
+    # Lesson 7's has positions for each row, and these may differ: that is refused, not guessed.
+    cache = KVCache(T)
+    with torch.no_grad():
+        pieces = [attention(x[:, a:z], cache=cache) for a, z in ((0, 6), (6, 7), (7, T))]
+        assert_close(torch.cat(pieces, 1), whole, whole)
+        cache.truncate([3, 5])
+        with pytest.raises((ValueError, RuntimeError)):
+            attention(x[:, :2], cache=cache)
     assert (whole - layer(causal_attention, device=device)(x)).abs().max() > 0.01
 
 
@@ -238,6 +263,23 @@ def test_a_ring_is_a_window(device: str) -> None:
         first = max(0, n - 3)
         alone = attention(x[:, first : n + 1])[:, -1:]
         assert_close(read[:, n : n + 1], alone, alone)
+
+
+@given(cuts=st.sets(st.integers(1, T - 1)))
+def test_a_ring_reads_in_pieces(cuts: set[int], device: str) -> None:
+    def window(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = causal_mask(i, j) & (i[..., :, None] - j[..., None, :] < 4)
+        return plain_attention(query, key, value, seen)
+
+    attention, x = layer(window, device=device), normal("x", B, T, M, device=device)
+    cache, marks = RingOfPieces(4), itertools.pairwise([0, *sorted(cuts), T])
+    whole = attention(x)
+    read, sizes = [], []
+    for a, z in marks:
+        read.append(attention(x[:, a:z], cache=cache))
+        sizes.append(cache.positions.numel() - (z - a))
+    assert_close(torch.cat(read, 1), whole, whole)
+    assert max(sizes) <= 3
 
 
 def test_a_window_counted_anew(device: str) -> None:

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from annotated_attention import language_model_training
-from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
+from annotated_attention.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    SelfAttention,
+    causal_attention,
+)
 from annotated_attention.language_model_training import BEGIN, bits_per_byte, crops, rate_factor, train
 
 V, LENGTH = 17, 11
@@ -172,6 +177,10 @@ def other_attention(config: LanguageModelConfig, layer: int) -> torch.nn.Module:
     return SelfAttention(config.d_model, config.n_heads)
 
 
+def attention_with(config: LanguageModelConfig, layer: int, attend: Callable) -> torch.nn.Module:
+    return SelfAttention(config.d_model, config.n_heads, attend=attend)
+
+
 def test_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     run(checkpoint=path)
@@ -187,10 +196,22 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     for change, message in changes:
         with pytest.raises(ValueError, match=message):
             run(checkpoint=path, **change)
-    # A function is known by its name, which is the same in the next process.
-    draw = partial(crops, begin=None)
-    run(checkpoint=tmp_path / "other.pt", draw=draw)
-    assert "0x" not in torch.load(tmp_path / "other.pt", weights_only=True)["settings"]["draw"]
+    with pytest.raises(ValueError, match=r"dtype = torch.float32, this run torch.bfloat16"):
+        train(LanguageModel(CONFIG).bfloat16(), TEXT, steps=8, warmup=2, checkpoint=path)
+    # A function is known by its name, which is the same in the next process; one among arguments as well.
+    make = partial(attention_with, attend=partial(causal_attention))
+    options = {"draw": partial(crops, begin=None), "config": replace(CONFIG, make_attention=make)}
+    run(checkpoint=tmp_path / "other.pt", **options)
+    assert "0x" not in str(torch.load(tmp_path / "other.pt", weights_only=True)["settings"])
+    # A file of another kind, half a file, a folder, and none to write to.
+    torch.save({"model": {}}, path)
+    (tmp_path / "half.pt").write_bytes(path.read_bytes()[:99])
+    (tmp_path / "words.pt").write_text("no checkpoint")
+    for name in ("model.pt", "half.pt", "words.pt", "."):
+        with pytest.raises(ValueError, match="cannot be read as one: a file that `train` wrote is wanted"):
+            run(checkpoint=tmp_path / name)
+    with pytest.raises(ValueError, match="a folder that exists is wanted"):
+        run(checkpoint=tmp_path / "none" / "model.pt")
 
 
 def test_seeds_differ() -> None:
@@ -266,6 +287,18 @@ def test_bits_are_those_of_a_distribution(n: int, device: str) -> None:
     assert all(sizes)
 
 
+def test_bits_of_a_small_dtype_are_added_in_a_wide_one() -> None:
+    torch.manual_seed(0)
+    model, text = LanguageModel(CONFIG).bfloat16().eval(), TEXT[: 9 * LENGTH]
+    logits = model(F.pad(text.view(9, LENGTH), (1, 0))[:, :-1]).double()
+    exact = F.cross_entropy(logits.flatten(0, 1), text).item() / math.log(2)
+    assert bits_per_byte(model, text) == pytest.approx(exact, rel=1e-5)
+
+
 def test_no_text_has_no_bits() -> None:
+    model = LanguageModel(CONFIG)
+    with pytest.raises(ValueError, match="learned positions end"):
+        bits_per_byte(model, TEXT, length=2 * LENGTH)
+    assert model.training
     with pytest.raises(ValueError, match="text is empty"):
         bits_per_byte(LanguageModel(CONFIG), TEXT[:0])
