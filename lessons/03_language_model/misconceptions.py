@@ -43,6 +43,12 @@ def bits_per_byte__mean_of_means(logits, tokens, lengths):
     return torch.stack([bits_per_byte(*text) for text in texts]).mean()
 
 
+def bits_per_byte__one_byte_too_many(logits, tokens, lengths):
+    """You count one byte too many of each padded text: the cost at place i is that of byte i + 1, and of a text
+    of n tokens only n - 1 were asked for. At which place is the last of them?"""
+    return bits_per_byte(logits, tokens, (lengths + 1).clamp(max=tokens.shape[1]))
+
+
 def layer_norm__over_the_tokens(x, weight, bias, eps=1e-5):
     """Your mean runs over the tokens of a text, not over the numbers of a vector. Then each token knows
     something of those after it. Which axis is the vector?"""
@@ -106,11 +112,11 @@ def mlp_half__tanh(x, weights):
     return x + _mlp(_norm(x, weights, "mlp"), weights, gelu)
 
 
-def _attention(x, weights, n_heads, *, causal=True):
+def _attention(x, weights, n_heads, *, causal=True, by=None):
     """What the heads find in a norm, projected."""
     parts = [x @ weights[f"attention.w_{n}.weight"].mT for n in "qkv"]
     query, key, value = (rearrange(part, "b t (h d) -> b h t d", h=n_heads) for part in parts)
-    scores = query @ key.mT * query.shape[-1] ** -0.5
+    scores = query @ key.mT * (by or query.shape[-1]) ** -0.5
     if causal:
         scores = scores + torch.full(scores.shape[2:], float("-inf"), dtype=x.dtype).triu(1)
     found = rearrange(scores.softmax(dim=-1) @ value, "b h t d -> b t (h d)")
@@ -121,6 +127,13 @@ def block__sees_the_future(x, weights, n_heads):
     """Your tokens look ahead. In training each could read the answer it is asked for, the loss would be
     wonderful, and the model could write nothing. Which scores must become minus infinity?"""
     x = x + _attention(_norm(x, weights, "attention"), weights, n_heads, causal=False)
+    return mlp_half(x, weights)
+
+
+def block__scaled_by_the_stream(x, weights, n_heads):
+    """You divide the scores by √m, the root of the width of the stream. With one head that is the same. How many
+    products are added up in a score of one head?"""
+    x = x + _attention(_norm(x, weights, "attention"), weights, n_heads, by=x.shape[-1])
     return mlp_half(x, weights)
 
 

@@ -193,6 +193,8 @@ def rotary_attention__places_instead_of_positions(query, key, value, i, j, *, ba
 def rotary_attention__keys_at_the_places_of_queries(query, key, value, i, j, *, base=10000.0):
     """You turn the keys by `i`, where the queries stand. In a whole text that makes no difference. A key
     that was written long before its query has a position of its own."""
+    if i.shape[-1] not in (1, j.shape[-1]):  # PyTorch would complain of sizes, as it does of other mistakes
+        return rotary_attention(query, key, value, i, j, base=base)
     return rotary_attention(query, key, value, i, i, base=base)
 
 

@@ -26,7 +26,7 @@ OUTPUT = "batch head query width"
     "The angles",
     hints=[
         "Write the frequencies of width 8 and base 10000 down first: 1, 1/10, 1/100, 1/1000. There are d/2 "
-        "of them.",
+        "of them, so ask first whether d is even.",
         "`base ** (-2 * pair / d)` with `pair = torch.arange(d // 2, dtype=torch.float64)`.",
         "A table of positions times frequencies: `positions.double()[..., None] * frequencies`. The dots let "
         "a batch of positions through.",
