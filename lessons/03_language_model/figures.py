@@ -194,7 +194,7 @@ def rate() -> str:
     parts += [line(w, 14, w, floor), text(w, floor + 18, "w"), text(left, floor + 18, "0", anchor="start")]
     parts += [
         text(left + width, floor + 18, "S", anchor="end"),
-        text(w + 8, 12, "η", anchor="start", colour="weights"),
+        text(w - 10, 20, "η", anchor="end", colour="weights"),
     ]
     return svg(left + width + 4, floor + 26, "The rate rises in a line and falls in half a cosine", parts)
 

@@ -253,9 +253,9 @@ fig, axes = plt.subplots(1, 2, figsize=(7, 2.5))
 panels = ((0, right, SOFT), (0, without_mask, VALUE), (1, on_padding, WEIGHTS))
 for place, values, colour in panels:
     by_length = [values[lengths == n].mean() for n in range(10, 18)]
-    axes[place].plot(range(10, 18), by_length, "o-", color=colour, markersize=4)
-    axes[place].set(xlabel="characters of the date", ylim=(-0.03, None))
-axes[0].legend(["mask", "mask forgotten"])
+    axes[place].plot(range(10, 18), by_length, "o-", color=colour, markersize=4, clip_on=False)
+    axes[place].set(xlabel="characters of the date", ylim=(0, None))
+axes[0].legend(["mask", "mask forgotten"], loc="lower center")
 axes[0].set(title="share written without a mistake")
 axes[1].set(title="share of attention on padding")
 plt.show()
@@ -328,10 +328,10 @@ s, c, m, t = 576, 1024, 4096, torch.arange(0, 10001, 10)
 fig, ax = plt.subplots(figsize=(7, 2.8))
 ways = {"cross-attention": cross_attention_cost(s, c, m), "inserted": insertion_cost(s, m)}
 for (name, cost), colour in zip(ways.items(), (QUERY, KEY), strict=True):
-    ax.plot(t, cost.once + t * cost.per_token, color=colour, label=name)
+    ax.plot(t, (cost.once + t * cost.per_token) / 1e9, color=colour, label=name)
     print(f"{name:16}{cost.once:15,} once, {cost.per_token:10,} a token, cache {cost.cache:,}")
 ax.axvline(s * (6 + (s - c) / m), color=SOFT, linewidth=0.8, linestyle=":")
-ax.set(xlabel="tokens of text", ylabel="operations added to a layer", ylim=(0, None))
+ax.set(xlabel="tokens of text", ylabel="billion operations", ylim=(0, None))
 ax.legend()
 plt.show()
 

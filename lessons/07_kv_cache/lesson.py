@@ -184,11 +184,13 @@ cases = {"five tokens appended": tokens[:, :25], "token 12 replaced": edited}
 for ax, (title, other) in zip(axes, cases.items(), strict=True):
     moved = (keys_of(tokens)[:, : other.shape[1]] - keys_of(other)).norm(dim=-1) > 1e-9
     heatmap(ax, moved.double(), KEY)
-    ax.set(title=title, xlabel="position", ylabel="layer", xlim=(-0.5, 29.5), yticks=range(3))
+    ax.set(title=title, xlabel="", ylabel="layer", xlim=(-0.5, 29.5), yticks=range(3))
+axes[-1].set(xlabel="position")
 plt.show()
 
 # %% [markdown]
-# So two conversations can share the keys and values of one beginning, but not those of one end.
+# Filled are the keys that moved. So two conversations can share the keys and values of one beginning, but not
+# those of one end.
 #
 # ## 4. Three ways to break it
 #
