@@ -317,5 +317,5 @@ def example(axes: dict[str, int]) -> None:
     tokens = torch.zeros(b, t, dtype=torch.long)
     Block(config, 0)(model(tokens) @ model.embedding.weight)
     model.place(torch.arange(t))
-    sinusoidal(torch.arange(t), h * d)
+    sinusoidal(torch.arange(t), 2 * d)
     language_model_cost(config, t)
