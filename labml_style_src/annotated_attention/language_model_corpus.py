@@ -227,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             generator=torch.Generator().manual_seed(options.seed),
         )
     except KeyboardInterrupt:
-        stopped = "stopped: the same command goes on from the last checkpoint"
-        print(stopped, file=sys.stderr)
+        later = "the same command goes on from the last checkpoint"
+        print(f"stopped: {later}, if there is one", file=sys.stderr)
         return 130
     except ValueError as error:
         parser.error(f"argument --checkpoint: {error}")
