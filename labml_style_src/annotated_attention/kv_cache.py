@@ -195,11 +195,10 @@ def kv_cache_bytes(
 ) -> int:
     r"""## How many bytes
 
-    A token leaves one key and one value in each head of each layer, whatever it says. That makes
+    A token leaves one key and one value in each head of each layer, whatever it says. In bytes, with $e = d$
+    unless said otherwise:
 
     $$L\,g\,(d + e)\,u$$
-
-    bytes a token, with $e = d$ unless said otherwise.
 
     | model | $L$ | $g$ | $d$ | a token | a full context |
     |---|---|---|---|---|---|
@@ -302,7 +301,8 @@ def decode_cost(
     Returns the operations of one step of decoding and the bytes that it must read, each weight and each held
     key and value once, for $b$ texts of $s$ tokens and $g = h$:
 
-    $$\text{operations:}\ 2\,b\,(N + 2 L h d\, s) \qquad \text{bytes:}\ u\,(N + 2\,b\,L h d\, s)$$
+    $$\begin{aligned}\text{operations:}&\ 2\,b\,(N + 2 L h d\, s) \\
+    \text{bytes:}&\ u\,(N + 2\,b\,L h d\, s)\end{aligned}$$
 
     The first is what PyTorch counts; without a cache it is $s$ times as much
     [check:test_decode_cost_counts_the_products]. Divide, term by term: in bf16, decoding does $b$ operations
