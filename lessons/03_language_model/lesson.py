@@ -304,9 +304,8 @@ for length in (64, 256):
         print(f"{length:3} bytes, {name:7}: {found}")
 
 # %% [markdown]
-# ALiBi learns faster here: to look at the byte before, it need not first find out where that is. And it reads
-# texts four times as long as any that it was trained on. How much it makes of them is another question, which
-# lesson 6 asks.
+# ALiBi learns faster here: to look at the byte before, it need not find out where that is. And it reads texts
+# four times as long as those of its training. How much it makes of them is the question of lesson 6.
 #
 # ## 8. Stop, and go on
 #
@@ -337,18 +336,14 @@ with TemporaryDirectory() as folder:
 print("largest difference:", (resumed - run()).abs().max().item())
 
 # %% [markdown]
-# By nothing. Each step draws its crops from a seed of its own, so it does not matter what was drawn before;
-# and the checkpoint holds the two running means of AdamW beside each parameter. Forget those, and a resumed
-# run begins with a jolt.
+# By nothing. Each step draws from a seed of its own, so what was drawn before does not matter; and a checkpoint
+# holds AdamW's two running means of each parameter. Forget those, and a resumed run begins with a jolt.
 #
 # ## Now you
 #
-# - In section 5, set `learning_rate` to 0.1, then to 1e-4. What does each of the two curves look like, and how
-#   would you tell them apart from a fault?
-# - Train with `weight_decay=10.0`. What does the model write then?
+# - In section 5, set `learning_rate` to 0.1, then to 1e-4. How would you tell each curve from a fault?
 # - Give `LanguageModelConfig` 8 layers of width 32 in place of 2 of width 64. The layers then have as many
 #   parameters. Which learns faster, and which is quicker?
-# - Let one layer have ALiBi and the other plain attention: `make_attention` is told the number of the layer.
 # - Leave out the positions, with `position_embedding="none"` and nothing in their place. How much worse is it?
 #   Where does the model get any order from?
 # - Then write it yourself: `attn start language_model` puts the tasks into your working folder, and
