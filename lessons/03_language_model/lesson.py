@@ -122,8 +122,6 @@ print(repr(as_text(written[0, 1:])))
 # It is a little less than eight. One opinion it does have: the stream of a byte begins as that byte's own
 # vector, and of all the vectors it is compared with in the end, the most similar is that one. So a new model
 # expects every byte to be repeated, and in a text with so many runs of spaces that is not bad.
-#
-# Where are its parameters?
 
 # %%
 parts = {"embedding": model.embedding, "positions": model.position_embedding}
@@ -163,6 +161,13 @@ print("first prediction that moved:", moved.nonzero()[0].item())
 # fault; there is no need to wait for it.
 #
 # **Predict.** There are 8 crops of 64 bytes, and 120 thousand parameters. How low does the loss go?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# Nearly to zero, but not quite: every crop begins with the same byte 0, and nobody can know which of the eight
+# goes on from there. $\log_2 8 = 3$ bits for the first byte of 64 is the 0.05 that remains.
+#
+# </details>
 
 # %%
 torch.manual_seed(1)
@@ -174,9 +179,6 @@ for step in (0, 50, 149):
     print(f"step {step:3}: {losses[step] / math.log(2):.3f} bits per byte")
 
 # %% [markdown]
-# Nearly to zero, but not quite: every crop begins with the same byte 0, and nobody can know which of the eight
-# goes on from there. $\log_2 8 = 3$ bits for the first byte of 64 is the 0.05 that remains.
-#
 # ## 4. Counting
 #
 # A loss says little by itself. So here are two models that only count: how often each byte occurs, and how
@@ -342,8 +344,6 @@ print("largest difference:", (resumed - run()).abs().max().item())
 # ## Now you
 #
 # - In section 5, set `learning_rate` to 0.1, then to 1e-4. How would you tell each curve from a fault?
-# - Give `LanguageModelConfig` 8 layers of width 32 in place of 2 of width 64. The layers then have as many
-#   parameters. Which learns faster, and which is quicker?
 # - Leave out the positions, with `position_embedding="none"` and nothing in their place. How much worse is it?
 #   Where does the model get any order from?
 # - Then write it yourself: `attn start language_model` puts the tasks into your working folder, and
