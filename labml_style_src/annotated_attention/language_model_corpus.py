@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model,
             prompt,
             CONFIG.max_length + 1 - prompt.shape[1],
-            temperature=0.8,
+            temperature=1.0,
             top_p=0.95,
             generator=torch.Generator().manual_seed(options.seed),
         )
