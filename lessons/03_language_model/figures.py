@@ -227,7 +227,7 @@ def bits() -> str:
         "zlib": 2.01,
         "lzma": 1.71,
         "bz2": 1.68,
-        "the model": 1.75,
+        "the model": 1.89,
     }
     left, width, row = 116, 260, 27
     parts = []
