@@ -1,22 +1,16 @@
-"""The figures of the page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the BigBird page, drawn from the mechanism itself. Each function returns one SVG."""
 
-import torch
-
-from annotated_attention.bigbird import bigbird_attention
+from annotated_attention.bigbird import bigbird_plan
 
 
-def weights() -> str:
-    """The weights of three queries over five keys, as the areas of squares."""
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(1, 1, 3, 8, generator=generator), torch.randn(1, 1, 5, 8, generator=generator)
-    # With one-hot values the result is the weights themselves.
-    rows = bigbird_attention(query, key, torch.eye(5)[None, None])[0, 0].tolist()
+def plan() -> str:
+    """A plan of 12 blocks."""
+    drawn = bigbird_plan(12, n_window=3, n_global=2, n_random=2, seed=1)
+    kinds = {"key": drawn.global_blocks, "query": drawn.window_blocks, "weights": drawn.random_blocks}
     squares = [
-        f'<rect x="{40 * j + 20 - side / 2:.1f}" y="{40 * i + 20 - side / 2:.1f}" '
-        f'width="{side:.1f}" height="{side:.1f}" fill="var(--weights)"/>'
-        for i, row in enumerate(rows)
-        for j, weight in enumerate(row)
-        for side in [36 * weight**0.5]
+        f'<rect x="{20 * j + 1}" y="{20 * i + 1}" width="18" height="18" fill="var(--{colour})"/>'
+        for colour, blocks in kinds.items()
+        for i, row in enumerate(blocks)
+        for j in row
     ]
-    title = "<title>Three rows of five squares: the weight of each key, as an area</title>"
-    return f'<svg viewBox="0 0 200 120">{title}{"".join(squares)}</svg>'
+    return f'<svg viewBox="0 0 240 240"><title>A plan</title>{"".join(squares)}</svg>'
