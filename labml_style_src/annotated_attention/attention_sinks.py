@@ -1,57 +1,123 @@
 r"""# Attention sinks
 
-The problem, in a sentence that a reader who knows the lessons before this one feels at once.
-
-The idea, in another. For now every query takes a weighted mean of the values, as in the first lesson:
-
-$$P_{ij} = \operatorname{softmax}_j\big(c\,\mathbf{q}_i^\top \mathbf{k}_j\big), \qquad
-\mathbf{o}_i = \sum_j P_{ij}\,\mathbf{v}_j.$$
-
-![The weights of three queries over five keys: each row sums to one.](figure:weights)
+A window forgets the first token, and the model breaks.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
-| $\mathbf{k}_j$ | `key` | `b h s d` | what position $j$ offers |
-| $\mathbf{v}_j$ | `value` | `b h s e` | what position $j$ gives |
-| $c$ | `scale` | scalar | $1/\sqrt d$ unless said otherwise |
-| $P_{ij}$ | `weights` | `b h t s` | how much of $\mathbf{v}_j$ query $i$ takes |
-
-**Source.** Authors (year), arXiv:0000.00000, equation 1, and how its symbols map to ours.
+| $n$ | `n_sinks` | scalar | tokens that are kept for ever |
+| $w$ | `window` | scalar | newest tokens that are kept |
 """
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-__all__ = ["attention_sinks_attention"]
+from annotated_attention.attention_sinks_full import (
+    alibi_by_position,
+    streaming_alibi,
+    streaming_mask,
+    streaming_rotary,
+)
+from annotated_attention.attention_sinks_logits import (
+    LearnableSink,
+    SinkLogits,
+    sink_attention,
+)
+from annotated_attention.kv_cache import check_update
+from annotated_attention.language_model import LanguageModel
+
+__all__ = ["LearnableSink", "SinkKVCache", "SinkLogits", "alibi_by_position", "read_stream", "sink_attention"]
+__all__ += ["streaming_alibi", "streaming_mask", "streaming_rotary"]
 
 
-def attention_sinks_attention(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b h s d"],
-    value: Float[Tensor, "b h s e"],
-    *,
-    scale: float | None = None,
-) -> Float[Tensor, "b h t e"]:
-    r"""## The function
+class SinkKVCache:
+    r"""## The cache of one layer"""
 
-    What it computes, and why in this order. It agrees with PyTorch's attention
-    [check:test_agrees_with_pytorch].
+    def __init__(self, n_sinks: int, window: int) -> None:
+        if n_sinks < 0 or window < 1:
+            came = f"n_sinks is {n_sinks}, window is {window}"
+            raise ValueError(f"{came}: at least 0 and at least 1 are wanted")
+        self.n_sinks, self.window = n_sinks, window
+        self.keys = self.values = torch.empty(1, 0, n_sinks + window, 0)
+        self.seen = 0
 
-    **Shapes.** `query` is `b h t d`, `key` is `b h s d` and `value` is `b h s e`; the result is `b h t e`.
-    """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    @property
+    def capacity(self) -> int:
+        return self.n_sinks + self.window
 
-    # The scale is applied once, to the scores: for normal vectors their variance is then 1, whatever $d$.
-    scores = torch.einsum("b h t d, b h s d -> b h t s", query, key) * scale
-    weights = scores.softmax(dim=-1)
-    return torch.einsum("b h t s, b h s e -> b h t e", weights, value)
+    @property
+    def held(self) -> int:
+        return min(self.seen, self.capacity)
+
+    def update(
+        self,
+        key: Float[Tensor, "b g t d"],
+        value: Float[Tensor, "b g t e"],
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s e"]]:
+        r"""Takes in the newest and returns all that are held."""
+        keys, values = self.keys, self.values
+        if self.seen == 0:
+            if key.ndim != 4 or value.ndim != 4:
+                came = f"key is {tuple(key.shape)}, value is {tuple(value.shape)}"
+                raise ValueError(f"{came}: b g t d and b g t e are wanted")
+            (b, g, _, d), e = key.shape, value.shape[3]
+            keys = key.new_zeros(b, g, self.capacity, d)
+            values = key.new_zeros(b, g, self.capacity, e)
+        check_update(key, value, keys, values)
+
+        t = key.shape[2]
+        if t > 1 and self.seen + t > self.capacity:
+            held = f"cache holds {self.held} of {self.capacity} tokens, {t} more came"
+            raise ValueError(f"{held}: beyond the capacity, one at a time is wanted (read_stream)")
+
+        slot = self.seen
+        if slot >= self.n_sinks:
+            slot = self.n_sinks + (slot - self.n_sinks) % self.window
+        keys[:, :, slot : slot + t] = key
+        values[:, :, slot : slot + t] = value
+        self.keys, self.values, self.seen = keys, values, self.seen + t
+        return keys[:, :, : self.held], values[:, :, : self.held]
+
+    @property
+    def positions(self) -> Int[Tensor, "s"]:
+        """Where those keys stand in the cache."""
+        slots = torch.arange(self.held, device=self.keys.device)
+        if self.seen <= self.capacity:
+            return slots
+        n, w = self.n_sinks, self.window
+        age = (slots - self.seen) % w
+        return torch.where(slots < n, slots, n + age)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+@torch.no_grad()
+def read_stream(
+    model: LanguageModel,
+    tokens: Integer[Tensor, "b t"],
+    caches: Sequence[SinkKVCache],
+) -> Float[Tensor, "b t v"]:
+    r"""## Reading a long text"""
+    room = min(cache.capacity - cache.held for cache in caches)
+    first, rest = tokens[:, :room], tokens[:, room:]
+    pieces = [x for x in (first, *rest.split(1, dim=1)) if x.shape[1]]
+    training = model.training
+    try:
+        model.eval()
+        return torch.cat([model(x, caches=caches) for x in pieces], dim=1)
+    finally:
+        model.train(training)
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, h, t, s, d, e = (axes[name] for name in "bhtsde")
-    attention_sinks_attention(torch.randn(b, h, t, d), torch.randn(b, h, s, d), torch.randn(b, h, s, e))
+    """A stream that outgrows the cache: the shapes beside the code are read off this run."""
+    b, g, t, d, e = (axes[letter] for letter in "bgtde")
+    cache = SinkKVCache(1, t - 1)
+    cache.update(torch.randn(b, g, t, d), torch.randn(b, g, t, e))
+    cache.update(torch.randn(b, g, 1, d), torch.randn(b, g, 1, e))

@@ -2,7 +2,7 @@
 
 import torch
 
-from annotated_attention.attention_sinks import attention_sinks_attention
+from annotated_attention.attention_sinks import sink_attention
 
 
 def weights() -> str:
@@ -10,7 +10,7 @@ def weights() -> str:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(1, 1, 3, 8, generator=generator), torch.randn(1, 1, 5, 8, generator=generator)
     # With one-hot values the result is the weights themselves.
-    rows = attention_sinks_attention(query, key, torch.eye(5)[None, None])[0, 0].tolist()
+    rows = sink_attention(query, key, torch.eye(5)[None, None], torch.zeros(1))[0, 0].tolist()
     squares = [
         f'<rect x="{40 * j + 20 - side / 2:.1f}" y="{40 * i + 20 - side / 2:.1f}" '
         f'width="{side:.1f}" height="{side:.1f}" fill="var(--weights)"/>'
