@@ -18,7 +18,7 @@ serve: $(STAMP)  ## Build the site, serve it at 127.0.0.1:8000 (PORT=) and rebui
 	@$(BIN)/attn serve --port $(PORT)
 
 test: $(STAMP)  ## Pass the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 build: $(STAMP)  ## Build the site into build/site.
 	@$(BIN)/attn build

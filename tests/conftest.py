@@ -3,10 +3,12 @@
 import sys
 from collections import Counter
 from collections.abc import Generator
+from typing import Any
 
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 # The course's types are documentation to its reader; here, and only here, a wrong shape is an error.
 install_import_hook("annotated_attention", "beartype.beartype")
@@ -14,6 +16,19 @@ install_import_hook("annotated_attention", "beartype.beartype")
 # The same examples on every machine: a failure that comes and goes teaches nobody.
 hypothesis.settings.register_profile("proof", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.load_profile("proof")
+
+
+class OneBrowser(LoadScopeScheduling):
+    """Under `-n`, each test goes to the next free worker, but all of `tests/site` to one: they share a build, a
+    server and a browser. (A mark, `xdist_group`, would say so; pytest 9.2 ignores what xdist 3.8 makes of it.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/site" if nodeid.startswith("tests/site/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneBrowser:
+    return OneBrowser(config, log)
 
 
 def pytest_report_collectionfinish() -> str | None:

@@ -9,7 +9,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from coursekit.course import Course, find_course
@@ -29,11 +28,7 @@ WIDTHS = {"phone": 390, "tablet": 1024, "desk": 1600}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All browser tests go to one xdist worker: they share a build, a server and a browser. That worker begins
-    with them, so that at the end the others need not wait for it."""
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in ours:
-        item.add_marker(pytest.mark.xdist_group("site"))
+    """The worker that gets them begins with them, so that at the end the others need not wait for it."""
     items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
 
 
@@ -48,10 +43,8 @@ def course() -> Course:
 
 
 @pytest.fixture(scope="session")
-def site_folder(course: Course, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Without the group below two xdist workers could build into the same folder.
-    with FileLock(tmp_path_factory.getbasetemp().parent / "site.lock"):
-        site.build(course)
+def site_folder(course: Course) -> Path:
+    site.build(course)
     return course.root / "build" / "site"
 
 
