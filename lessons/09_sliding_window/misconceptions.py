@@ -82,9 +82,8 @@ def key_spans__ahead_instead_of_back(x, window, block_size, *, is_causal=True):
 def key_spans__edges_repeated(x, window, block_size, *, is_causal=True):
     """Where a span reaches beyond the text, you repeat the first or the last key, and say that it stands there
     once more. A query would count that token several times. What stands at position -2?"""
-    spans, j = key_spans(x, window, block_size, is_causal=is_causal)
-    before = window - 1
-    first = torch.arange(len(j))[:, None] * block_size - before
+    _, j = key_spans(x, window, block_size, is_causal=is_causal)
+    first = torch.arange(len(j))[:, None] * block_size - (window - 1)
     j = (first + torch.arange(j.shape[1])).clamp(0, x.shape[2] - 1)
     return x[:, :, j], j
 
