@@ -1,24 +1,92 @@
 r"""# Sink logits
 
-A head that finds nothing must take something all the same.
+A sink token is a detour. It is read, stored and carried along in every layer, must never be dropped, and all
+that it does for a head is to put one large number into a denominator. So give the head the number. For head
+$h$ it is a learned $z_h$, a score that no key has and that leads to no value:
+
+$$P_{ij} = \frac{e^{S_{ij}}}{e^{z_h} + \sum_k e^{S_{ik}}}$$
+
+Weights now sum to *at most* one. A head that finds nothing takes nothing, and there is nothing to evict.
+
+![One head, trained to repeat the token that is marked when it is asked, and to be silent else. Rows are
+queries, those that are asked are underlined. Left: each text has a first token that means nothing. Centre:
+none. Right: none, and a sink logit, whose weight is the column apart.](figure:parking)
+
+## What came before
+
+Miller (2023, *Attention Is Off By One*) asked for a 1 in the denominator, $z_h = 0$, so that a head may
+abstain. Xiao et al. (2023, section 3.3) trained models of 160M parameters with that, which they call a zero
+sink, and with a *learnable sink*: a token of no meaning in front of every text. Perplexity when streaming, with
+$n$ of the text's first tokens kept beside a window (table 3):
+
+| | 0 + 1024 | 1 + 1023 | 2 + 1022 | 4 + 1020 |
+|---|---|---|---|---|
+| vanilla | 27.87 | 18.49 | 18.05 | 18.05 |
+| zero sink | 29214 | 19.90 | 18.27 | 18.01 |
+| learnable sink | 1235 | 18.01 | 18.01 | 18.02 |
+
+The token wins: kept, it is the only sink that is needed. The zero sink does not keep a model from using the
+first token all the same. A constant 1 is small beside what a head can score, and $z_h$ is a number that a
+head may choose. gpt-oss (2025) has one for each head in every layer.
+
+## A gate on the result
+
+Let $L_i = \ln \sum_k e^{S_{ik}}$, which fused kernels compute anyway. Divide numerator and denominator by
+$e^{L_i}$:
+
+$$\mathbf{o}_i = \frac{\sum_j e^{S_{ij}}\,\mathbf{v}_j}{e^{z_h} + e^{L_i}}
+= \frac{e^{L_i}}{e^{z_h} + e^{L_i}} \sum_j \frac{e^{S_{ij}}}{e^{L_i}}\,\mathbf{v}_j
+= \sigma(L_i - z_h)\; \operatorname{SDPA}(\mathbf{q}_i, K, V).$$
+
+So a sink logit is attention as before and then a gate $\sigma(x) = 1/(1 + e^{-x})$, which opens as far as the
+best of the keys exceeds $z_h$ [check:test_it_is_attention_times_a_gate]. With $z_h = -\infty$ it is open and
+the result that of PyTorch [check:test_minus_infinity_is_pytorch]; with $z_h = 0$ it is softmax-off-by-one
+[check:test_zero_is_softmax_off_by_one].
+
+What the gate keeps back is $1 - \sigma$, the weight on nothing, and it is what $z_h$ learns by,
+
+$$\frac{\partial\,\mathbf{o}_i}{\partial z_h} = -\big(1 - \sigma(L_i - z_h)\big)\,\mathbf{o}_i:$$
+
+a larger $z_h$ makes every output shorter and turns none
+[check:test_gradient_of_the_logit_shortens_the_output].
+
+## Silence, measured
+
+The head of the figure must output a marked token's content where it is asked and 0 elsewhere, 200 steps of
+training. With a first token that means nothing it learns this, and parks. Without one it cannot: its error
+stays above 0.5. With a sink logit and no first token its error is below 0.001, and where it is silent all its
+weights together are below 0.05 [check:test_a_sink_logit_lets_a_head_be_silent].
+
+Given both, it used both: most of the weight went to the first token all the same, and to evict that makes the
+error some 80 times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not conclude
+from a sink logit is that the first token can be dropped.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $z_h$ | `sink_logits` | `h` | the score of nothing |
+| $S_{ij}$ | `scores` | `b h t s` | scaled product of query $i$ and key $j$, and the mask |
+| $z_h$ | `sink_logits` | `h` | the score of nothing, not scaled; learned |
+| $P_{ij}$ | `weights` | `b h t s` | how much of $\mathbf{v}_j$ query $i$ takes |
+| $L_i$ | `lse` | `b h t` | logarithm of the sum of $e^{S_{ij}}$ over the keys |
+| $\sigma$ | `sink_gate` | – | logistic function, here of $L_i - z_h$ |
+
+**Source.** Xiao et al. (2023), arXiv:2309.17453, section 3.3, equation 2 for $z_h = 0$. Miller's article is at
+evanmiller.org. gpt-oss: its published code; `sinks` there is our $z_h$.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from annotated_attention.language_model import causal_mask
 from annotated_attention.scaled_dot_product import check_inputs
 
-__all__ = ["LearnableSink", "SinkLogits", "sink_attention"]
+__all__ = ["LearnableSink", "SinkLogits"]
+__all__ += ["fused_sink_attention", "sink_attention", "sink_gate"]
 
 
 def sink_attention(
@@ -30,12 +98,24 @@ def sink_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t e"]:
-    r"""## One more score, and no value"""
+    r"""## One more score, and no value
+
+    Lesson 1's contract, and one logit a head. It is the formula above in every dtype
+    [check:test_agrees_with_the_plain_formula] and with every mask [check:test_masks], with its gradients
+    [check:test_gradcheck].
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with $h$ a multiple of $g$;
+    the result is `b h t e`. A query without a key returns 0: what it had to spend went to nothing
+    [check:test_empty_rows_are_zero].
+
+    **Raises.** `ValueError` if shapes, dtypes or the mask do not fit, as in lesson 1, or if there is not one
+    logit for each head [check:test_wrong_input_is_refused].
+    """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=True)
     (b, h, t, d), (g, s) = query.shape, key.shape[1:3]
     if sink_logits.shape != (h,) or not sink_logits.is_floating_point():
-        came = f"sink_logits is {sink_logits.dtype} of shape {tuple(sink_logits.shape)}"
-        raise ValueError(f"{came}: {h} floating numbers, one a head, are wanted")
+        came = f"{sink_logits.dtype} of shape {tuple(sink_logits.shape)}"
+        raise ValueError(f"sink_logits is {came}: floats, ({h},), are wanted")
 
     wide = torch.promote_types(query.dtype, torch.float32)
     key = key.to(wide).repeat_interleave(h // g, dim=1)
@@ -49,17 +129,38 @@ def sink_attention(
     elif attn_mask is not None:
         scores = scores + attn_mask.to(wide)
 
+    # Nothing is one more column. It joins after scale and mask: $z_h$ is no product, and nothing cannot be
+    # masked [check:test_neither_scale_nor_mask_touch_the_logit]. The softmax subtracts the largest of all, so
+    # a logit may be as large as a score [check:test_large_logits_do_not_overflow].
     nothing = sink_logits.to(wide)[:, None, None].expand(b, h, t, 1)
     scores = torch.cat([nothing, scores], dim=-1)
+
+    # A row of $-\infty$ alone there is only if $z_h = -\infty$ too: lesson 1's two fills.
     empty = (scores == -torch.inf).all(dim=-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1)
-    weights = weights.masked_fill(empty, 0.0)[..., 1:]
+    weights = weights.masked_fill(empty, 0.0)
+
+    # Its weight is dropped *after* the softmax, for its value would be zero.
+    weights = weights[..., 1:]
     output = torch.einsum("b h t s, b h s e -> b h t e", weights, value)
     return output.to(query.dtype)
 
 
 class SinkLogits(nn.Module):
-    r"""## Learned, one a head"""
+    r"""## In a model
+
+    A filling of lesson 3's slot that learns: `SelfAttention(m, h, attend=SinkLogits(h))`, and its $h$ numbers
+    are trained with the rest [check:test_logits_are_trained_with_the_model]. They begin at 0, as
+    softmax-off-by-one.
+
+    What changes queries and keys beforehand goes `around` it: gpt-oss has
+    `SinkLogits(h, around=rotary_attention)`, in every other layer with a window of 128. `partial` would do the
+    same, but PyTorch does not find parameters in a `partial`
+    [check:test_a_partial_would_hide_the_parameters].
+
+    Streaming needs no tokens that stay. With a cache of the window alone, `SinkKVCache(0, w)`, each step
+    gives what the windowed pass gives [check:test_a_window_is_enough].
+    """
 
     def __init__(
         self,
@@ -83,13 +184,32 @@ class SinkLogits(nn.Module):
             return self.attend(query, key, value, i, j)
         return self.around(query, key, value, i, j, attend=self.attend)
 
-    def attend(self, query, key, value, i, j):
+    def attend(
+        self,
+        query: Float[Tensor, "b h t d"],
+        key: Float[Tensor, "b g s d"],
+        value: Float[Tensor, "b g s e"],
+        i: Int[Tensor, "... t"],
+        j: Int[Tensor, "... s"],
+    ) -> Float[Tensor, "b h t e"]:
         mask = causal_mask(i, j)
         return sink_attention(query, key, value, self.sink_logits, mask)
 
 
 class LearnableSink(nn.Module):
-    r"""## A token that means nothing"""
+    r"""## Or a token that means nothing
+
+    The other way: learned vectors in front of every text, and a cache that keeps them. They are ordinary
+    tokens to every layer; only nobody has to predict them.
+
+    One learned vector is a row of the embedding table under another name. A model whose texts all begin with
+    the same token has one: reading that token is putting its row in front, and training moves both alike
+    [check:test_a_fixed_first_token_is_a_learnable_sink]. Lesson 3 begins every text with the byte 0, so
+    `SinkKVCache(1, w)` keeps its sink. Only as an *output* do they differ: a token of the vocabulary can be
+    predicted, and its row is trained there too.
+
+    **Shapes.** `x` is `b t m`; the result is `b n+t m`, with $n$ vectors in front.
+    """
 
     def __init__(self, d_model: int, n_sinks: int = 1) -> None:
         super().__init__()
@@ -99,16 +219,69 @@ class LearnableSink(nn.Module):
         self.sinks = nn.Parameter(torch.empty(n_sinks, d_model))
         nn.init.normal_(self.sinks, std=0.02)
 
-    def forward(self, x: Float[Tensor, "b t m"]) -> Float[Tensor, "b n m"]:
+    def forward(self, x: Float[Tensor, "b t m"]) -> Float[Tensor, "b _ m"]:
         sinks = self.sinks.to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([sinks, x], dim=1)
+
+
+def fused_sink_attention(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b g s d"],
+    value: Float[Tensor, "b g s e"],
+    sink_logits: Float[Tensor, "h"],
+    attn_mask: Float[Tensor, "... t s"],
+) -> Float[Tensor, "b h t e"]:
+    r"""## In PyTorch's attention
+
+    A key of zeros scores 0 with every query; a float mask adds $z_h$ to that; its value is zero. So PyTorch's
+    attention computes sink logits as well, on one key more [check:test_a_zero_key_is_a_sink_logit]. This is
+    how the zero sink of table 3 is a token. Gradients of $z_h$ go through the mask, which not every fused
+    kernel has.
+
+    **Cost.** Next to nothing: one exponential a query, or one key more. No memory that grows, no token.
+
+    **When it fails.** It has to be trained. A model that parks on its first token keeps parking there: a
+    logit put in afterwards takes from every head what it was not asked for.
+    """
+    pad = (0, 0, 1, 0)
+    nothing = sink_logits.to(attn_mask.dtype)[:, None, None]
+    (b, h, t, _), s = query.shape, key.shape[2]
+    mask = torch.cat(
+        [nothing.expand(b, h, t, 1), attn_mask.expand(b, h, t, s)],
+        dim=-1,
+    )
+    key, value = F.pad(key, pad), F.pad(value, pad)
+    attend = F.scaled_dot_product_attention
+    return attend(query, key, value, mask, enable_gqa=True)
+
+
+def sink_gate(
+    lse: Float[Tensor, "b h t"],
+    sink_logits: Float[Tensor, "h"],
+) -> Float[Tensor, "b h t 1"]:
+    r"""## In production
+
+    $\sigma(L_i - z_h)$, to be multiplied with the output of any kernel that returns $L_i$.
+
+    - **FlexAttention** does, with `return_lse=True` [check:test_flex_attention_agrees]. Its `score_mod` sees
+      one score at a time and cannot add a column. This is how Transformers runs gpt-oss on it.
+    - **Transformers** in eager mode concatenates `sinks` as an extra column and drops it after the softmax, as
+      `sink_attention` does, but takes the softmax in the model's dtype. It refuses SDPA for gpt-oss, which
+      the extra key would allow.
+    - **flash-attn** has `learnable_sink` in its CuTe kernels; FlashAttention-2 has none.
+    - **vLLM** hands the sinks to its kernels, and chooses only among backends that take them: Triton, FlashAttention-3,
+      FlashInfer's TensorRT-LLM kernels.
+    """
+    return torch.sigmoid(lse - sink_logits[:, None])[..., None]
 
 
 def example(axes: dict[str, int]) -> None:
     """Run once on primes: the shapes beside the code are read off this run."""
     b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
-    h = g * r
-    query, key, value = torch.randn(b, h, t, 2 * d), torch.randn(b, g, s, 2 * d), torch.randn(b, g, s, e)
+    h, i, j = g * r, torch.arange(t), torch.arange(s)
+    query, key, value = torch.randn(b, h, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
     sink_attention(query, key, value, torch.zeros(h))
-    SinkLogits(h)(query, key, value, torch.arange(t), torch.arange(s))
-    LearnableSink(h * d, 1)(torch.randn(b, t, h * d))
+    SinkLogits(h)(query, key, value, i, j)
+    LearnableSink(h * d)(torch.randn(b, t, h * d))
+    fused_sink_attention(query, key, value, torch.zeros(h), torch.zeros(t, s))
+    sink_gate(torch.zeros(b, h, t), torch.zeros(h))

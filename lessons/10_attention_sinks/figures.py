@@ -1,22 +1,193 @@
-"""The figures of the page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the pages on attention sinks, drawn from the mechanism itself. Each function returns one SVG.
+
+`silent_head` trains the head of the figure `parking`; the proof measures the same head.
+"""
+
+from functools import cache
 
 import torch
+from torch import Tensor, nn
 
-from annotated_attention.attention_sinks import sink_attention
+from annotated_attention.attention_sinks import SinkKVCache, sink_attention, streaming_mask
+from annotated_attention.scaled_dot_product import attention_weights
+
+LENGTH, CONTENT = 16, 8
 
 
-def weights() -> str:
-    """The weights of three queries over five keys, as the areas of squares."""
+def text(
+    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
+) -> str:
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
+
+
+def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
+    place = f'x="{x:g}" y="{y:.2f}" width="{width:g}" height="{height:.2f}" rx="2"'
+    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+
+
+def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
+    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="2" fill="none"'
+    return f'<rect {place} stroke="var(--{colour})" stroke-width="1.5"/>'
+
+
+def circle(x: float, y: float, radius: float, colour: str) -> str:
+    return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="var(--{colour})"/>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1) -> str:
+    place = f'x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
+    return f'<line {place} stroke="var(--{colour})" stroke-width="{width:g}"/>'
+
+
+def svg(width: int, height: int, title: str, parts: list[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
+
+
+def stream() -> str:
+    """Which tokens a cache of two sinks and a window of four holds, step by step, and where they stand in it."""
+    n_sinks, window, length, cell, top = 2, 4, 12, 34, 4
+    cache, parts = SinkKVCache(n_sinks, window), []
+    for step in range(length):
+        token = torch.full((1, 1, 1, 1), float(step))
+        keys, _ = cache.update(token, token)
+        places = dict(zip(keys.flatten().int().tolist(), cache.positions.tolist(), strict=True))
+        for n in range(step + 1):
+            x, y = n * cell, top + step * 27
+            if n not in places:
+                parts.append(circle(x + 16, y + 12.5, 1.6, "mask"))
+                continue
+            colour = "weights" if n < n_sinks else "key"
+            parts.append(rect(x + 1, y, cell - 3, 25, colour, 0.75 if n == step else 0.28))
+            parts.append(text(x + 16, y + 17, str(places[n]), colour="ink"))
+    base = top + length * 27 + 14
+    parts.append(text(0, base, "first token", anchor="start", colour="weights"))
+    parts.append(text(length * cell, base, "newest token", anchor="end", colour="key"))
+    title = "A triangle of tokens: two columns at the left stay, a band of four along the diagonal passes by"
+    return svg(length * cell + 2, base + 6, title, parts)
+
+
+def eviction() -> str:
+    """The weights of one query: over all keys, over a window of four, and over that window with the sink."""
+    scores = torch.tensor([6.2, 0.4, 0.9, 0.1, 1.2, 0.3, 0.8, 1.5])
+    # A query and keys of width 1 that have these scores.
+    query, key = torch.ones(1, 1, 1, 1), scores[None, None, :, None]
+    i, j = torch.tensor([7]), torch.arange(8)
+    masks = {"all": None, "window": streaming_mask(i, j, 0, 4), "window and sink": streaming_mask(i, j, 1, 4)}
+    width, height, parts = 46, 74, []
+    for row, (name, mask) in enumerate(masks.items()):
+        weights = attention_weights(query, key, mask)[0, 0, 0].tolist()
+        floor = 22 + (row + 1) * (height + 32) - 22
+        parts.append(text(0, floor - height - 4, name, anchor="start", colour="ink"))
+        parts.append(line(0, floor + 0.5, 8 * width, floor + 0.5))
+        for n, weight in enumerate(weights):
+            x = n * width
+            if mask is not None and not mask[0, n]:
+                parts.append(circle(x + width / 2 - 2, floor - 5, 1.6, "mask"))
+                continue
+            parts.append(rect(x, floor - weight * height, width - 4, weight * height, "weights", 0.8))
+            number = f"{100 * weight:.1f}" if weight < 0.095 else f"{100 * weight:.0f}"
+            parts.append(text(x + width / 2 - 2, floor - weight * height - 5, number, size=12))
+    title = "The first of eight keys has nearly all the weight; without it four others share what was its"
+    return svg(8 * width, 22 + 3 * (height + 32) - 18, title, parts)
+
+
+def distances() -> str:
+    """The distance at which each query of a stream sees each key."""
+    n_sinks, window, length, cell, top = 2, 4, 12, 34, 4
+    i = torch.arange(length)
+    mask, parts = streaming_mask(i, i, n_sinks, window), []
+    for row in range(length):
+        for column in range(row + 1):
+            x, y = column * cell, top + row * 27
+            if not mask[row, column]:
+                parts.append(circle(x + 16, y + 12.5, 1.6, "mask"))
+                continue
+            is_sink = column < n_sinks
+            place = min(row, n_sinks + window - 1) if is_sink else row
+            colour, opacity = ("weights", 0.28) if is_sink else ("bias", 0.12 + 0.1 * (row - column))
+            parts.append(rect(x + 1, y, cell - 3, 25, colour, opacity))
+            parts.append(text(x + 16, y + 17, str(place - column), colour="ink"))
+    base = top + length * 27 + 14
+    parts.append(text(0, base, "sinks", anchor="start", colour="weights"))
+    parts.append(text(length * cell, base, "window", anchor="end", colour="bias"))
+    title = "Distances in the window are those of the text, distances to the two sinks stop at 5 and 4"
+    return svg(length * cell + 2, base + 6, title, parts)
+
+
+def quiet_texts(count: int, first_token: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts whose second token is marked and of which some others are asked. With `first_token`, the first has
+    no content. Also what is to be said, the content of the marked token or nothing, and who is asked."""
+    content = torch.randn(count, LENGTH, CONTENT, generator=generator)
+    asked = torch.rand(count, LENGTH, generator=generator) < 0.25
+    asked[:, :2] = False
+    flags = torch.zeros(count, LENGTH, 4)
+    flags[..., 0], flags[:, 1, 1], flags[..., 2] = 1.0, 3.0, 3.0 * asked
+    if first_token:
+        content[:, 0] = 0.0
+        flags[:, 0, 3] = 3.0
+    return torch.cat([content, flags], dim=-1), asked[..., None] * content[:, 1:2], asked
+
+
+@cache
+def silent_head(first_token: bool, sink_logit: bool) -> dict[str, Tensor]:
+    """A head that is to repeat the marked token when asked and to be silent else, after 200 steps of training:
+    its errors with all keys and with the first evicted, its weights and its values on fresh texts."""
+    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(1, 1, 3, 8, generator=generator), torch.randn(1, 1, 5, 8, generator=generator)
-    # With one-hot values the result is the weights themselves.
-    rows = sink_attention(query, key, torch.eye(5)[None, None], torch.zeros(1))[0, 0].tolist()
-    squares = [
-        f'<rect x="{40 * j + 20 - side / 2:.1f}" y="{40 * i + 20 - side / 2:.1f}" '
-        f'width="{side:.1f}" height="{side:.1f}" fill="var(--weights)"/>'
-        for i, row in enumerate(rows)
-        for j, weight in enumerate(row)
-        for side in [36 * weight**0.5]
-    ]
-    title = "<title>Three rows of five squares: the weight of each key, as an area</title>"
-    return f'<svg viewBox="0 0 200 120">{title}{"".join(squares)}</svg>'
+    project = nn.ModuleList(nn.Linear(CONTENT + 4, CONTENT, bias=False) for _ in range(3))
+    logit = nn.Parameter(torch.full((1,), 0.0 if sink_logit else -torch.inf), requires_grad=sink_logit)
+    trained = [*project.parameters(), *([logit] if sink_logit else [])]
+    optimizer = torch.optim.Adam(trained, lr=0.03)
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    for _ in range(200):
+        x, wanted, _ = quiet_texts(32, first_token, generator)
+        query, key, value = (linear(x)[:, None] for linear in project)
+        said = sink_attention(query, key, value, logit, causal)[:, 0]
+        loss = (said - wanted).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    x, wanted, asked = quiet_texts(256, first_token, generator)
+    evicted = causal.clone()
+    evicted[1:, 0] = False
+    with torch.no_grad():
+        query, key, value = (linear(x)[:, None] for linear in project)
+        # With one-hot values the result is the weights themselves.
+        one_hot = torch.eye(LENGTH).expand(len(x), 1, LENGTH, LENGTH)
+        found = {"weights": sink_attention(query, key, one_hot, logit, causal)[:, 0], "asked": asked}
+        for name, mask in (("error", causal), ("error_evicted", evicted)):
+            said = sink_attention(query, key, value, logit, mask)[:, 0]
+            found[name] = (said - wanted).square().sum(-1)[:, 2:].mean()
+    return found | {"value": value[:, 0].norm(dim=-1), "logit": logit.detach()}
+
+
+def parking() -> str:
+    """Three trained heads on one text each: with a first token that means nothing, without, with a sink logit."""
+    cell, gap, top, parts = 11.5, 26, 26, []
+    panels = {"first token": (True, False), "none": (False, False), "sink logit": (False, True)}
+    x = 12.0
+    for name, (first_token, sink_logit) in panels.items():
+        head = silent_head(first_token, sink_logit)
+        weights, asked = head["weights"][0].tolist(), head["asked"][0].tolist()
+        left = x + (cell + 7 if sink_logit else 0)
+        middle = (x + left + LENGTH * cell) / 2
+        parts.append(text(middle, 14, name, colour="ink"))
+        for row in range(LENGTH):
+            y = top + row * cell
+            if asked[row]:
+                parts.append(circle(x - 6, y + cell / 2, 2.2, "query"))
+            rest = max(0.0, 1 - sum(weights[row]))
+            columns = [(left + n * cell, weights[row][n], "weights") for n in range(row + 1)]
+            columns += [(x, rest, "bias")] if sink_logit else []
+            for place, weight, colour in columns:
+                parts.append(rect(place, y, cell - 1, cell - 1, colour, 0.06 + 0.9 * weight))
+        x = left + LENGTH * cell + gap
+    base = top + LENGTH * cell + 18
+    parts += [circle(6, base - 4, 2.2, "query"), text(16, base, "is asked", anchor="start", size=12)]
+    title = (
+        "With a first token, rows that are not asked are all on it; without one they are spread; with a "
+        "sink logit they are on a column apart"
+    )
+    return svg(int(x - gap) + 4, base + 6, title, parts)
