@@ -1,11 +1,49 @@
 r"""# Sliding window
 
-Every query looks at the last $w$ keys, its own included:
+In a text of 100,000 tokens there are five billion pairs of a token and one before it
+[check:test_cost_of_long_texts|5 billion]. Every head of every layer scores all of them, to find in most that
+there is nothing to find: what a token needs mostly stands close by.
 
-$$\mathbf{o}_i = \sum_{0 \le i-j < w} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
-\mathbf{k}_j\big)\,\mathbf{v}_j.$$
+So let it look at the last $w$ tokens only, itself included, and at nothing else:
 
-![The band.](figure:weights)
+$$\mathbf{o}_i = \sum_{0 \le i-j < w} \operatorname{softmax}_j\big(\lambda\, \mathbf{q}_i^\top
+\mathbf{k}_j\big)\,\mathbf{v}_j$$
+
+A text twice as long now costs twice as much, not four times. And nothing older than $w$ tokens will be asked
+for again: the cache stops growing. One such layer is short-sighted. A stack of them is not, for the token
+$w - 1$ places back has itself read what stands before it.
+
+![Who looks at whom, in a text of 24 tokens: all that came before, and the last six.](figure:band)
+
+## What came before
+
+Luong et al. (2015, arXiv:1508.04025, section 3.2) let a translator look at $2D + 1$ words around one place
+in the source. The Image Transformer (2018, arXiv:1802.05751) cut an image into blocks of queries, each with a
+piece of memory of its own. Sparse Transformers (2019, arXiv:1904.10509) gave one head the last $l$ tokens and
+another every $l$-th. Longformer (2020) took the band, wrote a kernel for it and let global tokens look
+further (lesson 11); Mistral 7B (2023) took the band alone.
+
+## A band is a row of tiles
+
+A mask makes nothing faster: the scores are computed, then thrown away [check:test_a_mask_saves_nothing]. What
+saves work is not to ask. Cut the queries into blocks of $u$. Together, those at $nu, \dots, nu + u - 1$ see
+the keys from $nu - (w-1)$ to $nu + u - 1$, which is one run of
+
+$$a = (w - 1) + u$$
+
+keys. So a block is plain attention of $u$ queries over $a$ keys, under a mask that is the same for every
+block, since it only knows differences $i - j$.
+
+![The same band in tiles, $w = 6$ and $u = 8$. Strong: scores that are wanted. Pale: those that a tile
+computes as well.](figure:tiles)
+
+Of each row, $w$ scores are wanted and $u - 1$ are not: two triangles, a share of
+
+$$\frac{u - 1}{w + u - 1}$$
+
+of the work [check:test_cost_counts_scores]. Small blocks waste little, but there are many of them, and each
+call has its price. With $u = w/4$, a fifth is wasted. Looking both ways, $|i-j| < w$,
+there are $w - 1$ keys more behind each block, and as much waste: $u - 1$ scores of $2(w-1) + u$.
 
 ## Notation
 
@@ -15,13 +53,22 @@ $$\mathbf{o}_i = \sum_{0 \le i-j < w} \operatorname{softmax}_j\big(\lambda\,\mat
 | $\mathbf{k}_j$ | `key` | `b g s d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b g s e` | what position $j$ gives |
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
-| $w$ | `window` | scalar | how many keys a query sees |
+| $w$ | `window` | scalar | keys that a query sees, its own included |
 | $u$ | `block_size` | scalar | queries in a block |
+| $n$ | `n_blocks` | scalar | blocks are counted from 0 to `n_blocks` $-\,1$ |
+| $a$ | `reach` | scalar | keys in sight of a block: `before` $+\;u\;+$ `after` |
+| $o$ | `offset` | scalar | position of the first query; the first key stands at 0 |
+| $L$ | `n_layers` | scalar | layers of a stack |
+
+**Source.** Beltagy, Peters, Cohan (2020), arXiv:2004.05150, section 3.1; their $w$ counts both sides and is
+our $2(w-1)$. Jiang et al. (2023), arXiv:2310.06825, section 2; their $W$ is our $w$. The text there lets $i$
+see the positions *between* $i - W$ *and* $i$, which would be $W + 1$ of them; figure 1 and the released
+models have $W$.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -30,7 +77,8 @@ from annotated_attention.scaled_dot_product import check_inputs
 from annotated_attention.sliding_window_cache import RollingKVCache
 
 __all__ = ["RollingKVCache", "causal_window_attention", "receptive_field"]
-__all__ += ["sliding_window_attention", "sliding_window_mask", "spans"]
+__all__ += ["sliding_window_attention", "sliding_window_cost"]
+__all__ += ["sliding_window_mask", "spans"]
 
 
 def sliding_window_mask(
@@ -42,18 +90,33 @@ def sliding_window_mask(
     offset: int = 0,
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "t s"]:
-    r"""## The mask
+    r"""## The mask, and what others call it
 
-    $0 \le i - j < w$, or $|i - j| < w$. Row $r$ stands at `offset + r`, keys at $0, \dots, s - 1$.
+    Query $i$ sees key $j$ if $0 \le i - j < w$; looking both ways, if $|i - j| < w$
+    [check:test_mask_is_the_inequality]. Row $r$ stands at $i = o + r$, column $j$ at $j$.
+
+    Half of the world counts otherwise, and an error of one key is hard to see
+    [check:test_others_count_otherwise]:
+
+    | for our $w$ | write |
+    |---|---|
+    | Transformers, vLLM | `sliding_window=w` |
+    | flash-attn | `window_size=(w - 1, 0)`, both ways `(w - 1, w - 1)` |
+    | ONNX Runtime | `local_window_size=w - 1` |
+    | Transformers' Longformer | `attention_window=2 * (w - 1)` |
+
+    **Shapes.** The result is `t s`, True where a query may look.
+
+    **Raises.** `ValueError` if `t` or `s` is negative, or `window` below 1.
     """
     if min(t, s) < 0 or window < 1:
         came = f"t is {t}, s is {s}, window is {window}"
         raise ValueError(f"{came}: t, s >= 0 and window >= 1 are wanted")
     i = torch.arange(offset, offset + t, device=device)
     j = torch.arange(s, device=device)
-    back = i[:, None] - j
+    distance = i[:, None] - j
     nearest = 0 if is_causal else 1 - window
-    return (nearest <= back) & (back < window)
+    return (nearest <= distance) & (distance < window)
 
 
 def spans(
@@ -63,11 +126,17 @@ def spans(
     before: int,
     after: int,
 ) -> Shaped[Tensor, "b g n a d"]:
-    r"""## What each block can see
+    r"""## What a block has in sight
 
-    Block $n$ covers the positions from $n u$ to $n u + u - 1$; its span has `before` positions more in front
-    and `after` more behind, $a$ in all. Places outside of the text hold 0 (False). A view of one padded copy.
+    Block $n$ has the positions from $nu - {}$`before` to $nu + u - 1 + {}$`after` in sight. What stands
+    outside of the text is 0, or False [check:test_spans_hold_what_is_in_sight].
+
+    Neighbours have most of it in common. So nothing is copied but the text, once, with its padding: the span
+    of a block is the same memory as that of the block before it, $u$ rows on
+    [check:test_spans_are_one_memory].
     """
+    # Positions from `first` to `stop - 1` are in sight of somebody. Negative `before` or `after` are no
+    # mistake: then the blocks stand beside the text, or beyond its end.
     first, stop = -before, n_blocks * block_size + after
     inside = x[:, :, max(first, 0) : max(stop, 0)]
     left = min(max(before, 0), stop - first)
@@ -87,44 +156,65 @@ def sliding_window_attention(
     offset: int = 0,
     block_size: int | None = None,
 ) -> Float[Tensor, "b h t e"]:
-    r"""## Attention in tiles"""
+    r"""## Attention, tile by tile
+
+    It agrees with PyTorch's under `sliding_window_mask`, in outputs and gradients, whatever $t$, $s$ and $w$
+    [check:test_agrees_with_pytorch] [check:test_gradcheck]. What is outside of the window moves nothing
+    [check:test_only_the_window_moves_a_query], and where the cuts are cannot be seen
+    [check:test_block_size_is_irrelevant].
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with $h$ a multiple of $g$.
+    Queries and keys begin together, at the top left; `offset` moves the queries on. The result is `b h t e`,
+    and 0 where no key is in sight, with a gradient of 0 [check:test_rows_without_a_key_are_zero].
+
+    **Raises.** `ValueError` if shapes, window or block do not fit [check:test_wrong_input_is_refused].
+    """
     check_inputs(query, key, value, None, is_causal, enable_gqa=True)
     (h, t), (g, s) = query.shape[1:3], key.shape[1:3]
-    if window < 1:
-        raise ValueError(f"window is {window}: at least 1 is wanted")
-    furthest = max(offset + t, 1 if is_causal else s - offset, 1)
-    window = min(window, furthest)
-    u = min(128, max(32, window)) if block_size is None else block_size
-    if u < 1:
-        raise ValueError(f"block_size is {u}: at least 1 is wanted")
-    u = min(u, max(t, 1))
-    n_blocks = max(1, -(-t // u))
-    before, after = window - 1, 0 if is_causal else window - 1
+    u = max(128, window // 4) if block_size is None else block_size
+    if window < 1 or u < 1:
+        came = f"window is {window}, block_size is {block_size}"
+        raise ValueError(f"{came}: at least 1 is wanted")
 
-    reach = (n_blocks, u, before - offset, after + offset)
-    real = key.new_ones(1, 1, s, 1, dtype=torch.bool)
-    real = spans(real, *reach)[0, 0, :, :, 0]
-    band = sliding_window_mask(
-        u,
-        before + u + after,
-        window,
-        is_causal=is_causal,
-        offset=before,
-        device=query.device,
-    )
+    # No two tokens are further apart than this, so a larger window sees nothing more.
+    furthest = max(offset + t - 1, 0 if is_causal else s - 1 - offset, 0)
+    window, u = min(window, furthest + 1), min(u, max(t, 1))
+
+    # A block begins at $o + nu$, and looks $w - 1$ keys back, or to both sides.
+    before, after = window - 1, 0 if is_causal else window - 1
+    reach, n_blocks = before + u + after, max(1, -(-t // u))
+    sight = (n_blocks, u, before - offset, after + offset)
+
+    # Its first query has `before` keys on its left, wherever the block stands: one mask for all. The text
+    # has two ends, though, and what is beyond them arrives as False when *True* is put through `spans`.
+    where = {"is_causal": is_causal, "offset": before, "device": key.device}
+    band = sliding_window_mask(u, reach, window, **where)
+    text = key.new_ones(1, 1, s, 1, dtype=torch.bool)
+    exists = spans(text, *sight)[0, 0, :, :, 0]
+
+    # `split` and `unbind` cut once, for all blocks. To slice `key` in the loop would be as fast on the way
+    # there. On the way back, each slice would send a gradient as long as the whole text, zeros but for its
+    # own rows, and $t/u$ of them are quadratic again [check:test_slices_have_a_quadratic_backward].
     tiles = zip(
         query.split(u, dim=2),
-        spans(key, *reach).unbind(2),
-        spans(value, *reach).unbind(2),
-        real,
+        spans(key, *sight).unbind(dim=2),
+        spans(value, *sight).unbind(dim=2),
+        exists,
         strict=True,
     )
     outputs = []
-    for q, k, v, here in tiles:
-        mask = (band[: q.shape[2]] & here).repeat(h // g, 1)
+    for q, k, v, real in tiles:
+        mask = band[: q.shape[2]] & real
+
+        # A group of heads is one head with more queries (lesson 8), so keys are not repeated.
         q = rearrange(q, "b (g r) u d -> b g (r u) d", g=g)
+        mask = repeat(mask, "u a -> (r u) a", r=h // g)
+
+        # Lesson 1 would give the same. But it keeps all weights for the way back, and takes twice as long:
+        # where the point is speed, PyTorch's fused kernel stands.
         output = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-        outputs.append(rearrange(output, "b g (r u) e -> b (g r) u e", g=g, r=h // g))
+        output = rearrange(output, "b g (r u) e -> b (g r) u e", r=h // g)
+        outputs.append(output)
     return torch.cat(outputs, dim=2)
 
 
@@ -137,18 +227,33 @@ def causal_window_attention(
     *,
     window: int,
 ) -> Float[Tensor, "b h t e"]:
-    r"""## The slot"""
+    r"""## In a model
+
+    The same for lesson 3's slot, where positions say what stands where: $i$ sees $j$ if $0 \le i - j < w$ and
+    $j \ge 0$ [check:test_slot_is_by_position]. Mistral 7B's attention is
+    [check:test_mistral_streams_in_constant_memory]
+
+    ```python
+    attend = partial(causal_window_attention, window=4096)
+    attend = partial(rotary_attention, attend=attend)
+    GroupedQueryAttention(4096, 32, 8, attend=attend)
+    ```
+    """
+    # A text, or a piece of one behind what a cache holds, is numbered without gaps: a band, if an offset one.
+    # So training and reading are linear in the text [check:test_training_is_linear].
     if query.shape[2] > 1 and is_run(i) and is_run(j):
         offset = int(i[0] - j[0])
         return sliding_window_attention(query, key, value, window, offset=offset)
-    back = i[..., :, None] - j[..., None, :]
-    near = back < window
-    mask = causal_mask(i, j) & (near if near.ndim == 2 else near[:, None])
+
+    # One new query in front of a cache; keys in the order of a ring; rows of their own positions.
+    mask = causal_mask(i, j)
+    near = i[..., :, None] - j[..., None, :] < window
+    mask = mask & near.view(mask.shape)
     return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
 
 
-def is_run(positions: Tensor) -> bool:
-    """Whether they are consecutive and none is negative."""
+def is_run(positions: Int[Tensor, "... n"]) -> bool:
+    """Whether they follow one another without a gap, from 0 or later on, and are the same for all texts."""
     if positions.ndim != 1 or not len(positions):
         return False
     return bool((positions[0] >= 0) & (positions.diff() == 1).all())
@@ -162,7 +267,29 @@ def receptive_field(
 ) -> int:
     r"""## How far a stack sees
 
-    $L(w - 1) + 1$, two-sided $2L(w-1) + 1$.
+    A layer looks $w - 1$ tokens back. There, in the layer below, somebody looked $w - 1$ tokens back. So from
+    the last token, $L$ layers reach
+
+    $$L\,(w - 1) + 1$$
+
+    tokens, and looking both ways $2L\,(w-1) + 1$. In a stack with residual streams and MLPs, just so many
+    tokens have a gradient that is not 0 [check:test_receptive_field_by_gradients]. Mistral's 32 layers of
+    4,096 reach 131,041 tokens; the paper's *approximately 131K* is $32 \cdot 4096$, each layer counting again
+    the token where the last one arrived [check:test_receptive_field_of_mistral].
+
+    **To reach is not to read.** Let every layer look equally at all its $w$ keys. How much of token $i - r$
+    is in $i$ after $L$ layers? As much as there are ways: the probability that $L$ throws of a die marked
+    $0, \dots, w - 1$ sum to $r$. That is a bell, with
+
+    $$\text{mean } \frac{L(w-1)}2, \qquad \text{deviation } \sqrt{\frac{L\,(w^2 - 1)}{12}},$$
+
+    and for its last token there is one way in $w^L$ [check:test_influence_is_a_sum_of_dice]. In Mistral's
+    sizes: 65,520 give or take 6,689, and at the end $2^{-384}$, which float32 rounds to 0. The residual
+    stream, which goes straight up, pulls the bell nearer. And whoever passes something on must have picked it
+    up before anyone asked.
+
+    ![Above: what the last token sees through three layers, and one path. Below: how much of each token
+    arrives, if all layers look equally at all they see.](figure:reach)
     """
     if n_layers < 0 or window < 1:
         came = f"n_layers is {n_layers}, window is {window}"
@@ -171,12 +298,53 @@ def receptive_field(
     return sides * n_layers * (window - 1) + 1
 
 
+def sliding_window_cost(
+    t: int,
+    window: int,
+    block_size: int,
+    *,
+    is_causal: bool = True,
+) -> tuple[int, int]:
+    r"""## What it costs, and when it fails
+
+    Returns the scores that one head wants of a text, and those that its tiles compute
+    [check:test_cost_counts_scores]. Both grow like $t\,w$, forward and backward
+    [check:test_work_is_linear]. Memory grows like $t$: the largest tensor is the gradient of all spans,
+    $a/u$ times the keys, which is why $u$ is a quarter of the window [check:test_memory_is_linear].
+
+    - *A fact further back than $w$* is out of reach for one layer, however well it is remembered elsewhere.
+      Gemma 2 lets every second layer see everything, Gemma 3 every sixth; the second Mistral 7B (v0.2) gave
+      the window up.
+    - *A model that was trained without* breaks when the first tokens leave its window. Llama-2-13B goes from
+      a perplexity of 5.40 to 5,158 (Xiao et al. 2023, arXiv:2309.17453, table 1); lesson 10 says why.
+    - *A short text* gains nothing: where $t \le w$ this is causal attention
+      [check:test_a_wide_window_is_causal_attention], by a detour that computes more than it.
+
+    **In production.** **SDPA** has no window: with a mask it is right, and quadratic
+    [check:test_a_mask_saves_nothing]. **FlexAttention** skips the blocks that a `mask_mod` never enters:
+    `create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < w), ...)` [check:test_flex_attention_agrees].
+    **flash-attn** starts each block of queries at the first key in its window, as we do, in one kernel.
+    **Transformers** reads `sliding_window` from the configuration, and `layer_types` where layers differ.
+    **vLLM** hands `(w - 1, 0)` to flash-attn.
+    """
+    n = min(window, t)
+    wanted = t * n - n * (n - 1) // 2
+    if not is_causal:
+        wanted = 2 * wanted - t
+    u = min(block_size, t)
+    reach = (n - 1) * (1 if is_causal else 2) + u
+    return wanted, t * reach
+
+
 def example(axes: dict[str, int]) -> None:
     """Run once on primes: the shapes beside the code are read off this run."""
     b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
     query, key = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d)
     value = torch.randn(b, g, s, e)
+    i, j = torch.arange(t) + s - t, torch.arange(s)
     sliding_window_mask(t, s, 2)
-    sliding_window_attention(query, key, value, 2)
-    causal_window_attention(query, key, value, torch.arange(t) + s - t, torch.arange(s), window=2)
-    receptive_field(2, 2)
+    sliding_window_attention(query, key, value, 3)
+    causal_window_attention(query, key, value, i, j, window=2)
+    causal_window_attention(query, key, value, i, j.flip(0), window=2)
+    receptive_field(2, 3)
+    sliding_window_cost(t, 3, 2)
