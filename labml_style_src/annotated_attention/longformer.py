@@ -138,9 +138,9 @@ def longformer_attention(
     `padding_mask` is True at real tokens. Padding is never seen [check:test_padding_moves_nothing], returns 0
     with gradient 0 [check:test_padding_returns_zero] and cannot be global: Transformers does all three.
 
-    **Shapes.** `query` is `b h t d`, `key` is `b g t d`, `value` is `b g t e`, with $h$ a multiple of $g$;
-    both masks are `b t`. `global_qkv` has the shapes of the three, though $g$ may differ. The result is
-    `b h t e`.
+    **Shapes.** `query` is `b h t d`, `key` is `b g t d`, `value` is `b g t e`, with $h$ a multiple of $g$.
+    `global_mask` is `b t`, and so is the other mask. `global_qkv` has the shapes of the three, though $g$ may
+    differ. The result is `b h t e`.
 
     **Raises.** `ValueError` if these do not fit, or if `window` or `dilation` is less than 1
     [check:test_wrong_input_is_refused].
@@ -253,7 +253,7 @@ def longformer_mask_mod(
     padding_mask: Bool[Tensor, "b t"] | None = None,
     dilation: int = 1,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    r"""## In production
+    r"""## In production, and when it fails
 
     - **FlexAttention** takes this function as `mask_mod`, and skips the blocks that hold no pair
       [check:test_flex_attention_agrees]. One kernel has one set of keys: for the starred projections call it
@@ -266,7 +266,7 @@ def longformer_mask_mod(
       tokens, texts are padded to a multiple of the window, and there is no dilation. Its classifier makes the
       first token global if told nothing, its question answerer the question.
 
-    ## When it fails
+    **When it fails.**
 
     - *Short texts.* Below 642 tokens full attention computes fewer scores than the usual window and [CLS]:
       see [the tiles](../longformer_tiles/index.md).
