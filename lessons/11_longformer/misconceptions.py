@@ -81,13 +81,6 @@ def count_scores__pairs_twice(t, window, positions):
     return band + sum(count_scores(t, window, [p]) - band for p in positions)
 
 
-def pack_globals__all_real(global_mask):
-    """You call every slot real, also those that only fill up the row. Then each text has as many global tokens
-    as the text with most of them, and which token is it that comes in by mistake?"""
-    positions, real = pack_globals(global_mask)
-    return positions, torch.ones_like(real)
-
-
 def pack_globals__same_for_all(global_mask):
     """All your texts have the positions of the first. A batch holds questions of different lengths: do
     their global tokens stand in the same places?"""
@@ -196,6 +189,14 @@ def layers_needed__through_the_hub_at_once(source, target, t, layers, positions)
     if positions and layers and source != target:
         return 1
     return layers_needed(source, target, t, layers, positions)
+
+
+def layers_needed__one_head_after_another(source, target, t, layers, positions):
+    """What one head finds, your next head passes on in the same layer. All heads of a layer read the same
+    input. When can a head see what another one found?"""
+    ends = [n for n, heads in enumerate(layers, start=1) for _ in heads]
+    needed = layers_needed(source, target, t, [[head] for heads in layers for head in heads], positions)
+    return needed and ends[needed - 1]
 
 
 def layers_needed__outside_the_text(source, target, t, layers, positions):

@@ -71,6 +71,7 @@ def stands(texts):
     ],
 )
 class TestMask:
+    @pytest.mark.points(2)
     @each_batch
     def test_mask(self, student, expect, texts, window):
         mask, expected = student.call("longformer_mask", window, *masks(texts)), sees(texts, window)
@@ -92,7 +93,8 @@ class TestCount:
         for text, window in texts:
             positions = [j for j, letter in enumerate(text) if letter == "G"][::-1]
             count = student.call("count_scores", len(text), window, positions)
-            what = f"the number of scores of the text '{text}' ('G' is global), window {window},"
+            where = f" (global tokens: {positions})" if positions else ""
+            what = f"the number of scores of {len(text)} tokens with window {window}{where}"
             expect.equal(count, int(sees([text], window).sum()), what=what)
 
     def test_window_only(self, student, expect):
@@ -101,7 +103,6 @@ class TestCount:
     def test_one_global_token(self, student, expect):
         self.count(student, expect, [("G......", 2), ("...G...", 3), (".........G.", 4), ("..G..", 9)])
 
-    @pytest.mark.points(2)
     def test_global_tokens(self, student, expect):
         self.count(student, expect, [("GG.......", 3), ("..G......G.", 2), ("G....G.G..G", 3), ("GGG.G", 1)])
 
@@ -146,7 +147,7 @@ class TestPack:
         def explain(at):
             return f"this slot of text {at['text']} holds position {int(positions[at['text'], at['slot']])}"
 
-        expect.close(taken, expected, axes="text head slot width", what="vectors", explain=explain)
+        expect.close(taken, expected, axes="text head slot width", what="the result", explain=explain)
 
 
 @pytest.mark.task(
@@ -209,6 +210,7 @@ def draw_inputs(draw, texts, window):
     ],
 )
 class TestTogether:
+    @pytest.mark.points(2)
     @each_batch
     def test_weights(self, student, draw, expect, texts, window):
         given, wanted = draw_scores(draw, texts, window)
@@ -285,7 +287,7 @@ ROADS = {
     ],
 )
 class TestLayers:
-    @pytest.mark.points(2)
+    @pytest.mark.points(3)
     @pytest.mark.parametrize("name", ROADS)
     def test_roads(self, student, expect, name):
         t, layers, positions, roads = ROADS[name]
