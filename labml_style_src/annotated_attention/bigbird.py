@@ -1,11 +1,62 @@
 r"""# BigBird
 
-Two tokens far apart, and a window between them: to reach one from the other takes as many layers as there are
-windows on the way. Longformer cuts the way short through a few global tokens, which somebody must choose.
+A window sees what is near. In blocks of 64 tokens, with a window of three blocks, a word at the start of
+4,096 tokens is heard at their end after 63 layers [check:test_a_window_needs_63_layers|63 layers], and BERT
+has 12. Longformer shortens the way through global tokens. But somebody must choose them, anew for each task,
+and all that travels far goes through them.
 
-BigBird asks what any graph would need to be a good stand-in for the complete one, and adds edges at random.
+BigBird takes attention for a graph: an arc from each query to each key that it looks at. Which arcs of the
+complete graph can be spared? Graph theory has a surprising answer: nearly all, if those that stay are drawn
+by lot. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens, and a
+query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
 
-![A plan.](figure:plan)
+$$\mathbf{o}_i = \sum_{j \,:\, A_{IJ}} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
+\mathbf{k}_j\big)\, \mathbf{v}_j, \qquad I = \lfloor i/u \rfloor, \quad J = \lfloor j/u \rfloor .$$
+
+![A plan for 16 blocks. A row is a block of queries, a column a block of keys: the window, two global blocks,
+and two drawn at random in each row.](figure:plan)
+
+## What came before
+
+Sparse Transformers (Child et al. 2019, arXiv:1904.10509) keep arcs in a regular pattern, near ones and every
+$\sqrt t$-th. Longformer (lesson 11) keeps a window and chosen global tokens, ETC (Ainslie et al. 2020,
+arXiv:2004.08483) a window and global tokens that are added to the text. BigBird, by some of ETC's authors,
+adds the lot, and a theory of what all of them can compute.
+
+## Three kinds of arcs
+
+- *Window.* $n_w$ blocks around the query's own, one on each side if $n_w = 3$. Most of what a word needs
+  stands beside it.
+- *Global.* The first $n_g$ blocks see all and are seen by all. Any block is two steps from any other.
+- *Random.* $n_r$ more blocks for each row, drawn from those that are left. They are the short cuts between
+  distant blocks that need no hub; [the graph of a plan](bigbird_graph.md) measures them.
+
+The paper has two forms of the second. *ITC* (internal transformer construction) makes existing tokens global,
+as above. *ETC* (extended) puts $n_x$ extra tokens in front of the text, which see all and are seen by all;
+then $I = \lfloor (i - n_x)/u \rfloor$. Both may be combined [check:test_agrees_with_the_masked_formula].
+
+## Why blocks
+
+Memory is read in lines of many bytes, and matrix units multiply tiles. A single random key costs a line of
+its own; a block of 64 costs no more than it holds (the paper's appendix D). So a query block collects its
+blocks side by side into one short strip, and what follows is dense attention, without a mask.
+
+![Row 9 of the plan: its blocks of keys lie scattered, and are put side by side. Its queries attend to that
+strip alone.](figure:strip)
+
+## A block counted twice
+
+The strip is a list, and a list can name a block twice. Nothing fails: the weights still sum to one. But a key
+that stands $c$ times in the denominator and in the sum has $c$ times its weight, as if its score were higher
+by $\log c$ [check:test_a_block_counted_c_times]:
+
+$$\frac{c\, e^{z_j}}{\dots + c\, e^{z_j} + \dots} = \frac{e^{z_j + \log c}}{\dots + e^{z_j + \log c} + \dots}$$
+
+It happens. Since 2023, Transformers' BigBird draws nothing in `.eval()`, so as to be deterministic (pull
+request 23056), and leaves its table of random blocks at zero. Block 0 is global and in the strip already. By
+default a row has eight places, of which it then fills four: with equal scores half of the weight, which was
+an eighth in training [check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, is part of the
+model.
 
 ## Notation
 
@@ -14,13 +65,38 @@ BigBird asks what any graph would need to be a good stand-in for the complete on
 | $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
 | $\mathbf{k}_j$ | `key` | `b g t d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b g t e` | what position $j$ gives |
-| $n$ | `n_blocks` | scalar | blocks of the sequence |
-| $u$ | `block_size` | scalar | positions in a block |
+| $\mathbf{o}_i$ | `outputs` | `b h t e` | what position $i$ finds |
+| $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
+| $u$ | `block_size` | scalar | tokens in a block |
+| $n$ | `n_blocks` | scalar | blocks in the text |
+| $I$, $J$ | `i`, `j` | scalar | a block of queries, a block of keys |
+| $A$ | `mask` | `n n` | which block sees which |
+| $n_w$ | `n_window` | scalar | blocks in the window, the query's own included |
+| $n_g$ | `n_global` | scalar | global blocks, the first of the text |
+| $n_r$ | `n_random` | scalar | random blocks in a row |
+| $n_x$ | `n_extra` | scalar | extra global tokens in front |
 
-**Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2.
+## What was measured
+
+| at 512 tokens (table 1) | MLM | SQuAD | MNLI |
+|---|---|---|---|
+| BERT-base, all arcs | 64.2 | 88.5 | 83.4 |
+| random | 60.1 | 83.0 | 80.2 |
+| window | 58.3 | 76.4 | 73.1 |
+| both | 62.7 | 85.1 | 80.5 |
+
+Random arcs alone do better than a window alone, the two together better still, and not as well as all: hence
+the global tokens. With them, at 4,096 tokens, both forms predict masked words better than RoBERTa at 512
+(1.678 bits a character for ITC, 1.611 for ETC, 1.846; table 10). Then look at the settings: ITC has
+$n_r = 3$, and ETC, the better one, has **no random blocks** (table 8). Where tokens are global, the lot adds
+little. The graph says why.
+
+**Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2 (its $A$ is ours for single tokens, its $n$ is
+our $t$) and appendix D (blocks; its $b$ is our $u$, its $w$, $g$, $r$ are our $n_w$, $n_g$, $n_r$).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from random import Random
 
 import torch
@@ -31,17 +107,21 @@ from torch import Tensor
 
 from annotated_attention.scaled_dot_product import check_inputs
 
-__all__ = ["BigBirdPlan", "bigbird_attention", "bigbird_plan", "plan_mask"]
+__all__ = ["BigBirdPlan", "bigbird_attention", "bigbird_cost"]
+__all__ += ["bigbird_mask_mod", "bigbird_plan", "plan_mask"]
 
 Blocks = tuple[int, ...]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class BigBirdPlan:
     r"""## The plan
 
-    For each query block, in three lists that share no block, the key blocks that it sees. A global row has
-    all blocks in `global_blocks[i]`; another row has the first `n_global` there. `print(plan)` draws it.
+    For each block of queries, three lists of key blocks that share none. A global row has all blocks in its
+    `global_blocks`; every other row has the first $n_g$ there. `print(plan)` draws it.
+
+    A plan is data. Google's code and Transformers make the first and the *last* block global; such a plan can
+    be written by hand, and `bigbird_attention` runs it [check:test_a_plan_made_by_hand].
     """
 
     n_blocks: int
@@ -49,28 +129,23 @@ class BigBirdPlan:
     n_global: int
     n_random: int
     seed: int
-    window_blocks: tuple[Blocks, ...]
-    global_blocks: tuple[Blocks, ...]
-    random_blocks: tuple[Blocks, ...]
+    window_blocks: tuple[Blocks, ...] = field(repr=False)
+    global_blocks: tuple[Blocks, ...] = field(repr=False)
+    random_blocks: tuple[Blocks, ...] = field(repr=False)
 
     def row(self, i: int) -> Blocks:
         """All key blocks that query block `i` sees, in order."""
-        return tuple(sorted(self.window_blocks[i] + self.global_blocks[i] + self.random_blocks[i]))
-
-    def __repr__(self) -> str:
-        sizes = f"n_window={self.n_window}, n_global={self.n_global}, n_random={self.n_random}"
-        return f"bigbird_plan({self.n_blocks}, {sizes}, seed={self.seed})"
+        kinds = self.window_blocks, self.global_blocks, self.random_blocks
+        return tuple(sorted(j for blocks in kinds for j in blocks[i]))
 
     def __str__(self) -> str:
-        lines = []
-        for i in range(self.n_blocks):
-            line = ["·"] * self.n_blocks
-            kinds = {"g": self.global_blocks, "w": self.window_blocks, "r": self.random_blocks}
-            for letter, blocks in kinds.items():
-                for j in blocks[i]:
-                    line[j] = letter
-            lines.append(" ".join(line))
-        return "\n".join([repr(self), *lines])
+        rows = [["·"] * self.n_blocks for _ in range(self.n_blocks)]
+        for i, row in enumerate(rows):
+            for j in self.row(i):
+                is_global = j in self.global_blocks[i]
+                is_random = j in self.random_blocks[i]
+                row[j] = "g" if is_global else "r" if is_random else "w"
+        return "\n".join(map(" ".join, rows))
 
 
 def bigbird_plan(
@@ -81,45 +156,54 @@ def bigbird_plan(
     n_random: int,
     seed: int,
 ) -> BigBirdPlan:
-    r"""## Drawing a plan"""
+    r"""## Drawing lots
+
+    What is near the edge has a shorter window, what is short of candidates fewer random blocks. No block is
+    in a row twice [check:test_no_block_is_seen_twice], and all heads share the plan. Layers need not: the
+    released models draw another for each head and each layer.
+
+    **Raises.** `ValueError` unless `n_blocks` is at least 1, `n_window` odd, and the rest not negative
+    [check:test_wrong_plans_are_refused].
+    """
     if n_blocks < 1 or n_window < 1 or n_window % 2 == 0:
         came = f"n_blocks is {n_blocks}, n_window is {n_window}"
-        raise ValueError(f"{came}: at least 1 block and an odd window are wanted")
+        raise ValueError(f"{came}: a block and an odd window are wanted")
     if min(n_global, n_random, seed) < 0:
-        came = f"n_global is {n_global}, n_random is {n_random}, seed is {seed}"
-        raise ValueError(f"{came}: none may be negative")
-    first = min(n_global, n_blocks)
-    reach = n_window // 2
+        came = f"n_global is {n_global}, n_random is {n_random}"
+        raise ValueError(f"{came}, seed is {seed}: 0 or more are wanted")
     everything = tuple(range(n_blocks))
+    first, reach = min(n_global, n_blocks), n_window // 2
     window: list[Blocks] = [()] * first
     others: list[Blocks] = [everything] * first
-    drawn: list[Blocks] = [()] * first
+    lots: list[Blocks] = [()] * first
 
-    # `random()` is the one stream that Python promises never to change; `sample` may.
+    # A checkpoint is of no use without its plan, so the same seed must give the same plan in ten years.
+    # `random()` is the one stream that Python promises to keep; `sample` has changed before, and the
+    # generators of PyTorch differ by device [check:test_plans_never_change].
     uniform = Random(seed).random
     for i in range(first, n_blocks):
         low, high = max(first, i - reach), min(i + reach + 1, n_blocks)
         left = [*range(first, low), *range(high, n_blocks)]
-        chosen = []
-        for _ in range(min(n_random, len(left))):
-            chosen.append(left.pop(int(uniform() * len(left))))
+
+        # Whoever is drawn leaves the hat: $n_r$ different blocks, every set of them equally likely
+        # [check:test_lots_are_fair].
+        draws = range(min(n_random, len(left)))
+        drawn = [left.pop(int(uniform() * len(left))) for _ in draws]
         window.append(everything[low:high])
         others.append(everything[:first])
-        drawn.append(tuple(sorted(chosen)))
-    return BigBirdPlan(
-        n_blocks, n_window, n_global, n_random, seed, tuple(window), tuple(others), tuple(drawn)
-    )
+        lots.append(tuple(sorted(drawn)))
+    kinds = tuple(window), tuple(others), tuple(lots)
+    return BigBirdPlan(n_blocks, n_window, n_global, n_random, seed, *kinds)
 
 
-def plan_mask(plan: BigBirdPlan) -> Bool[Tensor, "n n"]:
-    r"""## The plan as a mask
-
-    True where query block $i$ sees key block $j$.
-    """
+def plan_mask(plan: BigBirdPlan, *, device: torch.device | str | None = None) -> Bool[Tensor, "n n"]:
+    r"""The plan as the matrix $A$: true where query block $I$ sees key block $J$."""
+    rows = range(plan.n_blocks)
+    i = [i for i in rows for _ in plan.row(i)]
+    j = [j for i in rows for j in plan.row(i)]
     mask = torch.zeros(plan.n_blocks, plan.n_blocks, dtype=torch.bool)
-    for i in range(plan.n_blocks):
-        mask[i, list(plan.row(i))] = True
-    return mask
+    mask[i, j] = True
+    return mask.to(device)
 
 
 def bigbird_attention(
@@ -132,27 +216,44 @@ def bigbird_attention(
     n_extra: int = 0,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t e"]:
-    r"""## Attention by the plan"""
+    r"""## Attention by the plan
+
+    It agrees with the plain formula under the mask $A$, blown up to tokens
+    [check:test_agrees_with_the_masked_formula] [check:test_gradcheck], and what a query's row does not name
+    moves nothing [check:test_unseen_blocks_move_nothing].
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g t d`, `value` is `b g t e`, with $h$ a multiple of $g$;
+    the result is `b h t e`. The last block may be shorter, $n = \lceil (t - n_x)/u \rceil$. It looks both
+    ways, and takes no mask: every query sees at least its own block, so no row is empty.
+
+    **Raises.** `ValueError` if shapes do not fit, or the plan is for another number of blocks
+    [check:test_wrong_input_is_refused].
+    """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     check_plan(query.shape[2], key.shape[2], block_size, plan, n_extra)
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(wide), key.to(wide), value.to(wide)
 
-    # Extra tokens and global blocks come first and see everything.
-    first = len(plan.window_blocks) - sum(map(bool, plan.window_blocks))
-    n_dense = min(n_extra + first * block_size, q.shape[2])
-    outputs = [fused(q[:, :, :n_dense], k, v, scale)]
+    # The extra tokens look at everything, through the keys as they lie.
+    extra_k, extra_v = k[:, :, :n_extra], v[:, :, :n_extra]
+    outputs = [fused(q[:, :, :n_extra], k, v, scale)]
 
-    # Views: nothing is copied yet, and their gradients are put together once.
-    shared_k, shared_v = k[:, :, :n_dense], v[:, :, :n_dense]
-    blocks_k = k[:, :, n_extra:].split(block_size, dim=2)
-    blocks_v = v[:, :, n_extra:].split(block_size, dim=2)
-    tiles = q[:, :, n_extra:].split(block_size, dim=2)
-    for i in range(first, plan.n_blocks):
-        own = plan.window_blocks[i] + plan.random_blocks[i]
-        near_k = torch.cat([shared_k, *(blocks_k[j] for j in own)], dim=2)
-        near_v = torch.cat([shared_v, *(blocks_v[j] for j in own)], dim=2)
-        outputs.append(fused(tiles[i], near_k, near_v, scale))
+    # The blocks are views, made once. A slice in the loop would look the same, but the gradient of each is a
+    # tensor as long as the text: quadratic work again. That of `split` is one concatenation
+    # [check:test_memory_is_linear_in_length].
+    texts = (x[:, :, n_extra:] for x in (q, k, v))
+    tiles, blocks_k, blocks_v = (x.split(block_size, 2) for x in texts)
+
+    # One strip at a time, so that no more than one is in memory unless gradients are wanted. On two CPU cores
+    # this is twice as fast as gathering all of them with one `index_select`
+    # (`benchmarks/bench_bigbird.py`). A global row needs no strip.
+    for i, tile in enumerate(tiles):
+        near_k, near_v = k, v
+        if len(plan.global_blocks[i]) < plan.n_blocks:
+            row = plan.row(i)
+            near_k = torch.cat([extra_k, *(blocks_k[j] for j in row)], 2)
+            near_v = torch.cat([extra_v, *(blocks_v[j] for j in row)], 2)
+        outputs.append(fused(tile, near_k, near_v, scale))
     return torch.cat(outputs, dim=2).to(query.dtype)
 
 
@@ -162,7 +263,7 @@ def fused(
     value: Float[Tensor, "b g s e"],
     scale: float | None,
 ) -> Float[Tensor, "b h t e"]:
-    """Grouped attention without a mask, in PyTorch's fused kernel: the group is folded into time."""
+    """One strip in PyTorch's fused kernel. A group of heads is one head with more queries (lesson 8)."""
     r = query.shape[1] // key.shape[1]
     folded = rearrange(query, "b (g r) t d -> b g (r t) d", r=r)
     output = F.scaled_dot_product_attention(folded, key, value, scale=scale)
@@ -170,22 +271,85 @@ def fused(
 
 
 def check_plan(t: int, s: int, block_size: int, plan: BigBirdPlan, n_extra: int) -> None:
-    """What is refused."""
+    """A plan for another length would leave tokens out, or name blocks that are not there."""
     if s != t:
-        raise ValueError(f"key has {s} positions, query has {t}: as many are wanted")
-    if block_size < 1 or not 0 <= n_extra < t:
+        raise ValueError(f"key has {s} positions, query {t}: as many are wanted")
+    if block_size < 1 or n_extra < 0:
         came = f"block_size is {block_size}, n_extra is {n_extra}"
-        raise ValueError(f"{came}: at least 1, and from 0 to {t - 1}, are wanted")
+        raise ValueError(f"{came}: at least 1 and at least 0 are wanted")
     wanted = -(-(t - n_extra) // block_size)
     if plan.n_blocks != wanted:
-        rest = f"{t - n_extra} positions in blocks of {block_size}"
-        raise ValueError(f"plan has {plan.n_blocks} blocks: {wanted} are wanted for {rest}")
+        rest = f"{t} tokens, {n_extra} of them extra, in blocks of {block_size}"
+        raise ValueError(f"plan has {plan.n_blocks} blocks, wanted are {wanted}: {rest}")
+
+
+def bigbird_cost(t: int, block_size: int, plan: BigBirdPlan, *, n_extra: int = 0) -> int:
+    r"""## What it costs, and when it fails
+
+    Returns the number of scores of a head, which is what is computed, to the last one
+    [check:test_scores_are_counted]. Rows of the plan have at most $n_g + n_w + n_r$ blocks, but for the $n_g$
+    that have $n$: with whole blocks and no extra tokens,
+
+    $$\text{scores} \;\le\; u\,t\,(2\,n_g + n_w + n_r),$$
+
+    which is linear in $t$ [check:test_cost_is_linear_in_length], and so is the memory, forward and backward
+    [check:test_memory_is_linear_in_length]. With the paper's settings (blocks of 64, 2 global, 3 in the
+    window, 3 random) a text of 4,096 tokens needs 15.2% of all scores, and one of 32,768 needs 1.9%
+    [check:test_share_of_all_scores|15.2%, 1.9%]. Then:
+
+    - *It is blind.* What may meet is settled before the text is read: of the far blocks, a share of about
+      $n_r/n$. The rest waits for another layer, or for a hub to pass it on.
+    - *Some tasks need all pairs*: the graph page has the paper's own.
+    - *It looks both ways.* The summarisers have a sparse encoder and a full decoder (section 4.1).
+    - *Dense became cheap.* FlashAttention needs no $t \times t$ memory, and no plan. ModernBERT
+      (arXiv:2412.13663) has full attention in every third layer and windows between; Native Sparse Attention
+      (arXiv:2502.11089) keeps blocks, but lets the query choose them.
+    """
+    starts = range(n_extra, t, block_size)
+    sizes = [min(block_size, t - start) for start in starts]
+    count = n_extra * t
+    for i, size in enumerate(sizes):
+        count += size * (n_extra + sum(sizes[j] for j in plan.row(i)))
+    return count
+
+
+def bigbird_mask_mod(
+    plan: BigBirdPlan,
+    block_size: int,
+    *,
+    n_extra: int = 0,
+    device: torch.device | str | None = None,
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    r"""## In production
+
+    - **FlexAttention** takes this function as `mask_mod` [check:test_flex_attention_agrees]. Its `BlockMask`
+      of the same block size (128 by default), without extra tokens, *is* the plan, each block full or absent
+      [check:test_block_mask_is_the_plan]; its kernels skip what is absent.
+    - **SDPA** takes the mask of tokens, which has $t^2$ entries, and computes all scores.
+    - **Transformers** (`BigBirdModel`): `attention_type="block_sparse"`, `block_size=64`,
+      `num_random_blocks=3`; window 3 and the two global blocks are fixed. The text is padded to whole blocks.
+      Up to $(5 + 2 n_r)\,u = 704$ tokens it falls back to full attention. For random blocks in evaluation,
+      see above.
+    - **Google's code**, and Transformers after it, draw their random blocks from the *start* of the text: the
+      first 1,024 tokens at the lengths of the paper, else the first $(5 + 2 n_r)\,u$. See the graph page for
+      what that does to paths.
+    """
+    mask = plan_mask(plan, device=device)
+
+    def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        row = (i - n_extra).clamp(min=0) // block_size
+        column = (j - n_extra).clamp(min=0) // block_size
+        return (i < n_extra) | (j < n_extra) | mask[row, column]
+
+    return mask_mod
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, g, r, t, d, e = (axes[name] for name in "bgrtde")
+    """Each block sees itself and `x` extra tokens: the shapes beside the code are read off this run."""
+    b, g, r, d, e, n, u, x = (axes[letter] for letter in "bgrdenux")
+    plan = bigbird_plan(n, n_window=1, n_global=0, n_random=0, seed=0)
+    t = x + n * u
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, t, d), torch.randn(b, g, t, e)
-    plan = bigbird_plan(-(-(t - 1) // 2), n_window=1, n_global=1, n_random=1, seed=0)
-    plan_mask(plan)
-    bigbird_attention(query, key, value, 2, plan, n_extra=1)
+    bigbird_attention(query, key, value, u, plan, n_extra=x)
+    bigbird_cost(t, u, plan, n_extra=x)
+    bigbird_mask_mod(plan, u)
