@@ -29,7 +29,7 @@ adds the lot, and a theory of what all of them can compute.
   stands beside it.
 - *Global.* The first $n_g$ blocks see all and are seen by all. Any block is two steps from any other.
 - *Random.* $n_r$ more blocks for each row, drawn from those that are left. They are the short cuts between
-  distant blocks that need no hub; [the graph of a plan](bigbird_graph.md) measures them.
+  distant blocks that need no hub; [the graph of a plan](../bigbird_graph/index.md) measures them.
 
 The paper has two forms of the second. *ITC* (internal transformer construction) makes existing tokens global,
 as above. *ETC* (extended) puts $n_x$ extra tokens in front of the text, which see all and are seen by all;

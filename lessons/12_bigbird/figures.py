@@ -1,16 +1,168 @@
-"""The figures of the BigBird page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the BigBird pages, drawn from the mechanism itself. Each function returns one SVG."""
 
-from annotated_attention.bigbird import bigbird_plan
+import math
+
+from annotated_attention.bigbird import BigBirdPlan, bigbird_plan
+from annotated_attention.bigbird_graph import path_lengths
+
+SAMPLE = bigbird_plan(16, n_window=3, n_global=2, n_random=2, seed=2)
+COLOURS = {"global": "bias", "window": "key", "random": "weights"}
+
+
+def text(
+    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
+) -> str:
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
+
+
+def rect(
+    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 2.5
+) -> str:
+    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{rx:g}"'
+    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+
+
+def path(points: str, colour: str = "soft", width: float = 1.0, opacity: float = 1.0) -> str:
+    stroke = f'stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:g}"'
+    return f'<path d="{points}" fill="none" {stroke}/>'
+
+
+def svg(width: int, height: int, title: str, parts: list[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
+
+
+def kinds(plan: BigBirdPlan, i: int) -> dict[int, str]:
+    """Which kind of arc leads from query block `i` to each key block that it sees."""
+    lists = {"global": plan.global_blocks, "window": plan.window_blocks, "random": plan.random_blocks}
+    return {j: kind for kind, blocks in lists.items() for j in blocks[i]}
 
 
 def plan() -> str:
-    """A plan of 12 blocks."""
-    drawn = bigbird_plan(12, n_window=3, n_global=2, n_random=2, seed=1)
-    kinds = {"key": drawn.global_blocks, "query": drawn.window_blocks, "weights": drawn.random_blocks}
-    squares = [
-        f'<rect x="{20 * j + 1}" y="{20 * i + 1}" width="18" height="18" fill="var(--{colour})"/>'
-        for colour, blocks in kinds.items()
-        for i, row in enumerate(blocks)
-        for j in row
+    """A plan of 16 blocks."""
+    drawn, cell, left, top = SAMPLE, 22, 26, 44
+    side = drawn.n_blocks * cell
+    parts = [text(left + side / 2, 34, "blocks of keys")]
+    for place, kind in enumerate(COLOURS):
+        x = left + place * 124
+        parts += [rect(x, 3, 13, 13, COLOURS[kind], 0.85)]
+        parts += [text(x + 20, 14, kind, anchor="start", colour="ink")]
+    middle = top + side / 2
+    parts.append(f'<g transform="rotate(-90 14 {middle:g})">{text(14, middle, "blocks of queries")}</g>')
+    for i in range(drawn.n_blocks):
+        seen = kinds(drawn, i)
+        for j in range(drawn.n_blocks):
+            x, y = left + j * cell, top + i * cell
+            if j in seen:
+                parts.append(rect(x + 1, y + 1, cell - 2, cell - 2, COLOURS[seen[j]], 0.85))
+            else:
+                parts.append(rect(x + 9.5, y + 9.5, 3, 3, "mask", 0.35, 1.5))
+    title = "Which of 16 key blocks each of 16 query blocks sees: 2 global, 3 in the window, 2 random"
+    return svg(left + side + 2, top + side + 2, title, parts)
+
+
+def strip() -> str:
+    """The key blocks of one row where they lie, and side by side as its queries meet them."""
+    drawn, i, cell, left, top, gap = SAMPLE, 9, 26, 4, 22, 62
+    seen = kinds(drawn, i)
+    n, row = drawn.n_blocks, sorted(seen)
+    start = left + (n - len(row)) * cell / 2
+    parts = [text(left, 14, f"{n} blocks of keys", anchor="start")]
+    parts += [text(left, top + 2 * cell + gap + 20, f"the strip of row {i}", anchor="start")]
+    for j in range(n):
+        x = left + j * cell
+        parts.append(
+            rect(
+                x + 1, top, cell - 2, cell, COLOURS.get(seen.get(j, ""), "mask"), 0.85 if j in seen else 0.14
+            )
+        )
+        parts.append(
+            text(x + cell / 2, top + 17, str(j), colour="soft" if j not in seen else "paper", size=11)
+        )
+    below = top + cell + gap
+    for place, j in enumerate(row):
+        x, y = left + (j + 0.5) * cell, start + (place + 0.5) * cell
+        curve = f"M{x:g} {top + cell + 2}C{x:g} {top + cell + 34} {y:g} {below - 34} {y:g} {below - 2}"
+        parts.append(path(curve, COLOURS[seen[j]], 1.4, 0.8))
+        parts.append(rect(y - cell / 2 + 1, below, cell - 2, cell, COLOURS[seen[j]], 0.85))
+        parts.append(text(y, below + 17, str(j), colour="paper", size=11))
+    title = f"Row {i} of the plan: {len(row)} of {n} key blocks, scattered above, side by side below"
+    return svg(2 * left + n * cell, below + cell + 8, title, parts)
+
+
+def reach() -> str:
+    """Three plans of 24 blocks, and how many layers each block is from the first."""
+    n, radius, width, height = 24, 92, 236, 252
+    panels = [("window", (3, 0, 0)), ("window, 1 random", (3, 0, 1)), ("window, 1 global", (3, 1, 0))]
+    parts = []
+    for panel, (name, (n_window, n_global, n_random)) in enumerate(panels):
+        drawn = bigbird_plan(n, n_window=n_window, n_global=n_global, n_random=n_random, seed=3)
+        lengths = path_lengths(drawn)[0].tolist()
+        centre = panel * (width + 12) + width / 2, 112
+
+        def place(j: int, centre: tuple[float, float] = centre) -> tuple[float, float]:
+            # From the lower left over the top to the lower right: the ends of a text do not touch.
+            angle = math.radians(235 - 290 * j / (n - 1))
+            return centre[0] + radius * math.cos(angle), centre[1] - radius * math.sin(angle)
+
+        for i in range(n):
+            for j, kind in kinds(drawn, i).items():
+                if i == j or (kind == "global" and 0 not in (i, j)):
+                    continue
+                (x1, y1), (x2, y2) = place(i), place(j)
+                # Chords bend towards the middle.
+                bend = 0.0 if kind == "window" else 0.35
+                x = (x1 + x2) / 2 * (1 - bend) + centre[0] * bend
+                y = (y1 + y2) / 2 * (1 - bend) + centre[1] * bend
+                curve = f"M{x1:.1f} {y1:.1f}Q{x:.1f} {y:.1f} {x2:.1f} {y2:.1f}"
+                parts.append(path(curve, COLOURS[kind], 1.2, 0.55 if kind != "window" else 0.8))
+        longest = int(max(lengths))
+        for j in range(n):
+            x, y = place(j)
+            shade = 1 - lengths[j] / (longest + 1)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="var(--paper)"/>')
+            circle = (
+                f'cx="{x:.1f}" cy="{y:.1f}" r="7" fill="var(--query)" fill-opacity="{0.08 + 0.9 * shade:.2f}"'
+            )
+            parts.append(f'<circle {circle} stroke="var(--query)" stroke-width="1"/>')
+        parts.append(text(centre[0], height - 26, name, colour="ink"))
+        parts.append(text(centre[0], height - 8, f"{longest} layers"))
+    title = "From the first of 24 blocks: 23 layers by window, fewer with random arcs, 2 by a hub"
+    return svg(3 * width + 24, height, title, parts)
+
+
+def growth() -> str:
+    """The longest shortest path of four plans, against the number of blocks."""
+    left, bottom, step, unit = 40, 250, 58, 15
+    lines = [
+        ("window", (3, 0, 0), "key", [8, 16]),
+        ("and 1 random", (3, 0, 1), "weights", [8, 16, 32, 64, 128, 256, 512]),
+        ("and 3 random", (3, 0, 3), "weights", [8, 16, 32, 64, 128, 256, 512]),
+        ("and 1 global", (3, 1, 0), "bias", [8, 16, 32, 64, 128, 256, 512]),
     ]
-    return f'<svg viewBox="0 0 240 240"><title>A plan</title>{"".join(squares)}</svg>'
+
+    def place(n: int, length: float) -> tuple[float, float]:
+        return left + (math.log2(n) - 3) * step, bottom - length * unit
+
+    parts = []
+    for layers in (0, 5, 10, 15):
+        y = bottom - layers * unit
+        parts += [path(f"M{left - 6} {y}H{left + 6 * step + 6}", "line")]
+        parts += [text(left - 12, y + 4, str(layers), anchor="end", size=12)]
+    for n in (8, 16, 32, 64, 128, 256, 512):
+        parts.append(text(place(n, 0)[0], bottom + 18, str(n), size=12))
+    parts.append(text(left + 3 * step, bottom + 36, "blocks"))
+    parts.append(text(left - 26, 12, "layers", anchor="start"))
+    for name, (n_window, n_global, n_random), colour, sizes in lines:
+        points = []
+        for n in sizes:
+            drawn = bigbird_plan(n, n_window=n_window, n_global=n_global, n_random=n_random, seed=0)
+            points.append(place(n, path_lengths(drawn).max().item()))
+        parts.append(path("M" + "L".join(f"{x:g} {y:g}" for x, y in points), colour, 1.8))
+        parts += [f'<circle cx="{x:g}" cy="{y:g}" r="3.4" fill="var(--{colour})"/>' for x, y in points]
+        x, y = points[-1]
+        parts.append(text(x + 12, y + 4, name, anchor="start", colour=colour))
+    title = (
+        "Layers from end to end: with a window they grow as the blocks, with random arcs as their logarithm"
+    )
+    return svg(left + 6 * step + 118, bottom + 44, title, parts)
