@@ -15,35 +15,24 @@ from tests.proof import Case, assert_close, changed, normal, plain_attention
 from torch import Tensor
 
 from annotated_attention.alibi import alibi_slopes
-from annotated_attention.attention_sinks import (
-    SinkKVCache,
-    alibi_by_position,
-    read_stream,
-    streaming_alibi,
-    streaming_rotary,
-)
+from annotated_attention.attention_sinks import SinkKVCache, alibi_by_position, read_stream
+from annotated_attention.attention_sinks_full import streaming_alibi, streaming_rotary
 from annotated_attention.kv_cache import kv_cache_bytes
-from annotated_attention.language_model import (
-    Attend,
-    Cache,
-    LanguageModel,
-    LanguageModelConfig,
-    SelfAttention,
-    generate,
-)
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, generate
+from annotated_attention.language_model_slot import Attend, Cache, SelfAttention
 from annotated_attention.rotary import rotary_attention
 from annotated_attention.scaled_dot_product import attention_weights
 
-N, W, T, M, H = 3, 5, 61, 24, 3  # sinks, window, and a stream of more than twelve windows
+N, W, M, H = 3, 5, 24, 3
+T, SHORT = 61, 29  # streams of more than twelve windows and of more than five
 SCHEMES = {"rotary": (rotary_attention, streaming_rotary), "alibi": (alibi_by_position, streaming_alibi)}
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+any_stream = given(n=st.integers(0, 5), w=st.integers(1, 7), tokens=st.integers(1, 40))
 FIGURES = Path(__file__).parents[2] / "lessons" / "10_attention_sinks" / "figures.py"
 silent_head = runpy.run_path(str(FIGURES))["silent_head"]
 
 
-def build(
-    attend: Attend, dtype: torch.dtype = torch.float64, device: str = "cpu", positions: str = "none"
-) -> LanguageModel:
+def build(attend: Attend, dtype=torch.float64, device: str = "cpu", positions: str = "none") -> LanguageModel:
     """Two layers, whose weights are so large that positions matter."""
     config = LanguageModelConfig(
         vocab_size=17,
@@ -60,7 +49,7 @@ def build(
     return model.to(device, dtype).eval()
 
 
-def stream(t: int = T, device: str = "cpu") -> Tensor:
+def stream(t: int = SHORT, device: str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(proof.SEED)
     return torch.randint(17, (2, t), generator=generator).to(device)
 
@@ -83,22 +72,22 @@ def filled(n: int, w: int, tokens: int) -> SinkKVCache:
 
 
 @each_scheme
-@pytest.mark.parametrize("sizes", [(N, W), (0, W), (4, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(N, W), (4, 1)], ids=str)
 def test_every_step_equals_the_full_forward(scheme: str, sizes: tuple[int, int], device: str) -> None:
     (in_cache, in_full), (n, w) = SCHEMES[scheme], sizes
-    in_full, tokens = partial(in_full, n_sinks=n, window=w), stream(device=device)
+    in_full, tokens = partial(in_full, n_sinks=n, window=w), stream(T, device)
     with torch.no_grad():
         exact = build(in_full, device=device)(tokens)
         whole = build(in_full, torch.float32, device)(tokens)
     steps = one_by_one(build(in_cache, torch.float32, device), tokens, caches(n, w))
     assert_close(steps, whole, exact)
     # Bounds that small are worth something only if another window gives something else.
-    other = one_by_one(build(in_cache, device=device), tokens, caches(n, w + 1))
-    assert (other - exact)[:, -1].abs().max() > 0.01
+    other = one_by_one(build(in_cache, device=device), tokens[:, :20], caches(n, w + 1))
+    assert (other - exact[:, :20])[:, -1].abs().max() > 0.01
 
 
 def test_only_the_first_key_is_seen_by_all() -> None:
-    assert proof.causal(T, T).all(0).tolist() == [True] + [False] * (T - 1)
+    assert proof.causal(7, 7).all(0).tolist() == [True] + [False] * 6
 
 
 def test_a_silent_head_parks_on_the_first_token() -> None:
@@ -116,38 +105,30 @@ def test_a_silent_head_breaks_without_its_sink() -> None:
     assert head["error_evicted"] > 1
 
 
-@proof.each_dtype
-def test_eviction_multiplies_all_other_weights(dtype: torch.dtype, device: str) -> None:
-    query, key, value = Case("t=s", t=7, s=7).inputs(torch.float64, device)
-    kept = torch.ones(7, 7, dtype=torch.bool, device=device)
-    kept[:, :2] = False
+def test_eviction_multiplies_all_other_weights(device: str) -> None:
+    query, key, value = Case("t=s", t=7, s=7).inputs(device=device)
+    kept = (torch.arange(7, device=device) >= 2).expand(7, 7)
     before, after = attention_weights(query, key), attention_weights(query, key, kept)
     parked = before[..., :2].sum(-1, keepdim=True)
-    predicted = (before / (1 - parked))[..., 2:]
+    predicted = before[..., 2:] / (1 - parked)
     assert_close(after[..., 2:], predicted, predicted)
-    sinks = before[..., :2] @ value[:, :, :2]
-    exact = (before @ value - sinks) / (1 - parked)
-    inputs = [x.to(dtype) for x in (query, key, value)]
-    peer = plain_attention(*inputs, kept)
-    assert_close(peer, torch.nn.functional.scaled_dot_product_attention(*inputs, kept), exact)
+    output = (before @ value - before[..., :2] @ value[:, :, :2]) / (1 - parked)
+    assert_close(plain_attention(query, key, value, kept), output, output)
 
 
-@given(n=st.integers(0, 5), w=st.integers(1, 7), tokens=st.integers(1, 40))
+@any_stream
 def test_only_the_distance_to_the_sinks_is_capped(n: int, w: int, tokens: int) -> None:
     cache = filled(n, w, tokens)
-    true, places = cache.keys[0, 0, : cache.held, 0].long(), cache.positions
-    assert places.amax() == min(tokens - 1, n + w - 1)
-    for token, place in zip(true.tolist(), places.tolist(), strict=True):
+    true, newest = cache.keys[0, 0, : cache.held, 0].int().tolist(), min(tokens - 1, n + w - 1)
+    for token, place in zip(true, cache.positions.tolist(), strict=True):
         distance = tokens - 1 - token
-        expected = min(distance, n + w - 1 - token) if token < n else distance
-        assert places.amax() - place == expected
+        assert newest - place == (min(distance, n + w - 1 - token) if token < n else distance)
 
 
-@given(n=st.integers(0, 5), w=st.integers(1, 7), tokens=st.integers(1, 40))
+@any_stream
 def test_positions_are_those_in_the_cache(n: int, w: int, tokens: int) -> None:
     cache = filled(n, w, tokens)
     held = [*range(min(n, tokens)), *range(max(n, tokens - w), tokens)]
-    assert cache.held == len(held)
     assert cache.positions.sort().values.tolist() == list(range(len(held)))
     # In the order of their places the keys are those of the sinks and of the window, oldest first.
     order = cache.positions.argsort()
@@ -195,7 +176,6 @@ def test_without_sinks_counting_anew_changes_nothing(scheme: str, device: str) -
 def test_far_away_sinks_are_lost_to_alibi() -> None:
     """One sink scores 8 more than sixteen newer keys, which all score the same; the head is the gentlest."""
     slope = alibi_slopes(8)[-1].item()
-    assert slope == 1 / 256
     query, key = torch.ones(1, 1, 1, 1), torch.tensor([8.0] + [0.0] * 16)[None, None, :, None]
     near = torch.arange(15, -1, -1)
     weight = {}
@@ -207,15 +187,14 @@ def test_far_away_sinks_are_lost_to_alibi() -> None:
 
 
 def test_a_prompt_of_newlines_stays(device: str) -> None:
-    model, memory = build(rotary_attention, device=device), caches(4, W)
-    newlines = torch.full((2, 4), 10, device=device)
+    model, newlines = build(rotary_attention, device=device), torch.full((2, 4), 10)
     streams = stream(device=device), stream(device=device)
     streams[1][:, 0] = (streams[0][:, 0] + 1) % 17
     # Through two layers a token reaches 2 (w - 1) tokens on, and the fourth of them is gone.
     reach, after = 2 * (W - 1), []
     for tokens in streams:
         memory = caches(4, W)
-        read_stream(model, newlines, memory)
+        read_stream(model, newlines.to(device), memory)
         sinks = [cache.keys[:, :, :4].clone() for cache in memory]
         after.append(read_stream(model, tokens, memory))
         assert all(torch.equal(cache.keys[:, :, :4], kept) for cache, kept in zip(memory, sinks, strict=True))
@@ -281,25 +260,24 @@ def test_memory_does_not_move(device: str) -> None:
     assert sorted(cache.values[0, 0, :, 0].tolist()) == sorted(value[0, 0, [0, 1, *range(-7, 0)], 0].tolist())
 
 
-@given(cuts=st.sets(st.integers(1, N + W - 1)))
-def test_a_chunk_may_fill_the_cache(cuts: set[int], device: str) -> None:
+def test_a_chunk_may_fill_the_cache(device: str) -> None:
     layer = SelfAttention(M, H, attend=rotary_attention).to(device)
-    x, cache = normal("x", 2, N + W, M, dtype=torch.float32, device=device), SinkKVCache(N, W)
+    x = normal("x", 2, N + W, M, dtype=torch.float32, device=device)
     with torch.no_grad():
-        marks = itertools.pairwise([0, *sorted(cuts), N + W])
-        read = torch.cat([layer(x[:, a:z], cache=cache) for a, z in marks], 1)
         whole, exact = layer(x), copy.deepcopy(layer).double()(x.double())
-    assert_close(read, whole, exact)
+        for cuts in ((), (1,), (2, 3, 7)):
+            marks, cache = itertools.pairwise([0, *cuts, N + W]), SinkKVCache(N, W)
+            assert_close(torch.cat([layer(x[:, a:z], cache=cache) for a, z in marks], 1), whole, exact)
 
 
 @each_scheme
 def test_read_stream_equals_one_by_one(scheme: str, device: str) -> None:
-    attend, tokens = SCHEMES[scheme][0], stream(30, device)
+    attend, tokens = SCHEMES[scheme][0], stream(device=device)
     model = build(attend, torch.float32, device)
     exact = one_by_one(build(attend, device=device), tokens, caches())
     peer = one_by_one(model, tokens, caches())
-    for cuts in ((), (4,), (1, 8, 11), (13,)):
-        memory, marks = caches(), itertools.pairwise([0, *cuts, 30])
+    for cuts in ((), (1, 8, 11), (13,)):
+        memory, marks = caches(), itertools.pairwise([0, *cuts, SHORT])
         model.train()
         read = torch.cat([read_stream(model, tokens[:, a:z], memory) for a, z in marks], 1)
         assert model.training
@@ -318,22 +296,22 @@ def test_generation_goes_on_beyond_the_cache(device: str) -> None:
 def test_what_is_evicted_is_forgotten(device: str) -> None:
     """Through two layers, each of which looks back over w - 1 tokens; a sink is felt for ever."""
     model = build(rotary_attention, device=device)
-    for place, last in ((N + 1, N + 1 + 2 * (W - 1)), (N - 1, T - 1)):
+    for place, last in ((N + 1, N + 1 + 2 * (W - 1)), (N - 1, SHORT - 1)):
         tokens = stream(device=device)
         before = one_by_one(model, tokens, caches())
         tokens[:, place] = (tokens[:, place] + 1) % 17
         moved = (before != one_by_one(model, tokens, caches())).any(-1).all(0)
-        assert moved.tolist() == [place <= n <= last for n in range(T)]
+        assert moved.tolist() == [place <= n <= last for n in range(SHORT)]
 
 
 def test_learned_positions_pile_up(device: str) -> None:
     model = build(rotary_attention, device=device, positions="learned")
     place = model.position_embedding.weight.data = normal("place", 256, M, device=device)
     before = one_by_one(model, stream(device=device), caches())
-    for changed_place, first in ((N + W + 1, T), (N + W, N + W)):
+    for changed_place, first in ((N + W + 1, SHORT), (N + W, N + W)):
         model.position_embedding.weight.data = changed(place, 0, changed_place, changed_place + 1)
         moved = before != one_by_one(model, stream(device=device), caches())
-        assert moved.any(-1).all(0).tolist() == [step >= first for step in range(T)]
+        assert moved.any(-1).all(0).tolist() == [step >= first for step in range(SHORT)]
 
 
 def test_what_is_refused_changes_nothing(device: str) -> None:
