@@ -1,14 +1,14 @@
 r"""# BigBird
 
 A window sees what is near. In blocks of 64 tokens, with a window of three blocks, a word at the start of
-4,096 tokens is heard at their end after 63 layers [check:test_a_window_needs_63_layers|63 layers], and BERT
-has 12. Longformer shortens the way through global tokens. But somebody must choose them, anew for each task,
-and all that travels far goes through them.
+4,096 tokens is heard at their end after 63 layers [check:test_a_window_needs_63_layers|63 layers], and
+BERT-base has 12. Longformer shortens the way by global tokens. But somebody must choose them, anew for each
+task, and all that travels far goes through them.
 
 BigBird takes attention for a graph: an arc from each query to each key that it looks at. Which arcs of the
 complete graph can be spared? Graph theory has a surprising answer: nearly all, if those that stay are drawn
-by lot. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens, and a
-query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
+at random. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens, and
+a query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
 
 $$\mathbf{o}_i = \sum_{j \,:\, A_{IJ}} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
 \mathbf{k}_j\big)\, \mathbf{v}_j, \qquad I = \lfloor i/u \rfloor, \quad J = \lfloor j/u \rfloor .$$
@@ -18,15 +18,13 @@ and two drawn at random in each row.](figure:plan)
 
 ## What came before
 
-Sparse Transformers (Child et al. 2019, arXiv:1904.10509) keep arcs in a regular pattern, near ones and every
-$\sqrt t$-th. Longformer (lesson 11) keeps a window and chosen global tokens, ETC (Ainslie et al. 2020,
-arXiv:2004.08483) a window and global tokens that are added to the text. BigBird, by some of ETC's authors,
-adds the lot, and a theory of what all of them can compute.
+Sparse Transformers (Child et al. 2019, arXiv:1904.10509) keep near arcs and every $\sqrt t$-th, Longformer
+(lesson 11) a window and chosen global tokens, ETC (Ainslie et al. 2020, arXiv:2004.08483) a window and global
+tokens that are added to the text. BigBird adds chance, and a theory of what such models can compute.
 
 ## Three kinds of arcs
 
-- *Window.* $n_w$ blocks around the query's own, one on each side if $n_w = 3$. Most of what a word needs
-  stands beside it.
+- *Window.* $n_w$ blocks, the query's own in their midst. Most of what a word needs stands beside it.
 - *Global.* The first $n_g$ blocks see all and are seen by all. Any block is two steps from any other.
 - *Random.* $n_r$ more blocks for each row, drawn from those that are left. They are the short cuts between
   distant blocks that need no hub; [the graph of a plan](../bigbird_graph/index.md) measures them.
@@ -37,9 +35,9 @@ then $I = \lfloor (i - n_x)/u \rfloor$. Both may be combined [check:test_agrees_
 
 ## Why blocks
 
-Memory is read in lines of many bytes, and matrix units multiply tiles. A single random key costs a line of
-its own; a block of 64 costs no more than it holds (the paper's appendix D). So a query block collects its
-blocks side by side into one short strip, and what follows is dense attention, without a mask.
+Memory is read in lines of many bytes, and matrix units multiply tiles: a random key alone costs as much as
+many that lie together (appendix D). So a query block puts its key blocks side by side, into one short strip,
+and what follows is dense attention, without a mask.
 
 ![Row 9 of the plan: its blocks of keys lie scattered, and are put side by side. Its queries attend to that
 strip alone.](figure:strip)
@@ -54,9 +52,8 @@ $$\frac{c\, e^{z_j}}{\dots + c\, e^{z_j} + \dots} = \frac{e^{z_j + \log c}}{\dot
 
 It happens. Since 2023, Transformers' BigBird draws nothing in `.eval()`, so as to be deterministic (pull
 request 23056), and leaves its table of random blocks at zero. Block 0 is global and in the strip already. By
-default a row has eight places, of which it then fills four: with equal scores half of the weight, which was
-an eighth in training [check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, is part of the
-model.
+default a row has eight places, of which it then fills four: with equal scores half of the weight, in training
+an eighth [check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, is part of the model.
 
 ## Notation
 
@@ -88,11 +85,11 @@ model.
 Random arcs alone do better than a window alone, the two together better still, and not as well as all: hence
 the global tokens. With them, at 4,096 tokens, both forms predict masked words better than RoBERTa at 512
 (1.678 bits a character for ITC, 1.611 for ETC, 1.846; table 10). Then look at the settings: ITC has
-$n_r = 3$, and ETC, the better one, has **no random blocks** (table 8). Where tokens are global, the lot adds
+$n_r = 3$, and ETC, the better one, has **no random blocks** (table 8). Where tokens are global, chance adds
 little. The graph says why.
 
-**Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2 (its $A$ is ours for single tokens, its $n$ is
-our $t$) and appendix D (blocks; its $b$ is our $u$, its $w$, $g$, $r$ are our $n_w$, $n_g$, $n_r$).
+**Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2 (its $A$ is ours for single tokens, its $n$ our
+$t$) and appendix D (blocks; its $b$ is our $u$, and its $w, g, r$ are our $n_w, n_g, n_r$).
 """
 
 from collections.abc import Callable
@@ -158,12 +155,10 @@ def bigbird_plan(
 ) -> BigBirdPlan:
     r"""## Drawing lots
 
-    What is near the edge has a shorter window, what is short of candidates fewer random blocks. No block is
-    in a row twice [check:test_no_block_is_seen_twice], and all heads share the plan. Layers need not: the
-    released models draw another for each head and each layer.
+    Windows are cut at the ends of the text, and a row draws fewer blocks if fewer are left. None is in a row
+    twice [check:test_no_block_is_seen_twice]. All heads share the plan (in Transformers, each has its own).
 
-    **Raises.** `ValueError` unless `n_blocks` is at least 1, `n_window` odd, and the rest not negative
-    [check:test_wrong_plans_are_refused].
+    **Raises.** `ValueError` if a number is too small or a window even [check:test_wrong_plans_are_refused].
     """
     if n_blocks < 1 or n_window < 1 or n_window % 2 == 0:
         came = f"n_blocks is {n_blocks}, n_window is {n_window}"
@@ -177,9 +172,9 @@ def bigbird_plan(
     others: list[Blocks] = [everything] * first
     lots: list[Blocks] = [()] * first
 
-    # A checkpoint is of no use without its plan, so the same seed must give the same plan in ten years.
-    # `random()` is the one stream that Python promises to keep; `sample` has changed before, and the
-    # generators of PyTorch differ by device [check:test_plans_never_change].
+    # A checkpoint is of no use without its plan, so a seed must give the same plan in ten years. `random()` is
+    # the one stream that Python promises to keep; `sample` may change, and PyTorch's generators differ by
+    # device [check:test_plans_never_change].
     uniform = Random(seed).random
     for i in range(first, n_blocks):
         low, high = max(first, i - reach), min(i + reach + 1, n_blocks)
@@ -196,14 +191,12 @@ def bigbird_plan(
     return BigBirdPlan(n_blocks, n_window, n_global, n_random, seed, *kinds)
 
 
-def plan_mask(plan: BigBirdPlan, *, device: torch.device | str | None = None) -> Bool[Tensor, "n n"]:
+def plan_mask(plan: BigBirdPlan) -> Bool[Tensor, "n n"]:
     r"""The plan as the matrix $A$: true where query block $I$ sees key block $J$."""
-    rows = range(plan.n_blocks)
-    i = [i for i in rows for _ in plan.row(i)]
-    j = [j for i in rows for j in plan.row(i)]
     mask = torch.zeros(plan.n_blocks, plan.n_blocks, dtype=torch.bool)
-    mask[i, j] = True
-    return mask.to(device)
+    for i in range(plan.n_blocks):
+        mask[i, list(plan.row(i))] = True
+    return mask
 
 
 def bigbird_attention(
@@ -224,25 +217,23 @@ def bigbird_attention(
 
     **Shapes.** `query` is `b h t d`, `key` is `b g t d`, `value` is `b g t e`, with $h$ a multiple of $g$;
     the result is `b h t e`. The last block may be shorter, $n = \lceil (t - n_x)/u \rceil$. It looks both
-    ways, and takes no mask: every query sees at least its own block, so no row is empty.
-
-    **Raises.** `ValueError` if shapes do not fit, or the plan is for another number of blocks
-    [check:test_wrong_input_is_refused].
+    ways, and takes no mask: every query sees at least its own block, so no row is empty. A plan for another
+    number of blocks is a `ValueError` [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     check_plan(query.shape[2], key.shape[2], block_size, plan, n_extra)
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    q, k, v = (x.to(wide) for x in (query, key, value))
 
-    # The extra tokens look at everything, through the keys as they lie.
+    # The extra tokens look at everything, and stand at the head of every strip.
     extra_k, extra_v = k[:, :, :n_extra], v[:, :, :n_extra]
-    outputs = [fused(q[:, :, :n_extra], k, v, scale)]
+    outputs = [fused(q[:, :, :n_extra], k, v, scale)] if n_extra else []
 
     # The blocks are views, made once. A slice in the loop would look the same, but the gradient of each is a
     # tensor as long as the text: quadratic work again. That of `split` is one concatenation
     # [check:test_memory_is_linear_in_length].
     texts = (x[:, :, n_extra:] for x in (q, k, v))
-    tiles, blocks_k, blocks_v = (x.split(block_size, 2) for x in texts)
+    tiles, keys, values = (x.split(block_size, dim=2) for x in texts)
 
     # One strip at a time, so that no more than one is in memory unless gradients are wanted. On two CPU cores
     # this is twice as fast as gathering all of them with one `index_select`
@@ -251,8 +242,8 @@ def bigbird_attention(
         near_k, near_v = k, v
         if len(plan.global_blocks[i]) < plan.n_blocks:
             row = plan.row(i)
-            near_k = torch.cat([extra_k, *(blocks_k[j] for j in row)], 2)
-            near_v = torch.cat([extra_v, *(blocks_v[j] for j in row)], 2)
+            near_k = torch.cat([extra_k, *(keys[j] for j in row)], 2)
+            near_v = torch.cat([extra_v, *(values[j] for j in row)], 2)
         outputs.append(fused(tile, near_k, near_v, scale))
     return torch.cat(outputs, dim=2).to(query.dtype)
 
@@ -270,20 +261,26 @@ def fused(
     return rearrange(output, "b g (r t) e -> b (g r) t e", r=r)
 
 
-def check_plan(t: int, s: int, block_size: int, plan: BigBirdPlan, n_extra: int) -> None:
+def check_plan(t, s, block_size, plan, n_extra) -> None:
     """A plan for another length would leave tokens out, or name blocks that are not there."""
     if s != t:
         raise ValueError(f"key has {s} positions, query {t}: as many are wanted")
+    sizes = f"block_size is {block_size}, n_extra is {n_extra}"
     if block_size < 1 or n_extra < 0:
-        came = f"block_size is {block_size}, n_extra is {n_extra}"
-        raise ValueError(f"{came}: at least 1 and at least 0 are wanted")
+        raise ValueError(f"{sizes}: at least 1 and at least 0 are wanted")
     wanted = -(-(t - n_extra) // block_size)
     if plan.n_blocks != wanted:
-        rest = f"{t} tokens, {n_extra} of them extra, in blocks of {block_size}"
-        raise ValueError(f"plan has {plan.n_blocks} blocks, wanted are {wanted}: {rest}")
+        came = f"plan has {plan.n_blocks} blocks, t is {t}, {sizes}"
+        raise ValueError(f"{came}: {wanted} blocks are wanted")
 
 
-def bigbird_cost(t: int, block_size: int, plan: BigBirdPlan, *, n_extra: int = 0) -> int:
+def bigbird_cost(
+    t: int,
+    block_size: int,
+    plan: BigBirdPlan,
+    *,
+    n_extra: int = 0,
+) -> int:
     r"""## What it costs, and when it fails
 
     Returns the number of scores of a head, which is what is computed, to the last one
@@ -299,7 +296,7 @@ def bigbird_cost(t: int, block_size: int, plan: BigBirdPlan, *, n_extra: int = 0
 
     - *It is blind.* What may meet is settled before the text is read: of the far blocks, a share of about
       $n_r/n$. The rest waits for another layer, or for a hub to pass it on.
-    - *Some tasks need all pairs*: the graph page has the paper's own.
+    - *Some tasks need all pairs.* The graph page has one, and a theorem.
     - *It looks both ways.* The summarisers have a sparse encoder and a full decoder (section 4.1).
     - *Dense became cheap.* FlashAttention needs no $t \times t$ memory, and no plan. ModernBERT
       (arXiv:2412.13663) has full attention in every third layer and windows between; Native Sparse Attention
@@ -328,13 +325,10 @@ def bigbird_mask_mod(
     - **SDPA** takes the mask of tokens, which has $t^2$ entries, and computes all scores.
     - **Transformers** (`BigBirdModel`): `attention_type="block_sparse"`, `block_size=64`,
       `num_random_blocks=3`; window 3 and the two global blocks are fixed. The text is padded to whole blocks.
-      Up to $(5 + 2 n_r)\,u = 704$ tokens it falls back to full attention. For random blocks in evaluation,
-      see above.
-    - **Google's code**, and Transformers after it, draw their random blocks from the *start* of the text: the
-      first 1,024 tokens at the lengths of the paper, else the first $(5 + 2 n_r)\,u$. See the graph page for
-      what that does to paths.
+      Up to $(5 + 2 n_r)\,u = 704$ tokens it falls back to full attention. Like Google's code, it draws from
+      the start of the text alone (see the graph page), and in evaluation not at all (see above).
     """
-    mask = plan_mask(plan, device=device)
+    mask = plan_mask(plan).to(device)
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         row = (i - n_extra).clamp(min=0) // block_size
@@ -347,9 +341,8 @@ def bigbird_mask_mod(
 def example(axes: dict[str, int]) -> None:
     """Each block sees itself and `x` extra tokens: the shapes beside the code are read off this run."""
     b, g, r, d, e, n, u, x = (axes[letter] for letter in "bgrdenux")
-    plan = bigbird_plan(n, n_window=1, n_global=0, n_random=0, seed=0)
-    t = x + n * u
-    query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, t, d), torch.randn(b, g, t, e)
+    plan, t = bigbird_plan(n, n_window=1, n_global=0, n_random=0, seed=0), x + n * u
+    query, key, value = (torch.randn(b, *w) for w in ((g * r, t, d), (g, t, d), (g, t, e)))
     bigbird_attention(query, key, value, u, plan, n_extra=x)
     bigbird_cost(t, u, plan, n_extra=x)
     bigbird_mask_mod(plan, u)

@@ -10,8 +10,8 @@ for $(A^L)_{IJ}$ counts the ways that lead from $J$ to $I$ in $L$ steps, those t
 layers of `bigbird_attention` have a gradient from block $J$ at block $I$ from layer $D_{IJ}$ on, and none
 before [check:test_gradients_reach_as_far_as_paths].
 
-![24 blocks in a row, bent into an arc, and the arcs of three plans. The darker a block, the fewer layers it
-takes until the first block, on the lower left, has heard of it.](figure:reach)
+![24 blocks in a row, bent round, and the arcs of four plans. The darker a block, the fewer layers it takes
+until the last one, at the lower right, has heard of it.](figure:reach)
 
 ## A window takes n layers
 
@@ -21,7 +21,7 @@ text are $\lceil (n - 1) / \lfloor n_w/2 \rfloor \rceil$ layers apart [check:tes
 ## Random arcs take log n
 
 A row has at most $n_w + n_r$ blocks if none is global, so within $L$ layers a block hears of
-$(n_w + n_r)^L$ others at most, in any plan. To hear of all $n$ takes
+$(n_w + n_r)^L$ blocks at most, in any plan. To hear of all $n$ takes
 
 $$L \;\ge\; \frac{\log n}{\log(n_w + n_r)}$$
 
@@ -32,8 +32,8 @@ the blocks cost one to three layers more, where a window takes four times as man
 | plan | $D$ at $n = 64$ | 256 | 1,024 | gap at 64 | 256 |
 |---|---|---|---|---|---|
 | window of 3 | 63 | 255 | 1,023 | 0.0008 | 0.00005 |
-| and 1 random | 8 | 11 | 13 | 0.21 | 0.15 |
-| and 3 random | 5 | 6 | 7 | 0.44 | 0.37 |
+| window of 3, 1 random | 8 | 11 | 13 | 0.21 | 0.15 |
+| window of 3, 3 random | 5 | 6 | 7 | 0.44 | 0.37 |
 | window of 3, 1 global | 2 | 2 | 2 | 0.25 | 0.25 |
 | window of 3, 2 global, 3 random | 2 | 2 | 2 | 0.57 | 0.52 |
 

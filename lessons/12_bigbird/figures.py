@@ -68,7 +68,7 @@ def strip() -> str:
     n, row = drawn.n_blocks, sorted(seen)
     start = left + (n - len(row)) * cell / 2
     parts = [text(left, 14, f"{n} blocks of keys", anchor="start")]
-    parts += [text(left, top + 2 * cell + gap + 20, f"the strip of row {i}", anchor="start")]
+    parts += [text(start - 12, top + cell + gap + 18, f"strip of row {i}", anchor="end")]
     for j in range(n):
         x = left + j * cell
         parts.append(
@@ -91,44 +91,39 @@ def strip() -> str:
 
 
 def reach() -> str:
-    """Three plans of 24 blocks, and how many layers each block is from the first."""
-    n, radius, width, height = 24, 92, 236, 252
-    panels = [("window", (3, 0, 0)), ("window, 1 random", (3, 0, 1)), ("window, 1 global", (3, 1, 0))]
+    """Four plans of 24 blocks, and how many layers each block is from the last."""
+    n, radius, width, height = 24, 84, 206, 226
+    panels = [("window", (3, 0, 0)), ("and 1 random", (3, 0, 1))]
+    panels += [("and 3 random", (3, 0, 3)), ("and 1 global", (3, 1, 0))]
     parts = []
     for panel, (name, (n_window, n_global, n_random)) in enumerate(panels):
         drawn = bigbird_plan(n, n_window=n_window, n_global=n_global, n_random=n_random, seed=3)
-        lengths = path_lengths(drawn)[0].tolist()
-        centre = panel * (width + 12) + width / 2, 112
-
-        def place(j: int, centre: tuple[float, float] = centre) -> tuple[float, float]:
-            # From the lower left over the top to the lower right: the ends of a text do not touch.
-            angle = math.radians(235 - 290 * j / (n - 1))
-            return centre[0] + radius * math.cos(angle), centre[1] - radius * math.sin(angle)
-
+        lengths = path_lengths(drawn)[-1].tolist()
+        x0, y0 = (panel % 2) * width + width / 2, (panel // 2) * height + 96
+        # From the lower left over the top to the lower right: the ends of a text do not touch.
+        angles = [math.radians(235 - 290 * j / (n - 1)) for j in range(n)]
+        places = [(x0 + radius * math.cos(angle), y0 - radius * math.sin(angle)) for angle in angles]
         for i in range(n):
             for j, kind in kinds(drawn, i).items():
-                if i == j or (kind == "global" and 0 not in (i, j)):
+                if i == j or (kind == "global" and j != 0):
                     continue
-                (x1, y1), (x2, y2) = place(i), place(j)
+                (x1, y1), (x2, y2) = places[i], places[j]
                 # Chords bend towards the middle.
                 bend = 0.0 if kind == "window" else 0.35
-                x = (x1 + x2) / 2 * (1 - bend) + centre[0] * bend
-                y = (y1 + y2) / 2 * (1 - bend) + centre[1] * bend
+                x, y = (x1 + x2) / 2 * (1 - bend) + x0 * bend, (y1 + y2) / 2 * (1 - bend) + y0 * bend
                 curve = f"M{x1:.1f} {y1:.1f}Q{x:.1f} {y:.1f} {x2:.1f} {y2:.1f}"
-                parts.append(path(curve, COLOURS[kind], 1.2, 0.55 if kind != "window" else 0.8))
+                parts.append(path(curve, COLOURS[kind], 1.2, 0.8 if kind == "window" else 0.5))
         longest = int(max(lengths))
-        for j in range(n):
-            x, y = place(j)
-            shade = 1 - lengths[j] / (longest + 1)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="var(--paper)"/>')
-            circle = (
-                f'cx="{x:.1f}" cy="{y:.1f}" r="7" fill="var(--query)" fill-opacity="{0.08 + 0.9 * shade:.2f}"'
-            )
-            parts.append(f'<circle {circle} stroke="var(--query)" stroke-width="1"/>')
-        parts.append(text(centre[0], height - 26, name, colour="ink"))
-        parts.append(text(centre[0], height - 8, f"{longest} layers"))
-    title = "From the first of 24 blocks: 23 layers by window, fewer with random arcs, 2 by a hub"
-    return svg(3 * width + 24, height, title, parts)
+        for (x, y), length in zip(places, lengths, strict=True):
+            shade = 0.06 + 0.94 * (1 - length / longest)
+            circle = f'cx="{x:.1f}" cy="{y:.1f}" r="7.5"'
+            parts.append(f'<circle {circle} fill="var(--paper)"/>')
+            fill = f'fill="var(--query)" fill-opacity="{shade:.2f}" stroke="var(--query)"'
+            parts.append(f"<circle {circle} {fill}/>")
+        parts.append(text(x0, y0 + 84, name, colour="ink"))
+        parts.append(text(x0, y0 + 102, f"{longest} layers"))
+    title = "To the last of 24 blocks: 23 layers by window, fewer with random arcs, 2 by a hub"
+    return svg(2 * width, 2 * height, title, parts)
 
 
 def growth() -> str:
