@@ -9,7 +9,9 @@
 # %% [markdown]
 # # Attention sinks, hands on
 #
-# What this notebook lets you see, in a sentence or two.
+# A softmax cannot say no: its weights sum to one, whether there was something to find or not. Here you see
+# where a head puts what it has no use for, what happens if that place is thrown away, and three ways to give
+# it one. Guess before you open an answer. A wrong guess is worth more than a right answer read.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
@@ -69,14 +71,280 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
         axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
 
+
+# %%
+from annotated_attention.attention_sinks import SinkKVCache, SinkLogits, sink_attention
+from annotated_attention.rotary import rotary_attention
+
 # %% [markdown]
-# **Predict.** Three queries look at five keys. What does each row of weights sum to?
+# ## 1. Nothing to say
+#
+# **Predict.** Eleven keys have values of length 1. One query looks for key 7, another for none of them: its
+# scores are noise. How long is each output? And how long, if there is one more key, key 0, that *every* query
+# likes a little and whose value is zero?
+
+# %%
+key = torch.nn.functional.normalize(torch.randn(12, 64), dim=-1)
+value = torch.nn.functional.normalize(torch.randn(12, 64), dim=-1)
+value[0] = 0.0
+queries = {"key 7": 7 * key[0] + 12 * key[7], "nothing": 7 * key[0]}
+
+fig, axes = plt.subplots(2, 2, figsize=(7, 3), sharex=True, sharey=True)
+for row, (sought, query) in zip(axes, queries.items(), strict=True):
+    for ax, first, there in zip(row, (1, 0), ("no key 0", "with key 0"), strict=True):
+        weights = (query @ key[first:].T).softmax(dim=-1)
+        ax.bar(range(first, 12), weights, color=WEIGHTS)
+        length = (weights @ value[first:]).norm()
+        ax.set(title=f"looks for {sought}, {there}: output {length:.2f}", xticks=range(12))
+plt.show()
+
+# %% [markdown]
+# The second query takes home a mixture that means nothing. With key 0 it takes nothing, and the first query
+# hardly notices. Key 0 is an *attention sink*. Nobody builds it into a model: it is learned, and mostly it is
+# the first token, for under a causal mask that is the one that every query sees.
+#
+# ## 2. Evict it
+#
+# **Predict.** A window drops the first token, where a query had parked 90% of its weight. By what factor do
+# all its other weights grow? And if it had parked 99%?
+
+# %%
+scores = torch.randn(12, 32, dtype=torch.float64)
+scores[:, 0] = torch.linspace(0, 12, 12)  # from query to query the sink is liked more
+before, after = scores.softmax(dim=-1), scores[:, 1:].softmax(dim=-1)
+factors = after / before[:, 1:]
+for parked, least, most in zip(before[:, 0], factors.amin(dim=-1), factors.amax(dim=-1), strict=True):
+    print(f"parked {parked:6.2%}: others grow by {least:6.1f} to {most:6.1f}; {1 / (1 - parked):6.1f}")
+
+# %% [markdown]
+# By $1/(1 - \text{parked})$, the last number: 10 times, 100 times, and all keys of a row alike. The sink was a
+# term of their denominator. What was meant as silence becomes noise at full volume.
+#
+# ## 3. A head that learns to park
+#
+# One head with rotary positions reads texts of 32 tokens, the first of which is always the same. Some tokens
+# *ask*: there, the head is to output what stood two tokens earlier. At all others it is to output 0.
+#
+# **Predict.** It has one softmax, and values are linear in the token. How will it manage to say 0?
+
+
+# %%
+def quiet_texts(n, t=32):
+    """Texts, what to say at each token, and where anything is asked: `n t 11`, `n t 8`, `n t`."""
+    content, asked = torch.randn(n, t, 8), torch.rand(n, t) < 0.3
+    asked[:, :3] = False
+    content[:, 0] = 0.0
+    wanted = content.roll(2, dims=1).where(asked[..., None], 0.0)
+    marks = torch.stack([asked, (torch.arange(t) == 0).expand(n, t), torch.ones_like(asked)], dim=-1)
+    return torch.cat([content, marks], dim=-1), wanted, asked
+
+
+class Head(torch.nn.Module):
+    def __init__(self, attend=rotary_attention):
+        super().__init__()
+        self.attend = attend
+        self.w_q, self.w_k, self.w_v = (torch.nn.Linear(11, n, bias=False) for n in (32, 32, 8))
+
+    def project(self, x):
+        return [w(x)[:, None] for w in (self.w_q, self.w_k, self.w_v)]
+
+    def forward(self, x, j):
+        return self.attend(*self.project(x), j, j)[:, 0]
+
+
+def learn(head, first=0):
+    """300 steps; with `first=1` the head never sees token 0."""
+    optimizer, j = torch.optim.Adam(head.parameters(), lr=0.02), torch.arange(32 - first)
+    for _ in range(300):
+        x, wanted, _ = quiet_texts(32)
+        loss = (head(x[:, first:], j) - wanted[:, first:])[:, 2:].square().sum(dim=-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return head.requires_grad_(False)
+
+
+head, j = learn(Head()), torch.arange(32)
+x, wanted, asked = quiet_texts(256)
+query, key, value = head.project(x)
+one_hot = torch.eye(32).expand(256, 1, 32, 32)  # as values, they give back the weights
+weights = rotary_attention(query, key, one_hot, j, j)[:, 0]
+
+fig, axes = plt.subplots(1, 2, figsize=(7, 3))
+heatmap(axes[0], weights[0], WEIGHTS)
+rows = asked[0].nonzero()
+axes[0].plot(torch.full_like(rows, 31), rows, "o", color=QUERY, markersize=3)
+axes[0].set(title="weights; queries with a dot ask")
+axes[1].bar(j, value.norm(dim=-1).mean(dim=0)[0], color=VALUE)
+axes[1].set(title="length of the values", xlabel="key")
+plt.show()
+
+on_first, asked = weights[:, 3:, 0], asked[:, 3:]
+print(f"on the first token: {on_first[asked].mean():.1%} if asked, {on_first[~asked].mean():.1%} if not")
+
+# %% [markdown]
+# Nobody told it to use the first token. Its value has shrunk to almost nothing, and whoever has nothing to say
+# looks there. This weight is no interest in a word: it is a head switched off.
+#
+# ## 4. Which token lies where
+#
+# `SinkKVCache` keeps the first tokens and the newest. A new token overwrites the oldest of the window: no key
+# is moved, only counted anew.
+#
+# **Predict.** Two sinks and a window of four; twelve tokens, 0 to 11, have come. Which slot was written last?
+# Which positions do the six slots have *inside the cache*?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# One: they are a softmax. With values of one, the result is one everywhere.
+# Token 11 lies in slot $2 + (11 - 2) \bmod 4 = 3$ and has position 5, the last. Slot 4 holds the oldest of
+# the window, token 8, at position 2. In order of slots: 0, 1, 4, 5, 2, 3.
 #
 # </details>
 
 # %%
-print(torch.softmax(torch.randn(3, 5), dim=-1).sum(-1))
+cache, tokens, places = SinkKVCache(2, 4), torch.full((16, 6), -1), torch.full((16, 6), -1)
+for step in range(16):
+    held, _ = cache.update(torch.full((1, 1, 1, 1), float(step)), torch.zeros(1, 1, 1, 1))
+    tokens[step, : held.shape[2]] = held.flatten()
+    places[step, : held.shape[2]] = cache.positions
+
+fig, axes = plt.subplots(1, 2, figsize=(7, 3.6), sharey=True)
+panels = {"token of the text": tokens, "position in the cache": places}
+for ax, (title, numbers) in zip(axes, panels.items(), strict=True):
+    heatmap(ax, (numbers + 1) / (numbers.max() + 1), KEY, vmax=1.6)
+    for step, slot in (numbers >= 0).nonzero().tolist():
+        ax.text(slot, step, int(numbers[step, slot]), ha="center", va="center", fontsize=7)
+    ax.set(title=title, xlabel="slot", ylabel="newest token", aspect="auto")
+plt.show()
+
+# %% [markdown]
+# On the left, numbers grow for ever; on the right, none gets beyond 5. Distances within the window are the
+# same in both. Only those to the sinks differ: from token 11 to token 0 it is 11 in the text, 5 in the cache.
+#
+# ## 5. A stream
+#
+# The trained head reads 300 tokens, one at a time, through two caches of 32 tokens. One keeps the newest
+# only, the other keeps one sink.
+#
+# **Predict.** At which token does the first cache fail? How much more memory does the second need?
+
+# %%
+x, wanted, _ = quiet_texts(64, 300)
+caches = {"0 + 32": SinkKVCache(0, 32), "1 + 31": SinkKVCache(1, 31)}
+
+fig, ax = plt.subplots(figsize=(7, 2.6))
+for (name, cache), colour in zip(caches.items(), (BIAS, KEY), strict=True):
+    outputs = []
+    for query, key, value in zip(*(part.split(1, dim=2) for part in head.project(x)), strict=True):
+        keys, values = cache.update(key, value)
+        j = cache.positions
+        outputs.append(rotary_attention(query, keys, values, j.max()[None], j)[:, 0])
+    squared = (torch.cat(outputs, dim=1) - wanted).square().sum(dim=-1).mean(dim=0)
+    ax.plot(range(2, 300), squared[2:], color=colour, label=f"{name}: {cache.nbytes:,} bytes")
+ax.set(yscale="log", xlabel="token of the text", ylabel="squared error")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# At token 32, which evicts the first: at once, and for good. The memory is the same.
+#
+# ## 6. Four cases
+#
+# Two things were done at once: a sink was kept, and positions were counted in the cache. Which of them does
+# it take? Go far into a text, with the newest 31 tokens in sight.
+#
+# **Predict.** The sink is evicted or kept, positions are those of the text or of the cache. Which of the four
+# work at token 100, which at token 100,000? Which two cannot differ at all?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# Evicted fails, however one counts: all positions move alike, and rotary scores know differences only. Kept,
+# and counted in the cache, works for ever: it is what was trained. Kept, and counted in the text, comes and
+# goes: beyond the distances of training, the sink's score is whatever the turning pairs make of it.
+#
+# </details>
+
+# %%
+query, key, value = head.project(x[:, :32])
+far = torch.logspace(1.5, 5, 200).long()
+evicted, kept = torch.arange(1, 32), torch.arange(32)
+cases = {"evicted, text": (evicted, MASK, 4), "evicted, cache": (evicted, BIAS, 1.2)}
+cases |= {"kept, text": (kept, MASK, 0.8), "kept, cache": (kept, KEY, 2)}
+
+fig, ax = plt.subplots(figsize=(7, 3))
+for name, (held, colour, width) in cases.items():
+    errors = []
+    for i in far:
+        in_text = torch.where(held > 0, i - 31 + held, 0)  # token 0 stays, the others are the newest
+        j = in_text if "text" in name else torch.arange(len(held))
+        said = rotary_attention(query[:, :, -1:], key[:, :, held], value[:, :, held], j[-1:], j)
+        errors.append((said[:, 0, 0] - wanted[:, 31]).square().sum(dim=-1).mean())
+    ax.plot(far, errors, color=colour, linewidth=width, label=name)
+ax.set(xscale="log", yscale="log", xlabel="token of the text", ylabel="squared error")
+ax.legend(ncols=2)
+plt.show()
+
+# %% [markdown]
+# It takes both: counting anew is there for the sake of the sink. This is one small head. Llama-2-13B has a
+# perplexity of 5,158 with 0 + 1024 tokens and of 5.40 with 4 + 1020 (table 1 of arXiv:2309.17453).
+#
+# ## 7. Nothing, as a score
+#
+# All this is for one large term in a denominator. Let a head have it without a token: a score $z$ for nothing,
+# and no value. With the logarithm $L$ of the sum of exponentials over the keys, the output is plain attention
+# times $\sigma(L - z)$. With $z = 0$ the term is exactly 1: softmax-off-by-one.
+#
+# **Predict.** Scores are random with variance 1, and there are 1,000 keys. How much of the weight goes to
+# nothing if $z = 0$? And if $z = 8$?
+
+# %%
+query, key, value = (torch.randn(2, 3, 7, 8, dtype=torch.float64) for _ in range(3))
+z, plain = torch.randn(3).double(), torch.nn.functional.scaled_dot_product_attention(query, key, value)
+lse = (query @ key.mT / 8**0.5).logsumexp(dim=-1)
+gated = plain * torch.sigmoid(lse - z[:, None])[..., None]
+print(f"attention times gate is off by {(sink_attention(query, key, value, z) - gated).abs().max():.0e}")
+
+counts = [2**n for n in range(15)]
+fig, ax = plt.subplots(figsize=(7, 2.8))
+for z in (0, 4, 8):
+    nothing = [torch.sigmoid(z - torch.randn(32, n).logsumexp(dim=-1)).mean() for n in counts]
+    ax.plot(counts, nothing, "o-", color=WEIGHTS, markersize=3)
+    ax.annotate(f"z = {z}", (counts[z], nothing[z]), (8, 4), textcoords="offset points", color=WEIGHTS)
+ax.set(xscale="log", xlabel="keys with random scores", ylabel="weight on nothing", ylim=(0, 1.05))
+plt.show()
+
+# %% [markdown]
+# A thousand exponentials, 1.65 on average, against a 1: 0.06%. Against $e^8$, about 3,000: 64%. A constant is
+# diluted by every key that comes: to be silent, a head must hold *all* its scores far below $z$. The score of a
+# sink token can do more: it is large for those queries that need it.
+#
+# **Predict.** Train the head again, and never show it the first token. Does it learn to be silent with nothing
+# at all, with $z = 0$, with a $z$ that is learned? How does each do at token 100,000, in a plain window?
+
+# %%
+heads = {
+    "token, evicted": head,
+    "nothing": learn(Head(), first=1),
+    "z = 0": learn(Head(SinkLogits(1, around=rotary_attention).requires_grad_(False)), first=1),
+    "z learned": learn(Head(SinkLogits(1, around=rotary_attention)), first=1),
+}
+x, wanted, asked = quiet_texts(256)
+asked, j = asked[:, 3:], torch.arange(100_000 - 30, 100_001)
+for name, each in heads.items():
+    error = (each(x[:, 1:], j) - wanted[:, 1:])[:, 2:].square().sum(dim=-1).mean()
+    query, key, value = each.project(x[:, 1:])
+    # Where all values are 1, the output is the sum of the weights.
+    total = each.attend(query, key, torch.ones_like(value), j, j)[:, 0, 2:, 0]
+    sums = f"weights sum to {total[asked].mean():.2f} if asked, {total[~asked].mean():.2f} if not"
+    print(f"{name:14}: squared error {error:.3f}, {sums}")
+
+# %% [markdown]
+# With nothing it cannot. With either $z$ it can, and has no token to lose. Here $z = 0$ is enough: the head
+# keeps the scores of 31 keys down. But a language model with $z = 0$ went on to use the first token as well: its
+# perplexity is 29,214 without it, 18.01 with the first four (table 3 of the paper, 160M parameters).
+#
+# ## Now you
+#
+# - In section 3, let silent tokens output ones instead of zeros. What becomes of the first token's value?
+# - Train with both, `learn(Head(SinkLogits(1, around=rotary_attention)))`, and evict token 0. Did $z$ help?
+# - Then write it yourself: `attn start attention_sinks`, and `attn check attention_sinks` says how far you are.
