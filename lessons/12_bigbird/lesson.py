@@ -308,8 +308,8 @@ print(f"zeros, and log 4 on block 0 seen once: {(zeros - raised).abs().max():.0e
 print(f"zeros, and as drawn: {(zeros - as_drawn).norm() / as_drawn.norm():.0%} of the output's size apart")
 
 # %% [markdown]
-# Nothing fails: no weight is negative, and they sum to one. A comparison with the plain masked formula shows it,
-# because a mask cannot say "twice".
+# Nothing fails: no weight is negative, and they sum to one. A comparison with the plain masked formula shows
+# it, because a mask cannot say "twice".
 #
 # ## 7. Hubs in the text, or in front of it
 #
@@ -331,8 +331,8 @@ plt.show()
 
 # %% [markdown]
 # ETC, by 96, for its hubs have rows and columns of their own. That buys free hands: in ITC the first words of
-# the text do two jobs, with one query and one key for both. All else is alike, but that block 0 of ETC draws a
-# block and can be drawn.
+# the text do two jobs, with one query and one key for both. All else is alike, except that block 0 of ETC
+# draws a block and can be drawn.
 #
 # ## Now you
 #

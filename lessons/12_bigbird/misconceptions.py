@@ -1,55 +1,46 @@
-"""Wrong variants of the exercise on BigBird: each is a mistake that somebody made, with what a tutor would say.
+"""Wrong variants of the exercise on BigBird: each is a mistake that somebody made, with what a tutor would
+say.
 
-`target__mistake` stands in for `target`. Its body may use every name of `exercise.py`, where these are right.
+`target__mistake` stands in for `target`. Its body may use every name of `exercise.py`, where these are
+right.
 """
 
 import torch
 
 
-def _mask(n_blocks, n_window, in_window, is_global):
-    if n_window < 1 or n_window % 2 == 0:
-        raise ValueError("n_window is odd")
+def _pairs(n_blocks, n_window, n_global):
+    """How far to the left each key block lies, and which pairs have a global block."""
+    block_mask(n_blocks, n_window=n_window, n_global=n_global)  # Raises where it should.
     block = torch.arange(n_blocks)
-    return in_window(block[:, None] - block) | is_global(block[:, None], block)
+    return block[:, None] - block, torch.minimum(block[:, None], block) < n_global
 
 
 def block_mask__window_on_each_side(n_blocks, *, n_window, n_global):
     """Your window reaches `n_window` blocks to each side. How many blocks are that in all, with the block's
     own? Count the ones in the third row of the example."""
-    return _mask(
-        n_blocks, n_window, lambda far: far.abs() <= n_window, lambda i, j: (i < n_global) | (j < n_global)
-    )
+    far, has_global = _pairs(n_blocks, n_window, n_global)
+    return (far.abs() <= n_window) | has_global
 
 
 def block_mask__looks_back_only(n_blocks, *, n_window, n_global):
     """Your window lies to the left of the block, as in a model that writes. BigBird is an encoder, and reads
     in both directions: where in its window does a block stand?"""
-    return _mask(
-        n_blocks,
-        n_window,
-        lambda far: (far >= 0) & (far < n_window),
-        lambda i, j: (i < n_global) | (j < n_global),
-    )
+    far, has_global = _pairs(n_blocks, n_window, n_global)
+    return ((far >= 0) & (far < n_window)) | has_global
 
 
 def block_mask__window_wraps_around(n_blocks, *, n_window, n_global):
-    """Your window goes on at the other end of the text: the first block has the last one for a neighbour. That
-    is what rolling the keys does. What stands to the left of block 0?"""
-    half = n_window // 2
-    return _mask(
-        n_blocks,
-        n_window,
-        lambda far: ((far % n_blocks) <= half) | ((-far % n_blocks) <= half),
-        lambda i, j: (i < n_global) | (j < n_global),
-    )
+    """Your window goes on at the other end of the text: the first block has the last one for a neighbour.
+    That is what rolling the keys does. What stands to the left of block 0?"""
+    far, has_global = _pairs(n_blocks, n_window, n_global)
+    return (torch.minimum(far % n_blocks, -far % n_blocks) <= n_window // 2) | has_global
 
 
 def block_mask__global_columns_only(n_blocks, *, n_window, n_global):
-    """Every block sees your global blocks, but they see no more than their windows. Then all can read the same
+    """Every block sees your global blocks, but they see no more than their windows. So all read the same
     board, and nobody collects what is to be written on it. What do the first rows of the example say?"""
-    return _mask(
-        n_blocks, n_window, lambda far: far.abs() <= n_window // 2, lambda i, j: (j < n_global) & (i >= 0)
-    )
+    far, _ = _pairs(n_blocks, n_window, n_global)
+    return (far.abs() <= n_window // 2) | (torch.arange(n_blocks) < n_global)
 
 
 def _table(decks, n_window, n_global, n_random, draw):
@@ -64,15 +55,16 @@ def _table(decks, n_window, n_global, n_random, draw):
 
 
 def key_table__drawn_twice(decks, *, n_window, n_global, n_random):
-    """Your table names a block twice in a row: one that the window, or a global block, had brought already. In the
-    softmax its keys would then count twice. What does a block do with a card that it sees already?"""
+    """Your table names a block twice in a row: one that the window, or a global block, had brought already.
+    In the softmax its keys would then count twice. What does a block do with a card that it sees
+    already?"""
     return _table(decks, n_window, n_global, n_random, lambda i, sees: decks[i].tolist())
 
 
 def key_table__passes_over_too_late(decks, *, n_window, n_global, n_random):
-    """You take `n_random` cards first, and strike out those that are seen already. Some blocks are then left with
-    fewer random blocks than others, though their decks have more. Which comes first, to pass over or to
-    count?"""
+    """You take `n_random` cards first, and strike out those that are seen already. Some blocks are then
+    left with fewer random blocks than others, though their decks have more. Which comes first, to pass over
+    or to count?"""
     return _table(
         decks,
         n_window,
@@ -83,14 +75,14 @@ def key_table__passes_over_too_late(decks, *, n_window, n_global, n_random):
 
 
 def gather_blocks__minus_one_is_the_last_block(x, table, block_size):
-    """Where the table says -1 you fetch the last block: in Python, -1 is an index. Nothing fails, and the last
-    block is counted once for every gap. How do you tell that there is nothing?"""
+    """Where the table says -1 you fetch the last block: in Python, -1 is an index. Nothing fails, and the
+    last block is counted once for every gap. How do you tell that there is nothing?"""
     return gather_blocks(x, table % -(-x.shape[2] // block_size), block_size)
 
 
 def gather_blocks__blocks_taken_for_positions(x, table, block_size):
-    """You take the numbers of blocks for positions: block 2 begins for you at position 2. How many positions stand
-    before it?"""
+    """You take the numbers of blocks for positions: block 2 begins for you at position 2. How many
+    positions stand before it?"""
     position = table[..., None] + torch.arange(block_size)
     seen = ((table[..., None] >= 0) & (position < x.shape[2])).flatten(1)
     fetched = x[:, :, position.clamp(0, x.shape[2] - 1).flatten(1)]
@@ -105,25 +97,19 @@ def gather_blocks__padding_seen(x, table, block_size):
 
 
 def gather_blocks__remainder_dropped(x, table, block_size):
-    """You count the blocks with `t // block_size`. What is left over at the end of the text is a block too, only a
-    shorter one: which tokens can nobody see now?"""
+    """You count the blocks with `t // block_size`. What is left over at the end of the text is a block too,
+    only a shorter one: which tokens can nobody see now?"""
     fetched, seen = gather_blocks(x, table, block_size)
     there = table < x.shape[2] // block_size
     seen = seen & there.repeat_interleave(block_size, dim=1)
     return fetched * seen[..., None], seen
 
 
-def _softmax(scores, seen):
-    """The weights, 0 where nothing is seen."""
-    scores = scores.masked_fill(~seen, float("-inf"))
+def _dense(query, key, value, seen):
+    """Attention by a mask over all tokens; what sees nothing finds 0."""
+    scores = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
     empty = ~seen.any(dim=-1, keepdim=True)
-    return scores.masked_fill(empty, 0.0).softmax(dim=-1).masked_fill(empty, 0.0)
-
-
-def _dense(query, key, value, seen, scale=None):
-    """Attention by a mask over all tokens."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _softmax(query @ key.mT * scale, seen) @ value
+    return scores.masked_fill(empty, 0.0).softmax(dim=-1).masked_fill(empty, 0.0) @ value
 
 
 def _seen(t, block_size, table, n_global, n_extra):
@@ -137,8 +123,8 @@ def _seen(t, block_size, table, n_global, n_extra):
 
 
 def sparse_attention__mask_over_everything(query, key, value, block_size, table, *, n_global=0, n_extra=0):
-    """You compute all t · t scores and mask most of them. The numbers are right, and nothing is saved; and a NaN
-    that nobody sees reaches everybody, as 0 · NaN. Which keys does a block of queries need?"""
+    """You compute all t · t scores and mask most of them. The numbers are right, and nothing is saved; and
+    a NaN that nobody sees reaches everybody, as 0 · NaN. Which keys does a block of queries need?"""
     return _dense(query, key, value, _seen(query.shape[2], block_size, table, n_global, n_extra))
 
 
@@ -151,8 +137,8 @@ def sparse_attention__global_blocks_read_the_table(
 
 
 def sparse_attention__extra_tokens_unseen(query, key, value, block_size, table, *, n_global=0, n_extra=0):
-    """Your extra tokens see everything, but the other queries do not see them. Count the keys of a block: those
-    in its row of the table, and which more?"""
+    """Your extra tokens see everything, but the other queries do not see them. Count the keys of a block:
+    those in its row of the table, and which more?"""
     full = sparse_attention(query, key, value, block_size, table, n_global=n_global, n_extra=n_extra)
     body = [tensor[:, :, n_extra:] for tensor in (query, key, value)]
     rest = sparse_attention(*body, block_size, table)
@@ -161,13 +147,14 @@ def sparse_attention__extra_tokens_unseen(query, key, value, block_size, table, 
 
 
 def sparse_attention__softmax_of_each_part(query, key, value, block_size, table, *, n_global=0, n_extra=0):
-    """Your extra tokens have a softmax of their own, and the results are added. So the weights of a query sum to
-    2, and a good score among the blocks cannot win against a bad extra token. Over what does the one softmax run?"""
+    """Your extra tokens have a softmax of their own, and the results are added. So the weights of a query
+    sum to 2, and a good score among the blocks cannot win against a bad extra token. Over what does the one
+    softmax run?"""
+    if not n_extra:
+        # Then there is one part only.
+        return sparse_attention(query, key, value, block_size, table, n_global=n_global)
     t = query.shape[2]
     seen, extra = _seen(t, block_size, table, n_global, n_extra), torch.arange(t) < n_extra
-    if not n_extra:
-        # Without extra tokens there is one part only.
-        return sparse_attention(query, key, value, block_size, table, n_global=n_global)
     return _dense(query, key, value, seen & extra) + _dense(query, key, value, seen & ~extra)
 
 
@@ -196,8 +183,8 @@ def sparse_attention__nan_where_nothing_is_seen(
 
 
 def score_entries__last_block_counted_whole(mask, t, block_size, *, n_extra=0):
-    """You count every block with `block_size` tokens. That is what a program may well compute, with padding. But
-    how many tokens does the last block of the example have?"""
+    """You count every block with `block_size` tokens. That is what a program may well compute, with
+    padding. But how many tokens does the last block of the example have?"""
     pairs = int(mask.sum()) * block_size**2
     return pairs + n_extra * t + (t - n_extra) * n_extra
 
@@ -228,8 +215,8 @@ def layers_apart__counted_from_zero(masks):
 
 
 def layers_apart__stops_a_layer_early(masks):
-    """What is learned in the last layer never comes into your table. How many masks are there, and how many times do
-    you look at what has become known?"""
+    """What is learned in the last layer never comes into your table. How many masks are there, and how many
+    times do you look at what has become known?"""
     return layers_apart(masks[:-1])
 
 
@@ -250,8 +237,8 @@ def layers_apart__rows_and_columns_exchanged(masks):
 
 
 def layers_apart__forgets(masks):
-    """Your blocks forget: what a block knew before a layer is lost if it does not see itself there. What carries it
-    past the layer?"""
+    """Your blocks forget: what a block knew before a layer is lost if it does not see itself there. What
+    carries it past the layer?"""
     known, apart = torch.eye(masks.shape[-1]), torch.eye(masks.shape[-1]).long() - 1
     for layer, mask in enumerate(masks, start=1):
         known = ((mask.float() @ known) > 0).float()
@@ -260,8 +247,8 @@ def layers_apart__forgets(masks):
 
 
 def layers_apart__learns_within_the_layer(masks):
-    """Your blocks are updated one after the other, and a later one hears what an earlier one has learned in the same
-    layer. All learn at once: what did block k know *before* this layer?"""
+    """Your blocks are updated one after the other, and a later one hears what an earlier one has learned in
+    the same layer. All learn at once: what did block k know *before* this layer?"""
     known, apart = torch.eye(masks.shape[-1]), torch.eye(masks.shape[-1]).long() - 1
     for layer, mask in enumerate(masks.float(), start=1):
         for i, sees in enumerate(mask):

@@ -1,5 +1,5 @@
-"""The checks of the exercise on BigBird. They speak to the student's code through the fixture `student` and to
-the reference by import."""
+"""The checks of the exercise on BigBird. They speak to the student's code through the fixture `student` and
+to the reference by import."""
 
 from functools import partial
 from itertools import compress
@@ -100,11 +100,11 @@ class TestBlockMask:
 @pytest.mark.task(
     "A plan, as a table",
     hints=[
-        "`block_mask` says what a block sees already. Which cards of its deck are left, and how many of those "
-        "does it keep?",
+        "`block_mask` says what a block sees already. Which cards of its deck are left, and how many of "
+        "those does it keep?",
         "Pass over first, count then: `[j for j in deck if not sees[j]][:n_random]`.",
-        "Start from `torch.full((n, k), -1)` and write each sorted row into its beginning. Leave out the first "
-        "`n_global` rows.",
+        "Start from `torch.full((n, k), -1)` and write each sorted row into its beginning. Leave out the "
+        "first `n_global` rows.",
     ],
 )
 class TestKeyTable:
@@ -133,10 +133,10 @@ class TestKeyTable:
 @pytest.mark.task(
     "Fetch what is seen",
     hints=[
-        "Bring the text to a whole number of blocks (`torch.nn.functional.pad`), then give the blocks an axis "
-        "of their own: `b h j u d`. One index along that axis fetches them all.",
-        "`blocks[:, :, table]` is `b h n k u d`. A -1 would fetch the last block: put any number in its place, "
-        "and remember where it stood.",
+        "Bring the text to a whole number of blocks (`torch.nn.functional.pad`), then give the blocks an "
+        "axis of their own: `b h j u d`. One index along that axis fetches them all.",
+        "`blocks[:, :, table]` is `b h n k u d`. A -1 would fetch the last block: put any number in its "
+        "place, and remember where it stood.",
         "Place u of block j is position j · block_size + u. Which of these positions exist?",
     ],
 )
@@ -176,8 +176,8 @@ class TestGather:
         "are plain attention. In which order do the answers come back?",
         "For the others: queries `b h n u d`, keys and values from `gather_blocks`, `b h n k*u d`. The extra "
         "tokens stand beside the fetched ones, so that one softmax sees them all.",
-        "The last block of queries is padded too: cut its answers off. A row that saw nothing is 0 / 0 in the "
-        "softmax: give it scores of 0 before, and weights of 0 after.",
+        "The last block of queries is padded too: cut its answers off. A row that saw nothing is 0 / 0 in "
+        "the softmax: give it scores of 0 before, and weights of 0 after.",
     ],
 )
 class TestAttention:
@@ -247,8 +247,8 @@ class TestAttention:
     hints=[
         "How many tokens has each block? Only the last differs: `clamp` what is left of the text at each "
         "block's beginning.",
-        "Block i asks block j sizes[i] · sizes[j] times, where the mask says so. That is a product of a vector, a "
-        "matrix and a vector, of whole numbers.",
+        "Where the mask is true, block i and block j make sizes[i] · sizes[j] pairs. Summed, that is a "
+        "vector times a matrix times a vector, all of whole numbers.",
         "Extra tokens see all t, and all others see them. Who is counted in both?",
     ],
 )
@@ -295,10 +295,10 @@ def heard(masks):
     "Who has heard of whom",
     hints=[
         "Keep a table `known`, `n n`, true where i knows of j. What is it before the first layer?",
-        "i knows of j after a layer if it sees there some k that knew of j before: that is a product of two tables. "
-        "Which of them stands on the left?",
-        "`(mask.float() @ known.float()) > 0`, together with what was known. Each entry that becomes true gets the "
-        "number of its layer.",
+        "i knows of j after a layer if it sees there some k that knew of j before: that is a product of two "
+        "tables. Which of them stands on the left?",
+        "`(mask.float() @ known.float()) > 0`, together with what was known. Each entry that becomes true "
+        "gets the number of its layer.",
     ],
 )
 class TestLayersApart:

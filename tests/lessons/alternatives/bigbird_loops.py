@@ -1,4 +1,5 @@
-"""A correct solution written with loops and lists, one block after the other, as somebody new to tensors might."""
+"""A correct solution written with loops and lists, one block after the other, as somebody new to tensors
+might."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""A correct solution in as few lines as possible: it sorts, merges one column of the table after the other with a
-running softmax, and follows each layer's news backwards."""
+"""A correct solution in as few lines as possible: it sorts, merges one column of the table after the other
+with a running softmax, and follows each layer's news backwards."""
 
 import torch
 
