@@ -66,6 +66,8 @@ see the positions *between* $i - W$ *and* $i$, which would be $W + 1$ of them; f
 models have $W$.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -202,7 +204,7 @@ def sliding_window_attention(
         exists,
         strict=True,
     )
-    outputs = []
+    outputs, attend = [], F.scaled_dot_product_attention
     for q, k, v, real in tiles:
         mask = band[: q.shape[2]] & real
 
@@ -212,9 +214,9 @@ def sliding_window_attention(
 
         # Lesson 1 would give the same. But it keeps all weights for the way back, and takes twice as long:
         # where the point is speed, PyTorch's fused kernel stands.
-        output = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-        output = rearrange(output, "b g (r u) e -> b (g r) u e", r=h // g)
-        outputs.append(output)
+        o = attend(q, k, v, mask, scale=scale)
+        o = rearrange(o, "b g (r u) e -> b (g r) u e", r=h // g)
+        outputs.append(o)
     return torch.cat(outputs, dim=2)
 
 
@@ -240,16 +242,18 @@ def causal_window_attention(
     ```
     """
     # A text, or a piece of one behind what a cache holds, is numbered without gaps: a band, if an offset one.
-    # So training and reading are linear in the text [check:test_training_is_linear].
+    # So training and reading are linear in the text [check:test_training_is_linear]. (On a GPU, to ask for a
+    # gap is to wait for the answer.)
     if query.shape[2] > 1 and is_run(i) and is_run(j):
-        offset = int(i[0] - j[0])
-        return sliding_window_attention(query, key, value, window, offset=offset)
+        band = partial(sliding_window_attention, window=window)
+        return band(query, key, value, offset=int(i[0] - j[0]))
 
     # One new query in front of a cache; keys in the order of a ring; rows of their own positions.
-    mask = causal_mask(i, j)
     near = i[..., :, None] - j[..., None, :] < window
+    mask = causal_mask(i, j)
     mask = mask & near.view(mask.shape)
-    return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+    attend = F.scaled_dot_product_attention
+    return attend(query, key, value, mask, enable_gqa=True)
 
 
 def is_run(positions: Int[Tensor, "... n"]) -> bool:
@@ -343,6 +347,7 @@ def example(axes: dict[str, int]) -> None:
     value = torch.randn(b, g, s, e)
     i, j = torch.arange(t) + s - t, torch.arange(s)
     sliding_window_mask(t, s, 2)
+    spans(key, 2, t, 1, 0)
     sliding_window_attention(query, key, value, 3)
     causal_window_attention(query, key, value, i, j, window=2)
     causal_window_attention(query, key, value, i, j.flip(0), window=2)

@@ -1,22 +1,209 @@
-"""The figures of the page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the two pages, drawn from the mechanism itself. Each function returns one SVG."""
+
+import math
 
 import torch
 
-from annotated_attention.sliding_window import sliding_window_attention
+from annotated_attention.kv_cache import kv_cache_bytes
+from annotated_attention.sliding_window import (
+    RollingKVCache,
+    receptive_field,
+    sliding_window_attention,
+    sliding_window_cost,
+    sliding_window_mask,
+)
+from annotated_attention.sliding_window_cache import rolling_kv_cache_bytes
 
 
-def weights() -> str:
-    """The weights of three queries over five keys, as the areas of squares."""
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(1, 1, 3, 8, generator=generator), torch.randn(1, 1, 5, 8, generator=generator)
-    # With one-hot values the result is the weights themselves.
-    rows = sliding_window_attention(query, key, torch.eye(5)[None, None], 2)[0, 0].tolist()
-    squares = [
-        f'<rect x="{40 * j + 20 - side / 2:.1f}" y="{40 * i + 20 - side / 2:.1f}" '
-        f'width="{side:.1f}" height="{side:.1f}" fill="var(--weights)"/>'
-        for i, row in enumerate(rows)
-        for j, weight in enumerate(row)
-        for side in [36 * weight**0.5]
-    ]
-    title = "<title>Three rows of five squares: the weight of each key, as an area</title>"
-    return f'<svg viewBox="0 0 200 120">{title}{"".join(squares)}</svg>'
+def text(
+    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
+) -> str:
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
+
+
+def rect(
+    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
+) -> str:
+    place = f'x="{x:g}" y="{y:.2f}" width="{width:g}" height="{height:.2f}" rx="{rx:g}"'
+    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+
+
+def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
+    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3"'
+    return f'<rect {place} fill="none" stroke="var(--{colour})" stroke-width="1.5"/>'
+
+
+def circle(x: float, y: float, radius: float, colour: str, opacity: float = 1.0) -> str:
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" '
+        f'fill="var(--{colour})" fill-opacity="{opacity:.2f}"/>'
+    )
+
+
+def line(
+    x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1.0, opacity: float = 1.0
+) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:.2f}"/>'
+
+
+def svg(width: float, height: float, title: str, parts: list[str]) -> str:
+    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
+
+
+def band() -> str:
+    """All pairs of a text of 24 tokens, and those of a window of six."""
+    t, cell, gap, top = 24, 8, 36, 26
+    parts = []
+    for panel, window in enumerate((t, 6)):
+        left = panel * (t * cell + gap)
+        mask = sliding_window_mask(t, t, window)
+        count = sliding_window_cost(t, window, 1)[0]
+        assert mask.sum() == count
+        parts.append(text(left + t * cell / 2, 14, f"{count} scores"))
+        for i in range(t):
+            for j in range(i + 1):
+                seen = bool(mask[i, j])
+                x, y = left + j * cell, top + i * cell
+                parts.append(rect(x, y, cell - 1.5, cell - 1.5, "weights", 0.85 if seen else 0.08))
+    title = "Two triangles of pairs: on the left all are scored, on the right only a band along the diagonal"
+    return svg(2 * t * cell + gap, top + t * cell + 4, title, parts)
+
+
+def tiles() -> str:
+    """The band cut into blocks of eight queries: what each tile wants, and what it computes as well."""
+    t, window, u, cell, top, left = 24, 6, 8, 12, 30, 24
+    before = window - 1
+    a = before + u
+    mask = sliding_window_mask(u, a, window, offset=before)
+    computed = sliding_window_cost(t, window, u)[1]
+    assert computed == 3 * mask.numel()
+    parts = [text(left + (before + t / 2) * cell, 16, "keys")]
+    for n in range(t // u):
+        x, y = left + n * u * cell, top + n * u * cell
+        for r in range(u):
+            for c in range(a):
+                exists = n * u + c >= before
+                opacity = (0.85 if mask[r, c] else 0.2) if exists else 0.06
+                parts.append(rect(x + c * cell, y + r * cell, cell - 2, cell - 2, "weights", opacity))
+        parts.append(frame(x - 2.5, y - 2.5, a * cell + 3, u * cell + 3, "ink"))
+    edge = left + before * cell - 1
+    parts.append(line(edge, top - 8, edge, top + t * cell + 6, "soft"))
+    middle = top + t * cell / 2
+    parts.append(
+        f'<text class="fig-text" transform="translate(14 {middle:g}) rotate(-90)" text-anchor="middle" '
+        'font-size="13" fill="var(--soft)">queries</text>'
+    )
+    bottom = top + t * cell + 20
+    parts.append(text(left, bottom, "before the text", anchor="start", size=12))
+    last = left + 2 * u * cell
+    parts.append(text(last + a * cell / 2, bottom, f"a = {window} − 1 + {u} = {a}", colour="ink"))
+    parts.append(
+        text(last + a * cell + 8, top + 2.5 * u * cell + 4, f"u = {u}", anchor="start", colour="ink")
+    )
+    title = "A band cut into three tiles of 8 queries and 13 keys; in each, two triangles are not wanted"
+    return svg(last + a * cell + 56, bottom + 8, title, parts)
+
+
+def reach() -> str:
+    """What the last token sees through three layers of window 4, and how much of each token arrives."""
+    n_layers, window, t, step, height, top, left = 3, 4, 14, 26, 52, 22, 62
+    far = receptive_field(n_layers, window)
+
+    def place(token: int, layer: int) -> tuple[float, float]:
+        return left + token * step, top + (n_layers - layer) * height
+
+    parts = []
+    seen = [receptive_field(n_layers - layer, window) for layer in range(n_layers + 1)]
+    for layer in range(1, n_layers + 1):
+        for i in range(t - seen[layer], t):
+            for j in range(max(0, i - window + 1), i + 1):
+                parts.append(line(*place(i, layer), *place(j, layer - 1), "weights", 1.2, 0.3))
+    path = [t - 1, t - 4, t - 6, t - 9]
+    for layer, (j, i) in enumerate(zip(path[::-1], path[::-1][1:], strict=False), 1):
+        parts.append(line(*place(i, layer), *place(j, layer - 1), "query", 2.5))
+    for layer in range(n_layers + 1):
+        for i in range(t):
+            inside = i >= t - seen[layer]
+            colour = "query" if path[n_layers - layer] == i else "ink" if inside else "mask"
+            parts.append(circle(*place(i, layer), 4.5 if inside else 2.5, colour))
+        name = f"layer {layer}" if layer else "text"
+        parts.append(text(0, place(0, layer)[1] + 4, name, anchor="start", size=12))
+
+    zeros, arrived = torch.zeros(1, 1, 64, 1), torch.eye(64)[None, None]
+    for _ in range(n_layers):
+        arrived = sliding_window_attention(zeros, zeros, arrived, window)
+    share = arrived[0, 0, -1].tolist()[-t:]
+    assert sum(x > 0 for x in share) == far
+    floor = top + n_layers * height + 92
+    parts.append(line(left - 10, floor + 0.5, left + (t - 1) * step + 10, floor + 0.5))
+    for i, x in enumerate(share):
+        if x:
+            bar = 58 * x / max(share)
+            parts.append(rect(left + i * step - 8, floor - bar, 16, bar, "weights", 0.85))
+            parts.append(text(left + i * step, floor - bar - 5, f"{100 * x:.0f}", size=12))
+    parts.append(text(0, floor - 2, "arrives, %", anchor="start", size=12))
+    title = (
+        f"Three layers that look at four tokens reach {far} of them, but most comes from the middle of these"
+    )
+    return svg(left + t * step - 8, floor + 10, title, parts)
+
+
+def ring() -> str:
+    """Six slots after 4, 6, 8 and 15 tokens."""
+    window, radius, size, step = 6, 34, 25, 108
+    cache, parts, read = RollingKVCache(window), [], 0
+    for column, length in enumerate((4, 6, 8, 15)):
+        while read < length:
+            cache.update(torch.full((1, 1, 1, 1), float(read)), torch.zeros(1, 1, 1, 1))
+            read += 1
+        x0, y0 = 52 + column * step, 56
+        held = dict(enumerate(cache.keys[0, 0, :, 0].int().tolist()[: min(read, window)]))
+        for slot in range(window):
+            angle = 2 * math.pi * slot / window
+            x, y = x0 + radius * math.sin(angle), y0 - radius * math.cos(angle)
+            if slot not in held:
+                parts.append(circle(x, y, 2, "mask"))
+                continue
+            assert held[slot] == cache.positions[slot]
+            age = read - 1 - held[slot]
+            parts.append(circle(x, y, size / 2, "key", 0.75 - 0.11 * age))
+            if not age:
+                parts.append(
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size / 2 + 2.5:g}" fill="none" '
+                    'stroke="var(--ink)" stroke-width="1.5"/>'
+                )
+            parts.append(text(x, y + 4.5, f"{held[slot]}", colour="ink"))
+        parts.append(text(x0, 122, f"{length} tokens", size=12))
+    title = "A ring of six slots: token 6 overwrites token 0, and after 15 tokens it holds 9 to 14"
+    return svg(4 * step - 4, 130, title, parts)
+
+
+def growth() -> str:
+    """Bytes of Mistral 7B's cache for up to 32,768 tokens, with its window and without."""
+    left, width, height, top, most = 46, 330, 170, 12, 4 * 2**30
+
+    def place(tokens: int, size: int) -> tuple[float, float]:
+        return left + width * tokens / 32_768, top + height * (1 - size / most)
+
+    parts = []
+    for gib in range(5):
+        y = place(0, gib * 2**30)[1]
+        parts.append(line(left, y, left + width, y))
+        parts.append(text(left - 8, y + 4, f"{gib} GiB" if gib else "0", anchor="end", size=12))
+    for tokens in (0, 4096, 16_384, 32_768):
+        parts.append(text(place(tokens, 0)[0], top + height + 18, f"{tokens:,}", size=12))
+    whole = [place(n, kv_cache_bytes(32, 8, 128, n)) for n in (0, 32_768)]
+    held = [place(n, rolling_kv_cache_bytes(32, 8, 128, 4096, n)) for n in (0, 4096, 32_768)]
+    for points, opacity in ((whole, 0.35), (held, 1.0)):
+        marks = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            f'<polyline points="{marks}" fill="none" stroke="var(--key)" '
+            f'stroke-opacity="{opacity}" stroke-width="3"/>'
+        )
+    parts.append(text(held[-1][0] - 4, held[-1][1] - 9, "a ring of 4,096", anchor="end", colour="ink"))
+    parts.append(text(whole[-1][0] - 92, whole[-1][1] + 32, "all keys", anchor="end", colour="ink"))
+    parts.append(text(left + width / 2, top + height + 36, "tokens", size=12))
+    title = "Without a window the cache grows to 4 GiB at 32,768 tokens; with one it stops at 512 MiB"
+    return svg(left + width + 26, top + height + 42, title, parts)

@@ -151,8 +151,8 @@ def test_a_model_writes_the_same_text(device: str) -> None:
     model = model_of(fillings(causal_window_attention)["rotary"], 2).to(device)
     prompt = torch.arange(18, device=device).view(2, 9) ** 2 % 17
     caches = [RollingKVCache(WINDOW) for _ in range(2)]
-    written = generate(model, prompt, TEXT, temperature=0, caches=caches)
-    assert torch.equal(written, generate(model, prompt, TEXT, temperature=0))
+    written = generate(model, prompt, TEXT, temperature=0.0, caches=caches)
+    assert torch.equal(written, generate(model, prompt, TEXT, temperature=0.0))
     assert len(set(written[0, 9:].tolist())) > 3
 
 
