@@ -57,8 +57,8 @@ training. With a first token that means nothing it learns this, and parks. Witho
 stays above 0.5. With a sink logit and no first token its error is below 0.001, and where it is silent all its
 weights together are below 0.05 [check:test_a_sink_logit_lets_a_head_be_silent].
 
-Given both, it used both: most of the weight went to the first token all the same, and to evict that makes the
-error some 80 times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not conclude
+Given both, it uses both: much of the weight goes to the first token all the same, and to evict that makes the
+error more than ten times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not conclude
 from a sink logit is that the first token can be dropped.
 
 ## Notation
@@ -133,15 +133,14 @@ def sink_attention(
     # masked [check:test_neither_scale_nor_mask_touch_the_logit]. The softmax subtracts the largest of all, so
     # a logit may be as large as a score [check:test_large_logits_do_not_overflow].
     nothing = sink_logits.to(wide)[:, None, None].expand(b, h, t, 1)
-    scores = torch.cat([nothing, scores], dim=-1)
+    joined = torch.cat([nothing, scores], dim=-1)
 
     # A row of $-\infty$ alone there is only if $z_h = -\infty$ too: lesson 1's two fills.
-    empty = (scores == -torch.inf).all(dim=-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1)
-    weights = weights.masked_fill(empty, 0.0)
+    empty = (joined == -torch.inf).all(dim=-1, keepdim=True)
+    shares = torch.softmax(joined.masked_fill(empty, 0.0), dim=-1)
 
-    # Its weight is dropped *after* the softmax, for its value would be zero.
-    weights = weights[..., 1:]
+    # The share of nothing is dropped *after* the softmax: its value would be zero.
+    weights = shares.masked_fill(empty, 0.0)[..., 1:]
     output = torch.einsum("b h t s, b h s e -> b h t e", weights, value)
     return output.to(query.dtype)
 
@@ -208,7 +207,7 @@ class LearnableSink(nn.Module):
     `SinkKVCache(1, w)` keeps its sink. Only as an *output* do they differ: a token of the vocabulary can be
     predicted, and its row is trained there too.
 
-    **Shapes.** `x` is `b t m`; the result is `b n+t m`, with $n$ vectors in front.
+    **Shapes.** `x` is `b t m`; the result, with one vector in front, is `b t+1 m`.
     """
 
     def __init__(self, d_model: int, n_sinks: int = 1) -> None:
@@ -269,8 +268,7 @@ def sink_gate(
       `sink_attention` does, but takes the softmax in the model's dtype. It refuses SDPA for gpt-oss, which
       the extra key would allow.
     - **flash-attn** has `learnable_sink` in its CuTe kernels; FlashAttention-2 has none.
-    - **vLLM** hands the sinks to its kernels, and chooses only among backends that take them: Triton, FlashAttention-3,
-      FlashInfer's TensorRT-LLM kernels.
+    - **vLLM** hands the sinks to its kernels and chooses among those that take them, Triton's for one.
     """
     return torch.sigmoid(lse - sink_logits[:, None])[..., None]
 

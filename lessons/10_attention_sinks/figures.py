@@ -3,8 +3,6 @@
 `silent_head` trains the head of the figure `parking`; the proof measures the same head.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
@@ -129,7 +127,6 @@ def quiet_texts(count: int, first_token: bool, generator: torch.Generator) -> tu
     return torch.cat([content, flags], dim=-1), asked[..., None] * content[:, 1:2], asked
 
 
-@cache
 def silent_head(first_token: bool, sink_logit: bool) -> dict[str, Tensor]:
     """A head that is to repeat the marked token when asked and to be silent else, after 200 steps of training:
     its errors with all keys and with the first evicted, its weights and its values on fresh texts."""
