@@ -1,9 +1,9 @@
 """# Exercise: Longformer
 
-Six tasks, each a little harder than the one before, and the last is not answered on the page.
-Axes are named as everywhere here: `b` batch, `h` heads, `t` tokens (each is a query and a key), `k` global
-tokens, `a` keys in the window, `d` and `e` widths. Only `torch` is needed. Write the attention out:
-`scaled_dot_product_attention` would leave nothing to learn. A task may use the functions of the tasks before it.
+Six tasks, each a little harder than the one before, and the last is not answered on the page. Axes are named
+as everywhere here: `b` batch, `h` heads, `t` tokens (each is a query and a key), `k` slots for global tokens,
+`a` keys in the window, `d` and `e` widths. Only `torch` is needed. Write the attention out:
+`scaled_dot_product_attention` would leave nothing to learn. A task may use what the tasks before it made.
 
 Two masks accompany a batch of texts, both `b t`. `padding_mask` is True for a token, False for padding
 behind a text that is shorter than others. `global_mask` is True for a global token.
@@ -45,13 +45,12 @@ def count_scores(t: int, window: int, positions: list[int]) -> int:
     """Task 2: how many scores there are.
 
     How many True has this pattern, for one text of `t` tokens without padding? `positions` says where the
-    global tokens stand: each once, in any order. Texts may have ten million tokens, so no table of t x t
-    can be made, and no loop over the text is needed. Each pair (i, j) counts once, for whatever
-    reason i sees j.
+    global tokens stand: each once, in any order. Texts may have ten million tokens, so no `t t` table can be
+    made, and no loop over the text is needed. Each pair (i, j) counts once, for whatever reason i sees j.
 
-    Five tokens, window 2, by hand. Without a global token: 2 + 3 + 3 + 3 + 2 = 13. If token 0 is global, it sees
-    2, 3 and 4 too, and they see it: 19. If token 4 is as well, only (4, 1), (4, 2), (1, 4) and (2, 4) are
-    new, for (0, 4) and (4, 0) were there: 23 of 25.
+    Five tokens, window 2, by hand. Without a global token: 2 + 3 + 3 + 3 + 2 = 13. If token 0 is global, it
+    sees 2, 3 and 4 too, and they see it: 19. If token 4 is as well, only (4, 1), (4, 2), (1, 4) and (2, 4)
+    are new, for (0, 4) and (4, 0) were there: 23 of 25.
     """
     ### BEGIN SOLUTION
     reach = min(window, t) - 1
@@ -69,9 +68,9 @@ def count_scores(t: int, window: int, positions: list[int]) -> int:
 def pack_globals(global_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Task 3: where the global tokens are.
 
-    A tensor has as many columns in each row, but one text has three global tokens and the next has one. List
-    their positions in ascending order, from the left, with as many columns as the text with most of them
-    needs. A slot that is left over holds the position 0, and is not real.
+    All rows of a tensor are equally long, but one text has three global tokens and the next has one. List
+    their positions in ascending order, with as many slots a row as the text with most of them needs. A slot
+    that is left over holds the position 0, and is not real.
 
     Three texts of 5 tokens, with global tokens 0 and 3; 2; none, by hand:
 
@@ -162,7 +161,8 @@ def shared_softmax(
 
     A query spreads one unit of attention over all keys that it sees, each counted once. A global key inside
     the window keeps its weight there, and its slot gets 0. What means nothing gets 0: no key, padding, a slot
-    that is not real. All weights of a query that is padding are 0. No table of t x t is needed.
+    that is not real. All weights of a query that is padding are 0. A global token asks here as all others do;
+    its row is replaced later. No `t t` table is needed.
 
     Three tokens, window 2, token 0 global, all scores 0, by hand:
 
@@ -170,8 +170,8 @@ def shared_softmax(
                          1/3 1/3 1/3                     0
                          1/3 1/3 0                       1/3
 
-    **Shapes.** `window_scores` is `b h t a`, `global_scores` is `b h t k`, and so are the weights, a pair in this
-    order. `positions` and `real` are `b k`, `padding_mask` is `b t`. No real slot holds padding.
+    **Shapes.** `window_scores` is `b h t a`, `global_scores` is `b h t k`, and so are the weights, a pair in
+    this order. `positions` and `real` are `b k`, `padding_mask` is `b t`. No real slot holds padding.
     """
     ### BEGIN SOLUTION
     t, a = window_scores.shape[2:]
@@ -211,8 +211,8 @@ def longformer_attention(
     two rows of zeros before and after the keys, and `x.unfold(2, 5, 1)` lists windows of five rows, as
     `b h t d 5`.
 
-    With the masks of task 4, all queries and keys zero and window 1, by hand: the values 3, 6, 30 give 4.5, 4.5,
-    0. The first token sees itself and the global one.
+    With the masks of task 4, all queries and keys zero and window 1, by hand: the values 3, 6, 30 give 4.5,
+    4.5, 0. The first token sees itself and the global one.
 
     **Shapes.** `query` and `key` are `b h t d`, `value` is `b h t e`, and so is the result. `global_qkv` has
     the same shapes, the masks are `b t`.
@@ -258,8 +258,8 @@ def layers_needed(
 
     A text of 100 tokens, by hand. Two layers of one head (3, 1): from token 10, token 12 needs one layer,
     token 14 two, and token 15 is never reached (None), unless some token is global: then two are enough. With
-    heads (3, 2) instead, 14 needs one, 18 two, and 11 is never reached: 10 + 2 + 2 + ... stays even. With both
-    heads in each layer, 11 needs one again, and 15 two.
+    heads (3, 2) instead, 14 needs one, 18 two, and 11 is never reached: 10 + 2 + 2 + ... stays even. With
+    both heads in each layer, 11 needs one again, and 15 two.
 
     **Returns** the number of layers, 0 if source and target are the same token, or None if all layers are not
     enough. 0 <= source, target < t.

@@ -228,7 +228,7 @@ plt.show()
 own, starred = (torch.randn(3, 1, 1, 16, 4, dtype=torch.float64) for _ in range(2))
 is_global = (torch.arange(16) == 6)[None]
 other_key = torch.zeros_like(own)
-other_key[1, :, :, 6] = 1.0
+other_key[1, :, :, 6] = 3.0
 changes = {
     "(a) no longer global": (own, starred, torch.zeros_like(is_global)),
     "(b) another key": (own + other_key, starred, is_global),

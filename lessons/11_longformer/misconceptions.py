@@ -1,4 +1,4 @@
-"""Wrong variants of the exercise on Longformer: each is a mistake that somebody made, with what a tutor would say.
+"""Wrong variants of the exercise on Longformer: each is a mistake that somebody made, with a tutor's words.
 
 `target__mistake` stands in for `target`. Its body may use every name of `exercise.py`, where these are right.
 """
@@ -22,14 +22,14 @@ def longformer_mask__one_side(window, global_mask, padding_mask):
 
 
 def longformer_mask__whole_width(window, global_mask, padding_mask):
-    """You read `window` as the width of both sides together, as Transformers' `attention_window` does. Here it
-    is the reach of one side, the token itself included: how far away is the last key that token i sees?"""
+    """You read `window` as the width of both sides together, as Transformers' `attention_window` does. Here
+    it is the reach of one side, the token itself included: how far away is the last key that token i sees?"""
     return longformer_mask(window // 2 + 1, global_mask, padding_mask)
 
 
 def longformer_mask__columns_only(window, global_mask, padding_mask):
-    """Your global tokens are seen by all, and see no more than the others do. What could such a token pass on,
-    if it knew its neighbours only?"""
+    """Your global tokens are seen by all, and see no more than the others do. What could such a token pass
+    on, if it knew its neighbours only?"""
     window_only = longformer_mask(window, torch.zeros_like(global_mask), padding_mask)
     return window_only | (longformer_mask(window, global_mask, padding_mask) & global_mask[:, None, :])
 
@@ -42,15 +42,15 @@ def longformer_mask__rows_only(window, global_mask, padding_mask):
 
 
 def longformer_mask__global_padding(window, global_mask, padding_mask):
-    """A padding that is called global comes back to life in your mask. There is nothing to see there: which of
-    the two masks has the last word?"""
+    """A padding that is called global comes back to life in your mask. There is nothing to see there: which
+    of the two masks has the last word?"""
     window_only = longformer_mask(window, torch.zeros_like(global_mask), padding_mask)
     return window_only | global_mask[:, :, None] | global_mask[:, None, :]
 
 
 def longformer_mask__padding_is_true(window, global_mask, padding_mask):
-    """You read `padding_mask` the wrong way round, and only padding is left. The name is PyTorch's, where True
-    is padding; what does True mean here, as in every mask of this course?"""
+    """You read `padding_mask` the wrong way round, and only padding is left. The name is PyTorch's, where
+    True is padding; what does True mean here, as in every mask of this course?"""
     return longformer_mask(window, global_mask, ~padding_mask)
 
 
@@ -62,8 +62,8 @@ def longformer_mask__padding_asks(window, global_mask, padding_mask):
 
 
 def count_scores__no_ends(t, window, positions):
-    """Each of your tokens has a full window, 2 * window - 1 keys. Write down what the first token of the example
-    sees: how many of its keys lie before the text?"""
+    """Each of your tokens has a full window, 2 * window - 1 keys. Write down what the first token of the
+    example sees: how many of its keys lie before the text?"""
     return count_scores(t, window, positions) - count_scores(t, window, []) + t * (2 * window - 1)
 
 
@@ -103,8 +103,8 @@ def global_rows__spare_slots_written(query, key, value, output, global_mask, pad
 
 
 def global_rows__at_the_front(query, key, value, output, global_mask, padding_mask):
-    """Your answers are right, and stand in the first rows. A slot is no position: whose row does the answer in
-    slot 1 belong to?"""
+    """Your answers are right, and stand in the first rows. A slot is no position: whose row does the answer
+    in slot 1 belong to?"""
     positions, real = pack_globals(global_mask & padding_mask)
     found = global_rows(query, key, value, output, global_mask, padding_mask)
     rows, k = output.clone(), real.shape[1]
@@ -113,8 +113,8 @@ def global_rows__at_the_front(query, key, value, output, global_mask, padding_ma
 
 
 def global_rows__added(query, key, value, output, global_mask, padding_mask):
-    """You add what a global token finds to what stood there. That is two softmaxes, and two units of attention.
-    What did the first see that the second does not?"""
+    """You add what a global token finds to what stood there. That is two softmaxes, and two units of
+    attention. What did the first see that the second does not?"""
     rows = global_rows(query, key, value, output, global_mask, padding_mask)
     return torch.where((global_mask & padding_mask)[:, None, :, None], rows + output, rows)
 
@@ -133,8 +133,8 @@ def shared_softmax__counted_twice(window_scores, global_scores, positions, real,
 
 
 def shared_softmax__two_softmaxes(window_scores, global_scores, positions, real, padding_mask):
-    """You take two softmaxes, one for the window and one for the global tokens. Each sums to one, so a query spreads
-    two units. And how would a global key tell the window that it is the better one?"""
+    """You take two softmaxes, one for the window and one for the global tokens. Each sums to one, so a query
+    spreads two units. And how would a global key tell the window that it is the better one?"""
     nothing = torch.zeros_like(real)
     near, _ = shared_softmax(window_scores, global_scores, positions, nothing, padding_mask)
     _, far = shared_softmax(window_scores, global_scores, positions, real, padding_mask)
@@ -177,15 +177,15 @@ def layers_needed__reach_is_the_window(source, target, t, layers, positions):
 
 
 def layers_needed__no_gaps(source, target, t, layers, positions):
-    """You count how far a dilated head reaches, and forget what it steps over. With dilation 2, from token 10,
-    which tokens are reached in any number of layers?"""
+    """You count how far a dilated head reaches, and forget what it steps over. With dilation 2, from token
+    10, which tokens are reached in any number of layers?"""
     layers = [[((window - 1) * dilation + 1, 1) for window, dilation in heads] for heads in layers]
     return layers_needed(source, target, t, layers, positions)
 
 
 def layers_needed__through_the_hub_at_once(source, target, t, layers, positions):
-    """With a global token, all your tokens are connected after one layer. In that layer the global token itself
-    still looks at what the others were before: when can it pass on what it found?"""
+    """With a global token, all your tokens are connected after one layer. In that layer the global token
+    itself still looks at what the others were before: when can it pass on what it found?"""
     if positions and layers and source != target:
         return 1
     return layers_needed(source, target, t, layers, positions)

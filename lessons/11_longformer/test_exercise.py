@@ -1,5 +1,5 @@
-"""The checks of the exercise on Longformer. They speak to the student's code through the fixture `student` and
-to the reference by import."""
+"""The checks of the exercise on Longformer. They speak to the student's code through the fixture `student`
+and to the reference by import."""
 
 import numpy as np
 import pytest
@@ -65,9 +65,10 @@ def stands(texts):
 @pytest.mark.task(
     "The pattern",
     hints=[
-        "Three questions for each pair: is it near, is one of the two global, are both tokens? Which of them are "
-        "joined by `and`, which by `or`?",
-        "`i[:, None] - i` has all differences, `t t`. `mask[:, :, None]` asks the query, `mask[:, None]` the key.",
+        "Three questions for each pair: is it near, is one of the two global, are both tokens? Which of "
+        "them are joined by `and`, which by `or`?",
+        "`i[:, None] - i` has all differences, `t t`. `mask[:, :, None]` asks the query, `mask[:, None]` "
+        "the key.",
     ],
 )
 class TestMask:
@@ -82,10 +83,12 @@ class TestMask:
 @pytest.mark.task(
     "How many scores there are",
     hints=[
-        "Count the band first. In the middle of a text each row has 2 * window - 1. How many are missing at the "
-        "beginning and at the end? What if the window is wider than the text?",
-        "What does one global token add? The keys that it did not see yet, and the queries that did not see it.",
-        "Of two global tokens, the pair may have been counted twice, with one of them and with the other. When?",
+        "Count the band first. In the middle of a text each row has 2 * window - 1. How many are missing at "
+        "the beginning and at the end? What if the window is wider than the text?",
+        "What does one global token add? The keys that it did not see yet, and the queries that did not see "
+        "it.",
+        "Of two global tokens, the pair may have been counted twice, with one of them and with the other. "
+        "When?",
     ],
 )
 class TestCount:
@@ -116,12 +119,12 @@ class TestCount:
 @pytest.mark.task(
     "Where the global tokens are",
     hints=[
-        "How many global tokens has each text, and which number is the largest? Slot n of a text is real if n is "
-        "less than its own number.",
+        "How many global tokens has each text, and which number is the largest? Slot n of a text is real if "
+        "n is less than its own number.",
         "A stable sort brings the True to the front and keeps their order: "
         "`(~global_mask).long().argsort(dim=1, stable=True)`. Or go through the texts and use `nonzero`.",
-        "If text and position are the first two axes, as in `x.transpose(1, 2)`, then `x[texts, positions]` picks "
-        "for all slots at once; `texts` is `b 1`.",
+        "If text and position are the first two axes, as in `x.transpose(1, 2)`, then `x[texts, positions]` "
+        "picks for all slots at once; `texts` is `b 1`.",
     ],
 )
 class TestPack:
@@ -153,11 +156,11 @@ class TestPack:
 @pytest.mark.task(
     "What the global tokens find",
     hints=[
-        "Take the queries of the global tokens, `b h k d`. Then it is attention as you know it, with k queries and "
-        "t keys. Which keys must be hidden?",
+        "Take the queries of the global tokens, `b h k d`. Then it is attention as you know it, with k "
+        "queries and t keys. Which keys must be hidden?",
         "A slot that is not real holds the position 0. If its row is written back, what becomes of token 0?",
-        "`text, slot = real.nonzero(as_tuple=True)` lists the real slots, and `rows[text, positions[text, slot]] = "
-        "found[text, slot]` writes them, where text and token (or slot) are the first two axes.",
+        "`text, slot = real.nonzero(as_tuple=True)` lists the real slots, and `rows[text, positions[text, "
+        "slot]] = found[text, slot]` writes them, where text and token (or slot) are the first two axes.",
     ],
 )
 class TestGlobalRows:
@@ -174,8 +177,8 @@ class TestGlobalRows:
 
 
 def draw_scores(draw, texts, window):
-    """What `shared_softmax` is given, and its answer: softmax of all pairs, taken apart. A score that means nothing
-    is larger than all the rest."""
+    """What `shared_softmax` is given, and its answer: softmax of all pairs, taken apart. A score that means
+    nothing is larger than all the rest."""
     scores, pattern = draw(3, 2, 7, 7), sees(texts, window, asking=False)[:, None]
     weights = scores.masked_fill(~pattern, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
     (positions, real), (_, padding_mask), side = slots(texts), masks(texts), window - 1
@@ -201,12 +204,14 @@ def draw_inputs(draw, texts, window):
 @pytest.mark.task(
     "One softmax for both",
     hints=[
-        "Put both kinds of scores beside each other, `torch.cat(..., dim=-1)`, hide what does not count with minus "
-        "infinity, take one softmax, and cut it apart again. What is left to find is what counts.",
-        "Number c of query i belongs to key `i + c - (window - 1)`, a table `t a`. Is this key in the text, and is "
-        "it a token? A slot counts if it is real and its position is at least `window` away from i.",
-        "In the whole, local queries meet the keys of global tokens in `key`, and global queries meet all keys in "
-        "`global_qkv[1]`. Do the first for all rows; then `global_rows` replaces those of the second.",
+        "Put both kinds of scores beside each other, `torch.cat(..., dim=-1)`, hide what does not count "
+        "with minus infinity, take one softmax, and cut it apart again. What is left to find is what "
+        "counts.",
+        "Number c of query i belongs to key `i + c - (window - 1)`, a table `t a`. Is this key in the text, "
+        "and is it a token? A slot counts if it is real and its position is at least `window` away from i.",
+        "In the whole, local queries meet the keys of global tokens in `key`, and global queries meet all "
+        "keys in `global_qkv[1]`. Do the first for all rows; then `global_rows` replaces those of the "
+        "second.",
     ],
 )
 class TestTogether:
@@ -280,10 +285,10 @@ ROADS = {
     "How deep it must be",
     hints=[
         "Before the first layer only the source has felt the change. Whom does each layer add?",
-        "One True or False for each token is all there is to remember. A head with (window, dilation) shifts "
-        "them by dilation, 2 * dilation, ... to both sides; what leaves the text is lost.",
-        "A global token feels the change as soon as anybody has felt it, and from the next layer on everybody "
-        "does. Ask the tokens as they were before the layer, not those that it has just added.",
+        "One True or False for each token is all there is to remember. A head with (window, dilation) "
+        "shifts them by dilation, 2 * dilation, ... to both sides; what leaves the text is lost.",
+        "A global token feels the change as soon as anybody has felt it, and from the next layer on "
+        "everybody does. Ask the tokens as they were before the layer, not those that it has just added.",
     ],
 )
 class TestLayers:
