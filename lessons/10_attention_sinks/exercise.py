@@ -248,8 +248,8 @@ def with_sink(
         softmax(scale · query keyᵀ, where attn_mask is True) value
 
     is `sink_attention` of the arguments that came (with `scale=None`). The kernel takes any number of keys
-    and any widths, the same scale for all heads, and no logits. A mask broadcasts to `b h t s`; for no mask,
-    none need be returned. The output has the width `e` again.
+    and any widths, one scale for all heads, and a mask that says yes or no: no logit can be added by it. The
+    mask broadcasts to `b h t s`, or is None, as the one that comes. The output has the width `e` again.
 
     One query 2, one key 3 with the value 5, a logit of 0.5, and d = 1, by hand: the query becomes (2, 1), the
     keys (3, 0) and (0, 0.5), the values 5 and 0. The scores are 6 and 0.5, and the output is

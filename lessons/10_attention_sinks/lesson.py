@@ -268,7 +268,7 @@ plt.show()
 query, key, value = head.project(x[:, :32])
 far = torch.logspace(1.5, 5, 200).long()
 evicted, kept = torch.arange(1, 32), torch.arange(32)
-cases = {"evicted, text": (evicted, MASK, 4), "evicted, cache": (evicted, BIAS, 1.2)}
+cases = {"evicted, text": (evicted, LINE, 7), "evicted, cache": (evicted, BIAS, 1.2)}
 cases |= {"kept, text": (kept, MASK, 0.8), "kept, cache": (kept, KEY, 2)}
 
 fig, ax = plt.subplots(figsize=(7, 3))

@@ -73,13 +73,6 @@ def sink_attention__logit_for_each_text(query, key, value, sink_logits, attn_mas
     return torch.cat(outputs)
 
 
-def sink_attention__logit_without_exp(query, key, value, sink_logits, attn_mask=None, scale=None):
-    """You add the logit itself to the denominator. It is a score like the others, and what stands below are
-    exponentials of scores: a logit of 0 would then be no sink at all. What is it for task 1?"""
-    output, lse = _plain(query, key, value, attn_mask, scale)
-    return output * lse.exp() / (lse.exp() + sink_logits[:, None, None])
-
-
 def sink_attention__gate_upside_down(query, key, value, sink_logits, attn_mask=None, scale=None):
     """Your output is plain attention times the share of the *sink*: it vanishes where there is much to see,
     and comes out whole where there is nothing. Which share is left for the keys?"""
@@ -106,23 +99,6 @@ def sink_attention__nan_where_nothing_is_seen(query, key, value, sink_logits, at
         return output
     unseen = ~attn_mask.expand(*output.shape[:3], -1).any(dim=-1, keepdim=True)
     return output.masked_fill(unseen & (sink_logits == float("-inf"))[:, None, None], float("nan"))
-
-
-def sink_attention__large_instead_of_infinite(query, key, value, sink_logits, attn_mask=None, scale=None):
-    """Your mask is a large negative number, such as -1e9. A sink hides that: it takes all the weight of a
-    query that sees no key. In a head without one, such a query gets the mean of the values, future
-    included. What should it return?"""
-    output, _ = _plain(query, key, value, attn_mask, scale)
-    output = torch.where(
-        (sink_logits == float("-inf"))[:, None, None],
-        output,
-        sink_attention(query, key, value, sink_logits, attn_mask, scale),
-    )
-    if attn_mask is None:
-        return output
-    unseen = ~attn_mask.expand(*output.shape[:3], -1).any(dim=-1, keepdim=True)
-    unseen = unseen & (sink_logits == float("-inf"))[:, None, None]
-    return torch.where(unseen, value.mean(dim=2, keepdim=True), output)
 
 
 def kept__window_counts_the_sinks(n_read, n_sinks, window):
@@ -286,6 +262,17 @@ def with_sink__mask_hides_the_sink(query, key, value, sink_logits, attn_mask=Non
     if mask is not None:
         mask = torch.cat([mask[..., :-1], torch.zeros_like(mask[..., -1:])], dim=-1)
     return query, key, value, mask, scale
+
+
+def with_sink__mask_of_numbers(query, key, value, sink_logits, attn_mask=None):
+    """Your mask carries the logits: it adds them to the scores. PyTorch's attention would take that, this
+    kernel does not, for its mask says yes or no. What else makes a score, if not a mask?"""
+    scale, (b, h, t, _) = query.shape[-1] ** -0.5, query.shape
+    seen = torch.ones(t, key.shape[2]).bool() if attn_mask is None else attn_mask
+    numbers = torch.zeros(b, h, t, key.shape[2], dtype=query.dtype).masked_fill(~seen, float("-inf"))
+    numbers = torch.cat([numbers, sink_logits[:, None, None].expand(b, h, t, 1)], dim=-1)
+    key, value = (torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2) for x in (key, value))
+    return query, key, value, numbers, scale
 
 
 def merged__a_sink_in_every_part(outputs, lses, sink_logits):

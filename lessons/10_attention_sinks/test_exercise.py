@@ -312,6 +312,8 @@ class TestKernel:
     def demand(self, student, expect, inputs, what, mask=None):
         answer = student.call("with_sink", *inputs, *([] if mask is None else [mask]))
         *arrays, scale = expect.unpack(answer, "query", "key", "value", "attn_mask", "scale")
+        kind = "bool" if arrays[3] is None else str(getattr(arrays[3], "dtype", None))
+        expect.equal(kind, "bool", what="the dtype of the mask for a kernel whose mask says yes or no")
         arrays = [x if x is None else torch.as_tensor(x) for x in arrays]
         output = scaled_dot_product_attention(*arrays, scale=float(scale))
         expected = sink_attention(*inputs, attn_mask=mask)
