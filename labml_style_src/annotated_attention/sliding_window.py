@@ -66,8 +66,6 @@ see the positions *between* $i - W$ *and* $i$, which would be $W + 1$ of them; f
 models have $W$.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -109,9 +107,9 @@ def sliding_window_mask(
 
     **Shapes.** The result is `t s`, True where a query may look.
 
-    **Raises.** `ValueError` if `t` or `s` is negative, or `window` below 1.
+    **Raises.** `ValueError` if $t$ or $s$ is negative, or the window below 1.
     """
-    if min(t, s) < 0 or window < 1:
+    if min(t, s, window - 1) < 0:
         came = f"t is {t}, s is {s}, window is {window}"
         raise ValueError(f"{came}: t, s >= 0 and window >= 1 are wanted")
     i = torch.arange(offset, offset + t, device=device)
@@ -137,8 +135,8 @@ def spans(
     of a block is the same memory as that of the block before it, $u$ rows on
     [check:test_spans_are_one_memory].
     """
-    # Positions from `first` to `stop - 1` are in sight of somebody. Negative `before` or `after` are no
-    # mistake: then the blocks stand beside the text, or beyond its end.
+    # From `first` up to `stop`, somebody has it in sight. A negative `before` or `after` is no mistake: then
+    # the blocks begin behind the first key, or end before the last.
     first, stop = -before, n_blocks * block_size + after
     inside = x[:, :, max(first, 0) : max(stop, 0)]
     left = min(max(before, 0), stop - first)
@@ -241,16 +239,15 @@ def causal_window_attention(
     GroupedQueryAttention(4096, 32, 8, attend=attend)
     ```
     """
-    # A text, or a piece of one behind what a cache holds, is numbered without gaps: a band, if an offset one.
-    # So training and reading are linear in the text [check:test_training_is_linear]. (On a GPU, to ask for a
-    # gap is to wait for the answer.)
+    # A text, or a piece of one behind what a cache holds, has no gaps: it is a band, if an offset one. So
+    # training and reading are linear [check:test_training_is_linear]. (To ask a GPU for gaps is to wait.)
     if query.shape[2] > 1 and is_run(i) and is_run(j):
-        band = partial(sliding_window_attention, window=window)
-        return band(query, key, value, offset=int(i[0] - j[0]))
+        attend, offset = sliding_window_attention, int(i[0] - j[0])
+        return attend(query, key, value, window, offset=offset)
 
     # One new query in front of a cache; keys in the order of a ring; rows of their own positions.
-    near = i[..., :, None] - j[..., None, :] < window
     mask = causal_mask(i, j)
+    near = i[..., :, None] - j[..., None, :] < window
     mask = mask & near.view(mask.shape)
     attend = F.scaled_dot_product_attention
     return attend(query, key, value, mask, enable_gqa=True)
@@ -317,19 +314,17 @@ def sliding_window_cost(
     $a/u$ times the keys, which is why $u$ is a quarter of the window [check:test_memory_is_linear].
 
     - *A fact further back than $w$* is out of reach for one layer, however well it is remembered elsewhere.
-      Gemma 2 lets every second layer see everything, Gemma 3 every sixth; the second Mistral 7B (v0.2) gave
-      the window up.
+      Gemma 2 lets every second layer see all, Gemma 3 every sixth; Mistral 7B v0.2 gave the window up.
     - *A model that was trained without* breaks when the first tokens leave its window. Llama-2-13B goes from
       a perplexity of 5.40 to 5,158 (Xiao et al. 2023, arXiv:2309.17453, table 1); lesson 10 says why.
-    - *A short text* gains nothing: where $t \le w$ this is causal attention
-      [check:test_a_wide_window_is_causal_attention], by a detour that computes more than it.
+    - *A short text* gains nothing: where $t \le w$, this is causal attention by a detour
+      [check:test_a_wide_window_is_causal_attention].
 
     **In production.** **SDPA** has no window: with a mask it is right, and quadratic
     [check:test_a_mask_saves_nothing]. **FlexAttention** skips the blocks that a `mask_mod` never enters:
     `create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < w), ...)` [check:test_flex_attention_agrees].
-    **flash-attn** starts each block of queries at the first key in its window, as we do, in one kernel.
-    **Transformers** reads `sliding_window` from the configuration, and `layer_types` where layers differ.
-    **vLLM** hands `(w - 1, 0)` to flash-attn.
+    **flash-attn** starts each block of queries at the first key of its window, as we do, in one kernel; vLLM
+    hands it `(w - 1, 0)`. **Transformers** reads `sliding_window` and `layer_types` from the configuration.
     """
     n = min(window, t)
     wanted = t * n - n * (n - 1) // 2
