@@ -172,6 +172,24 @@ def sparse_attention__softmax_of_each_block(query, key, value, block_size, table
     return output / parts.clamp(min=1)
 
 
+def sparse_attention__padding_kept(query, key, value, block_size, table, *, n_global=0, n_extra=0):
+    """Your answer is longer than the question: the last block was filled up, and the answers of what is no
+    query are still there. Where in the result do they stand?"""
+    output = sparse_attention(query, key, value, block_size, table, n_global=n_global, n_extra=n_extra)
+    missing = (n_extra - query.shape[2]) % block_size
+    # What a query of 0 finds, if it stands in the last block.
+    last = _seen(query.shape[2], block_size, table, n_global, n_extra)[-1]
+    more = _dense(query[:, :, :missing] * 0, key[:, :, last], value[:, :, last], last[last])
+    return torch.cat([output, more], dim=2)
+
+
+def sparse_attention__not_scaled(query, key, value, block_size, table, *, n_global=0, n_extra=0):
+    """Your scores are not scaled. Wide vectors have large products, and a softmax of large scores is nearly
+    all or nothing. By what does the formula divide?"""
+    query = query * query.shape[-1] ** 0.5
+    return sparse_attention(query, key, value, block_size, table, n_global=n_global, n_extra=n_extra)
+
+
 def sparse_attention__nan_where_nothing_is_seen(
     query, key, value, block_size, table, *, n_global=0, n_extra=0
 ):
