@@ -7,22 +7,23 @@ name there, and what no piece holds is lost.
 An encoder reads in both directions, so give each token a window on both sides. Words are understood there,
 most of the time. Then let a few chosen tokens look at everything, and be looked at by all:
 
-$$\mathcal{S}_i = \begin{cases} \{\text{all } j\} & i \text{ global} \\
-\{\,j : |i-j| < w\,\} \cup \{\,j \text{ global}\,\} & \text{otherwise} \end{cases}
-\qquad \mathbf{o}_i = \sum_{j \in \mathcal{S}_i} \operatorname{softmax}_{j \in \mathcal{S}_i}\big(\lambda\,
-\mathbf{q}_i^\top \mathbf{k}_j\big)\, \mathbf{v}_j$$
+$$\begin{aligned} \mathbf{o}_i &= \sum_{j \in \mathcal{S}_i} \operatorname{softmax}_{j \in \mathcal{S}_i}
+\big(\lambda\, \mathbf{q}_i^\top \mathbf{k}_j\big)\, \mathbf{v}_j, \\
+\mathcal{S}_i &= \begin{cases} \{\text{all } j\} & \text{if } i \text{ is global,} \\
+\{\,j : |i-j| < w\,\} \cup \{\text{global } j\} & \text{if not.} \end{cases} \end{aligned}$$
 
-![Who sees whom, among 24 tokens: the queries are rows, the keys columns. A window; the same, dilated; a window
-and two global tokens.](figure:patterns)
+![Who sees whom, among 20 tokens: rows are queries, columns keys. Full attention; a window; the same, dilated;
+a window with two global tokens.](figure:patterns)
 
 ## What came before
 
 The simplest ways cut the document off, or into chunks that are read alone and put together by another model
-(section 2). Transformer-XL reads chunk after chunk and remembers the last one, from left to right: good for
-predicting the next character, of no use to a token that needs what comes later. Sparse Transformer has the
-pattern most like this one, in blocks of 8 by 8, and was a model of the left context too. Lesson 9's window is
-the part of Longformer that is older; the global tokens are new, and so is the use: not to train from nothing,
-but to replace the attention of a model that has been trained.
+(section 2). Transformer-XL reads chunk after chunk and keeps what it made of the last one, from left to
+right: of no use to a token that needs what comes later. Sparse Transformer has the most similar pattern, in
+blocks of 8 by 8, and is a model of what came before, too. Star-Transformer (Guo et al. 2019,
+arXiv:1902.09113) ties each token to its neighbours and to one relay that is added to the text and joins all
+the others. In Longformer the relays are tokens of the text, chosen for the task, the windows are wide, and
+the whole replaces the attention of a model that has already been trained.
 
 ## Two hops
 
@@ -175,20 +176,15 @@ def longformer_attention(
 
     # Global queries: plain attention, for $G$ queries. In an empty place everything may be seen, padding too.
     # It is thrown away, and no row is without a key.
-    q, k, v = (query, key, value) if global_qkv is None else global_qkv
+    q, k, v = global_qkv or (query, key, value)
     mask = None
     if padding_mask is not None:
         mask = (real[:, None, :] | ~found[:, :, None])[:, None]
-    far = F.scaled_dot_product_attention(
-        pack(q, is_global, found),
-        k,
-        v,
-        mask,
-        scale=scale,
-        enable_gqa=True,
-    )
+    asked = pack(q, is_global, found)
+    attend = F.scaled_dot_product_attention
+    far = attend(asked, k, v, mask, scale=scale, enable_gqa=True)
 
-    # They packed in this order, so they return to their rows in it.
+    # Packed in this order, they return to their rows in it.
     output.transpose(1, 2)[is_global] = far.transpose(1, 2)[found]
     return output
 
@@ -211,6 +207,7 @@ class LongformerSelfAttention(nn.Module):
         self.w_k = nn.Linear(d_model, d_model, bias=False)
         self.w_v = nn.Linear(d_model, d_model, bias=False)
         self.w_o = nn.Linear(d_model, d_model, bias=False)
+        # Copies, from which training may depart.
         self.w_qg = copy.deepcopy(self.w_q)
         self.w_kg = copy.deepcopy(self.w_k)
         self.w_vg = copy.deepcopy(self.w_v)

@@ -43,23 +43,27 @@ def seen(t: int, window: int, global_mask: Tensor, dilation: int = 1) -> Tensor:
 
 
 def patterns() -> str:
-    """Three panels of 24 by 24 pairs."""
-    t, cell, gap, top = 24, 9, 28, 24
-    panels = [("window", 3, (), 1), ("dilated window", 3, (), 3), ("window and global", 3, (0, 9), 1)]
-    parts = []
+    """Four panels of 20 by 20 pairs, as in the paper's figure 2."""
+    t, cell, gap, top = 20, 9.6, 24, 22
+    panels = [
+        ("full", t, (), 1),
+        ("window", 3, (), 1),
+        ("dilated", 3, (), 3),
+        ("window and global", 3, (0, 7), 1),
+    ]
+    size, parts = t * cell, []
     for n, (name, window, places, dilation) in enumerate(panels):
-        left = n * (t * cell + gap) + 2
-        parts.append(text(left + t * cell / 2, 14, name, colour="ink"))
-        parts.append(rect(left, top, t * cell, t * cell, "line", 0.35, 0))
+        left, upper = n % 2 * (size + gap) + 2, top + n // 2 * (size + gap + 12)
+        parts.append(text(left + size / 2, upper - 8, name, colour="ink"))
+        parts.append(rect(left, upper, size, size, "line", 0.35, 0))
         for i, row in enumerate(seen(t, window, marked(t, *places), dilation).tolist()):
             for j in (j for j, pair in enumerate(row) if pair):
                 colour = "query" if i in places else "key" if j in places else "weights"
-                parts.append(rect(left + j * cell + 0.5, top + i * cell + 0.5, cell - 1, cell - 1, colour))
-    right = 2 * (t * cell + gap) + 2
-    parts.append(text(right - 4, top + 9.5 * cell + 4, "i", anchor="end", size=12))
-    parts.append(text(right + 9.5 * cell, top + t * cell + 14, "j", size=12))
-    title = "A band around the diagonal; a comb; a band with two full rows and two full columns"
-    return svg(3 * t * cell + 2 * gap + 4, top + t * cell + 20, title, parts)
+                parts.append(rect(left + j * cell + 0.5, upper + i * cell + 0.5, cell - 1, cell - 1, colour))
+    title = (
+        "A full square; a band around the diagonal; a comb; a band with two full rows and two full columns"
+    )
+    return svg(2 * size + gap + 4, top + 2 * size + gap + 14, title, parts)
 
 
 def reach(n_layers: int, window: int, global_mask: Tensor) -> list[bool]:
