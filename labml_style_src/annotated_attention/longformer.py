@@ -31,9 +31,9 @@ A window passes news on by $w - 1$ tokens a layer. RoBERTa-base has 12 layers, a
 gives it reaches 256 tokens to each side: 3,072 at the top, of the 4,096 that it reads
 [check:test_windows_alone_do_not_reach|not enough].
 
-With one global token $c$ any distance takes two layers. In the first $c$ looks at $j$, in the second $i$
-looks at $c$ [check:test_two_hops_connect_every_pair]. A classifier makes [CLS] global, for it must see the
-text; question answering makes the question global, for every word must be compared with it (section 3.1).
+With one global token, any distance takes two layers. In the first it looks at $j$, in the second $i$ looks at
+it [check:test_two_hops_connect_every_pair]. A classifier makes [CLS] global, for it must see the text;
+question answering makes the question global, for every word must be compared with it (section 3.1).
 
 ![How far the last of 24 tokens sees, in one, two and three layers: with a window of 4 alone, and with a
 global token. Shaded where the gradient at an input is not zero.](figure:hops)

@@ -7,17 +7,16 @@ other numbers.
 
 ## What came before
 
-Beltagy et al. had three ways (arXiv:2004.05150, appendix A). A loop over the diagonals keeps nothing that is
-not needed and is "unusably slow". A CUDA kernel is as fast as full attention, and the only one that dilates.
-*Chunks*, the way that Transformers has kept, cuts queries and keys into overlapping blocks of one window and
-multiplies those; it needs twice the memory that the pattern does, and cannot dilate.
+Beltagy et al. had three ways (arXiv:2004.05150, section 3.2 and appendix A). A loop over the diagonals keeps
+nothing that is not needed, and is "unusably slow". A kernel in CUDA is as fast as full attention. *Chunks*,
+the way that Transformers has kept, cut queries and keys into overlapping blocks and multiply those; they need
+twice the memory that the pattern does, and cannot be dilated.
 
-The tiles of lesson 9 compute the window without the excess of the chunks: a block of $u$ queries meets the
-$u + 2(w - 1)$ keys that any of them sees. Global tokens and dilation are added to them here, each by moving
-tokens to where that code can do the work.
+The tiles of lesson 9 waste less: a block of $u$ queries meets the $u + 2(w - 1)$ keys that any of them sees.
+Global tokens and dilation are added to them here, each by moving tokens to where that code can do the work.
 
 ![One tile: the keys of 6 queries with a window of 4, and two global tokens before them. One of these lies in
-the window, and is hidden there.](figure:tile)
+the window, and is hidden there. Its own row will be written over.](figure:tile)
 
 ## What is computed
 
@@ -32,8 +31,9 @@ of a block meets all keys of its span:
 
 $$C = t\,\big(G + u + 2(w - 1)\big) + G\,t ,$$
 
-the last term for the global queries. Both are linear in $t$, and so are the operations
-[check:test_work_is_linear] and the largest tensor, forward and backward [check:test_memory_is_linear].
+the last term for the global queries. In the example, $C = 1.29\,N$ [check:test_pairs_are_counted|1.29]. Both
+are linear in $t$. So are the operations [check:test_work_is_linear], the largest tensor, and all that is ever
+allocated, forward and backward [check:test_memory_is_linear].
 
 **Where it loses.** Full attention computes $t^2$ scores, which is less until $t = 2G + u + 2(w - 1)$. With
 $w = 257$, [CLS] and $u = 128$ that is 642 tokens [check:test_short_texts_are_cheaper_dense]: for the texts

@@ -43,9 +43,10 @@ def test_pairs_are_counted(t: int, window: int, share: float) -> None:
     n_global, i, zero = round(share * t), torch.arange(t), torch.tensor(0)
     pairs = longformer_mask_mod(window, i[None] < n_global)(zero, zero, i[:, None], i)
     assert longformer_scores(t, window, n_global)[0] == pairs.sum()
-    seen = longformer_scores(4096, 257, 1)[0]
+    seen, computed = longformer_scores(4096, 257, 1)
     assert (seen, 4096**2) == (2_043_134, 16_777_216)
     assert round(100 * seen / 4096**2, 1) == 12.2
+    assert round(computed / seen, 2) == 1.29
 
 
 @pytest.mark.parametrize("dilation", [1, 4])
