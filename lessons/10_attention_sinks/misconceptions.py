@@ -222,6 +222,13 @@ def distances__one_too_far(t, n_sinks, window):
     return distance + ((distance >= 0) & (torch.arange(t) < n_sinks) & (i >= n_sinks + window))
 
 
+def distances__capped_distances(t, n_sinks, window):
+    """You cap the distances. Then two sinks that stand side by side are equally far from a query. It is the
+    query's position that has an end, and each sink is as far from there as it is."""
+    distance, far = distances(t, n_sinks, window), torch.arange(t)[:, None] - torch.arange(t)
+    return torch.where(distance < 0, -1, far.clamp(max=n_sinks + window - 1))
+
+
 def all_at_once__one_position_for_all_keys(query, key, value, n_sinks, window):
     """You turn the query to its position inside the cache and the keys to theirs in the text. For the sinks
     that is right. Keys in the window are counted anew together with the query, so towards them nothing has
@@ -290,3 +297,10 @@ def merged__mean_of_the_parts(outputs, lses, sink_logits):
     lse = lses.logsumexp(dim=0)
     gate = torch.sigmoid(lse - sink_logits[:, None]).nan_to_num(0.0)
     return outputs.mean(dim=0) * gate[..., None]
+
+
+def merged__nan_where_nothing_is_seen(outputs, lses, sink_logits):
+    """Where no part saw a key and the head has no sink, all logarithms are -∞: your shares are 0 / 0, a NaN.
+    What does a query find that sees nothing at all?"""
+    total = torch.logaddexp(lses.logsumexp(dim=0), sink_logits[:, None])
+    return (torch.exp(lses - total)[..., None] * outputs).sum(dim=0)

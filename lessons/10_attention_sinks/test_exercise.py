@@ -126,10 +126,10 @@ class TestSinkAttention:
         for logit in (0.0, math.log(3)):
             inputs = value.new_zeros(1, 1, 1, 4), value.new_zeros(1, 1, 3, 4), value
             inputs = *inputs, torch.tensor([logit]).double()
-            self.demand(student, expect, inputs, f"output of the example, logit {logit:.1f},")
+            self.demand(student, expect, inputs, f"output of the example with the logit {logit:.3f}")
 
     @pytest.mark.points(2)
-    @pytest.mark.parametrize(("h", "scale"), [(3, None), (4, None), (2, 0.3)])
+    @pytest.mark.parametrize(("h", "scale"), [(3, None), (4, None), (2, 0.3)], ids=["3", "4", "own scale"])
     def test_output(self, student, draw, expect, h, scale):
         self.demand(student, expect, self.inputs(draw, h=h), scale=scale)
 
