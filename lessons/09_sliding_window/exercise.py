@@ -178,8 +178,8 @@ def receptive_field(
     tokens?
 
     Windows of 3 and 2, a text of 12, position 10, by hand: the last layer reads what the first one says
-    at 9 and 10, and that was made of 7, 8, 9 and of 8, 9, 10. So the answer is 7, 10. Two-sided, the last layer
-    reads at 9, 10, 11, and the first from 7 to 13, where the text ends at 11: the answer is 7, 11.
+    at 9 and 10, and that was made of 7, 8, 9 and of 8, 9, 10. So the answer is 7, 10. Two-sided, the last
+    layer reads at 9, 10, 11, and the first from 7 to 13, but the text ends at 11: the answer is 7, 11.
 
     **Returns** the positions of the first and the last of them.
     """

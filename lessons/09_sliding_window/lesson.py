@@ -136,8 +136,8 @@ plt.show()
 # A block of $u$ queries sees $u + w - 1$ keys, so it makes $(u + w - 1)/w$ scores for each that is wanted:
 # nearly two when it is as long as the window. Smaller blocks waste less, but each call has its price.
 #
-# **Predict.** Now the text grows, and the window stays: 4,096, as in Mistral 7B. At 131,072 tokens, what share
-# of the scores of causal attention is left?
+# **Predict.** Now the text grows, and the window stays: 4,096, as in Mistral 7B. At 131,072 tokens, what
+# share of the scores of causal attention is left?
 
 # %%
 lengths = [2**n for n in range(9, 18)]
@@ -177,14 +177,14 @@ ax.set(yticks=range(4), yticklabels=outputs, ylabel="", xlabel="query", aspect="
 plt.show()
 
 # %% [markdown]
-# The masked matrix reads everything for everyone. A block reads its span: besides the six queries that see key
-# 20, their neighbours in the block are spoiled.
+# The masked matrix reads everything for everyone. A block reads its span: besides the six queries that see
+# key 20, their neighbours in the block are spoiled.
 #
 # ## 4. A cache that forgets
 #
 # A key that no query will see again is not kept. The cache is a ring: the newest goes where the oldest was.
 #
-# **Predict.** Five slots. Which token lies in slot 0 after token 12 came? In which order do the keys lie then?
+# **Predict.** Five slots. Which token lies in slot 0 after token 12 came? In which order do they lie?
 
 # %%
 ring, steps = RollingKVCache(5), 14
@@ -201,11 +201,11 @@ ax.grid(False)
 plt.show()
 
 # %% [markdown]
-# Token $j$ lies in slot $j \bmod 5$, so the order is 10, 11, 12, 8, 9. Attention does not mind: a sum over keys
-# has no order. But rotary positions need to know *where* a key stands, and that says `positions`, not the slot.
+# Token $j$ lies in slot $j \bmod 5$, so the order is 10, 11, 12, 8, 9. Attention does not mind: a sum over
+# keys has no order. But rotary positions need to know *where* a key stands, and no slot says that.
 #
-# An untrained model with windows of 5 and rotary positions reads 24 tokens one at a time, with two caches: the
-# ring, and a careless one that takes slots for positions.
+# An untrained model with windows of 5 and rotary positions reads 24 tokens one at a time, with two caches:
+# the ring, and a careless one that takes slots for positions.
 #
 # **Predict.** From which token on is the careless one wrong?
 
@@ -245,8 +245,8 @@ for kind in (RollingKVCache, Careless):
 print(f"bytes after {text.numel()} tokens: {sum(cache.nbytes for cache in caches):,}")
 
 # %% [markdown]
-# From token 5 on: until the ring is full, slots *are* positions, and a test with a short text sees nothing. The
-# bytes are those of five tokens in each layer, however long the text.
+# From token 5 on: until the ring is full, slots *are* positions, and a test with a short text sees nothing.
+# The bytes are those of five tokens in each layer, however long the text.
 #
 # ## 5. How far a stack sees
 #
@@ -300,7 +300,7 @@ for n in (8, 15, 28, 29):
     print(f"the last {n:2}: {difference:.0e}")
 
 # %% [markdown]
-# Only 29 will do. A key in a ring was made by a token that had seen its own past: it says more than its token.
+# Only 29 will do. The keys in a ring were made by tokens that had seen their own past.
 #
 # ## 6. What cannot be known
 #
@@ -312,8 +312,8 @@ for n in (8, 15, 28, 29):
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# One layer: $r \le 3$. Two: $r \le 6$, where the letter is handed on by the one token halfway that sees it and is
-# seen. At 4 and at 7 the answer is a guess, right once in eight times, and no training will help.
+# One layer: $r \le 3$. Two: $r \le 6$, where the letter is handed on by the one token halfway that sees it
+# and is seen. At 4 and at 7 the answer is a guess, right once in eight times, and no training will help.
 #
 # </details>
 
@@ -345,6 +345,6 @@ for n_layers, back in ((1, 3), (1, 4), (2, 6), (2, 7)):
 # - In section 2, pass `is_causal=False` to `sliding_window_cost`. How does the waste change, and why?
 # - In section 3, make all windows two-sided. Which outputs are spoiled by blocks of 4?
 # - In section 5, give the layers windows of 2, 4, 8 and 16. How far do they see, and where are the stairs?
-# - In section 6, give one layer 1,000 steps for a distance of 4. Then ask three layers for 9: do they learn it?
+# - In section 6, give one layer 1,000 steps for a distance of 4. Then ask three layers for 9. Do they?
 # - Then write it yourself: `attn start sliding_window` puts six tasks into your working folder, and
 #   `attn check sliding_window` tells you how far you are.

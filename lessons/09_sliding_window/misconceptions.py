@@ -22,8 +22,8 @@ def sliding_window_mask__half_on_each_side(t, s, window, *, is_causal=True, offs
 
 
 def sliding_window_mask__sees_the_future(t, s, window, *, is_causal=True, offset=0):
-    """Your causal mask bounds the distance on one side only: a key that comes later is at a negative distance,
-    and that is below any window. What is the nearest that a causal key may be?"""
+    """Your causal mask bounds the distance on one side only: a key that comes later is at a negative
+    distance, and that is below any window. What is the nearest that a causal key may be?"""
     distance = torch.arange(t)[:, None] + offset - torch.arange(s)
     return distance < window if is_causal else distance.abs() < window
 
@@ -80,8 +80,8 @@ def key_spans__ahead_instead_of_back(x, window, block_size, *, is_causal=True):
 
 
 def key_spans__edges_repeated(x, window, block_size, *, is_causal=True):
-    """Where a span reaches beyond the text, you repeat the first or the last key, and say that it stands there
-    once more. A query would count that token several times. What stands at position -2?"""
+    """Where a span reaches beyond the text, you repeat the first or the last key, and say that it stands
+    there once more. A query would count that token several times. What stands at position -2?"""
     _, j = key_spans(x, window, block_size, is_causal=is_causal)
     first = torch.arange(len(j))[:, None] * block_size - (window - 1)
     j = (first + torch.arange(j.shape[1])).clamp(0, x.shape[2] - 1)
@@ -157,11 +157,27 @@ def sliding_window_attention__nan_in_what_is_cut_off(
 
 
 class RollingKVCache__one_slot_too_few(RollingKVCache):
-    """A query sees one key less than the window says: you hold `window - 1`. Before the update that is enough.
-    And after it, when the token's own key is there as well?"""
+    """A query sees one key less than the window says: you hold `window - 1`. Before the update that is
+    enough. And after it, when the token's own key is there as well?"""
 
     def __init__(self, window):
         super().__init__(max(window - 1, 1))
+
+
+class RollingKVCache__grows_by_concatenation(RollingKVCache):
+    """You join the new token to the old ones and cut off the oldest, as Transformers does. What you return
+    is right, but each token copies the whole window. Which one slot is there to be written?"""
+
+    def update(self, key, value):
+        if self.count:
+            key, value = torch.cat([self.keys, key], dim=2), torch.cat([self.values, value], dim=2)
+        self.keys, self.values = key[:, :, -self.window :], value[:, :, -self.window :]
+        self.count += 1
+        return self.keys, self.values
+
+    @property
+    def positions(self):
+        return torch.arange(max(self.count - self.window, 0), self.count)
 
 
 class RollingKVCache__shifts(RollingKVCache):
@@ -234,8 +250,15 @@ def receptive_field__product(windows, length, i, *, is_causal=True):
 
 
 def receptive_field__sum_of_windows(windows, length, i, *, is_causal=True):
-    """You add up the windows, as Mistral's paper does: 32 layers of 4,096 are "approximately 131K". Each
-    window counts the query's own key. Is that one ever new?"""
+    """You add up the windows, as Mistral's paper does: 32 layers of 4,096 are "approximately 131K" tokens.
+    Each window counts the token from which it looks back. How often have you counted it?"""
+    tokens = sum(length if window is None else window for window in windows)
+    return max(i - tokens + 1, 0), i if is_causal else min(i + tokens - 1, length - 1)
+
+
+def receptive_field__a_window_back(windows, length, i, *, is_causal=True):
+    """Each of your layers looks a whole window back. A window of 2 is the token itself and the one before it:
+    how many steps back is that?"""
     return receptive_field([w and w + 1 for w in windows], length, i, is_causal=is_causal)
 
 
