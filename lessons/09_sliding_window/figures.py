@@ -151,14 +151,14 @@ def reach() -> str:
 
 
 def ring() -> str:
-    """Six slots after 4, 6, 8 and 15 tokens."""
-    window, radius, size, step = 6, 34, 25, 108
+    """Six slots after 4, 8 and 15 tokens."""
+    window, radius, size, step = 6, 43, 32, 142
     cache, parts, read = RollingKVCache(window), [], 0
-    for column, length in enumerate((4, 6, 8, 15)):
+    for column, length in enumerate((4, 8, 15)):
         while read < length:
             cache.update(torch.full((1, 1, 1, 1), float(read)), torch.zeros(1, 1, 1, 1))
             read += 1
-        x0, y0 = 52 + column * step, 56
+        x0, y0 = 66 + column * step, 64
         held = dict(enumerate(cache.keys[0, 0, :, 0].int().tolist()[: min(read, window)]))
         for slot in range(window):
             angle = 2 * math.pi * slot / window
@@ -174,10 +174,10 @@ def ring() -> str:
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size / 2 + 2.5:g}" fill="none" '
                     'stroke="var(--ink)" stroke-width="1.5"/>'
                 )
-            parts.append(text(x, y + 4.5, f"{held[slot]}", colour="ink"))
-        parts.append(text(x0, 122, f"{length} tokens", size=12))
+            parts.append(text(x, y + 5, f"{held[slot]}", colour="ink", size=15))
+        parts.append(text(x0, 146, f"{length} tokens"))
     title = "A ring of six slots: token 6 overwrites token 0, and after 15 tokens it holds 9 to 14"
-    return svg(4 * step - 4, 130, title, parts)
+    return svg(3 * step - 8, 154, title, parts)
 
 
 def growth() -> str:
