@@ -42,8 +42,8 @@ Of each row, $w$ scores are wanted and $u - 1$ are not: two triangles, a share o
 $$\frac{u - 1}{w + u - 1}$$
 
 of the work [check:test_cost_counts_scores]. Small blocks waste little, but there are many of them, and each
-call has its price. With $u = w/4$, a fifth is wasted. Looking both ways, $|i-j| < w$,
-there are $w - 1$ keys more behind each block, and as much waste: $u - 1$ scores of $2(w-1) + u$.
+call has its price. With $u = w/4$, a fifth is wasted. Looking both ways, $|i-j| < w$, there are $w - 1$ keys
+more behind each block, and as much waste: $u - 1$ scores of $2(w-1) + u$.
 
 ## Notation
 
@@ -102,7 +102,7 @@ def sliding_window_mask(
     |---|---|
     | Transformers, vLLM | `sliding_window=w` |
     | flash-attn | `window_size=(w - 1, 0)`, both ways `(w - 1, w - 1)` |
-    | ONNX Runtime | `local_window_size=w - 1` |
+    | ONNX Runtime, on a CPU | `local_window_size=w - 1` |
     | Transformers' Longformer | `attention_window=2 * (w - 1)` |
 
     **Shapes.** The result is `t s`, True where a query may look.
@@ -240,7 +240,7 @@ def causal_window_attention(
     ```
     """
     # A text, or a piece of one behind what a cache holds, has no gaps: it is a band, if an offset one. So
-    # training and reading are linear [check:test_training_is_linear]. (To ask a GPU for gaps is to wait.)
+    # training and reading are linear [check:test_training_is_linear]. (On a GPU, asking is waiting.)
     if query.shape[2] > 1 and is_run(i) and is_run(j):
         attend, offset = sliding_window_attention, int(i[0] - j[0])
         return attend(query, key, value, window, offset=offset)

@@ -15,15 +15,15 @@ that was just written.](figure:ring)
 
 The other way is to move: drop the oldest row, shift the rest, append. It keeps the keys in order, at the cost
 of copying all $w$ of them for every token. A ring writes one and moves none
-[check:test_a_step_writes_in_place]. Mistral 7B called it the *rolling buffer cache* (2023). The idea is as
-old as the tape loop.
+[check:test_a_step_writes_in_place]. Mistral 7B (2023) made it known as the *rolling buffer cache*.
 
 ## Order is not needed
 
 What the ring gives up is order: its first slot holds whatever came last to it. Attention does not mind. A sum
 over keys is the same in any order, and who may look at whom is decided by positions, which go on counting:
 after 100,000 tokens, a ring of six holds positions 99,994 to 99,999 [check:test_positions_go_on_counting]. So
-rotary positions, ALiBi's distances and masks are those of the whole text.
+masks and rotary positions are those of the whole text. What takes its keys to lie in order does not fit:
+lesson 6's ALiBi, for one.
 
 A language model with a ring in each layer writes what it would write with all keys and a masked matrix, at
 every step of a text as long as one likes [check:test_stream_equals_the_masked_forward_pass].
@@ -33,7 +33,8 @@ every step of a text as long as one likes [check:test_stream_equals_the_masked_f
 A single token may push out the oldest at once: with it, the window is full. A piece of $t$ tokens may not.
 Its first query still needs the $w - 1$ tokens before it, and its last one would already have overwritten
 them. So a piece is answered with those and itself, $w - 1 + t$ keys in order, and only then is the ring
-written [check:test_pieces_of_any_size_are_the_same_text].
+written [check:test_pieces_of_any_size_are_the_same_text]. A prompt is best read in pieces of about $w$: then
+no more than $2w$ keys are in use at once.
 
 And in such an answer the last query could look further back than $w$. With one token at a time the ring
 *is* the window, whatever attends; with pieces, the attention has to know $w$ as well
