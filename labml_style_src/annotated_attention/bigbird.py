@@ -235,9 +235,8 @@ def bigbird_attention(
     texts = (x[:, :, n_extra:] for x in (q, k, v))
     tiles, keys, values = (x.split(block_size, dim=2) for x in texts)
 
-    # One strip at a time, so that no more than one is in memory unless gradients are wanted. On two CPU cores
-    # this is twice as fast as gathering all of them with one `index_select`
-    # (`benchmarks/bench_bigbird.py`). A global row needs no strip.
+    # One strip at a time: on a CPU that is faster than to gather all with one `index_select`, and a forward
+    # pass holds an eighth of the memory (`benchmarks/bench_bigbird.py`). A global row needs no strip.
     for i, tile in enumerate(tiles):
         near_k, near_v = k, v
         if len(plan.global_blocks[i]) < plan.n_blocks:
@@ -289,16 +288,17 @@ def bigbird_cost(
 
     $$\text{scores} \;\le\; u\,t\,(2\,n_g + n_w + n_r),$$
 
-    which is linear in $t$ [check:test_cost_is_linear_in_length], and so is the memory, forward and backward
-    [check:test_memory_is_linear_in_length]. With the paper's settings (blocks of 64, 2 global, 3 in the
-    window, 3 random) a text of 4,096 tokens needs 15.2% of all scores, and one of 32,768 needs 1.9%
-    [check:test_share_of_all_scores|15.2%, 1.9%]. Then:
+    which is linear in $t$ [check:test_cost_is_linear_in_length]. With the paper's settings (blocks of 64, 2
+    global, 3 in the window, 3 random) a text of 4,096 tokens needs 15.2% of all scores, and one of 32,768
+    needs 1.9% [check:test_share_of_all_scores|15.2%, 1.9%]. Memory is linear as well
+    [check:test_memory_is_linear_in_length], though for the backward pass all strips are kept, in which a key
+    stands some eight times [check:test_strips_are_kept_for_the_backward_pass]. Then:
 
     - *It is blind.* What may meet is settled before the text is read: of the far blocks, a share of about
       $n_r/n$. The rest waits for another layer, or for a hub to pass it on.
     - *Some tasks need all pairs.* The graph page has one, and a theorem.
     - *It looks both ways.* The summarisers have a sparse encoder and a full decoder (section 4.1).
-    - *Dense became cheap.* FlashAttention needs no $t \times t$ memory, and no plan. ModernBERT
+    - *Dense became cheap.* FlashAttention's memory is linear too, with no plan and no strips. ModernBERT
       (arXiv:2412.13663) has full attention in every third layer and windows between; Native Sparse Attention
       (arXiv:2502.11089) keeps blocks, but lets the query choose them.
     """
