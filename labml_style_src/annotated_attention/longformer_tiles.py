@@ -37,7 +37,10 @@ allocated, forward and backward [check:test_memory_is_linear].
 
 **Where it loses.** Full attention computes $t^2$ scores, which is less until $t = 2G + u + 2(w - 1)$. With
 $w = 257$, [CLS] and $u = 128$ that is 642 tokens [check:test_short_texts_are_cheaper_dense]: for the texts
-that BERT reads, Longformer is a detour.
+that BERT reads, Longformer is a detour. And what it saves is time. The memory of full attention is linear as
+well if its kernel is fused (lesson 13), which keeps each key once for the backward pass; here each is kept in
+every span where it stands, $1 + 2(w - 1)/u$ times, which is five
+[check:test_spans_are_kept_for_the_backward_pass].
 
 ## Notation
 

@@ -86,6 +86,21 @@ def test_memory_is_linear(dilation: int, device: str) -> None:
     assert fourfold.total < 2.1 * twice.total
 
 
+def test_spans_are_kept_for_the_backward_pass() -> None:
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.data_ptr()] = x
+        return x
+
+    inputs = [normal(name, 1, 1, 1024, 4).requires_grad_() for name in ("q", "k", "v")]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        longformer_attention(*inputs, 257, torch.zeros(1, 1024, dtype=torch.bool))
+    spans = [x for x in kept.values() if x.shape == (1, 1, 128 + 2 * 256, 4)]
+    assert sum(x.shape[2] for x in spans) == 2 * 5 * 1024
+    assert 1 + 2 * 256 / 128 == 5
+
+
 def test_short_texts_are_cheaper_dense() -> None:
     def cheaper(t: int) -> bool:
         return longformer_scores(t, 257, 1)[1] < t**2
