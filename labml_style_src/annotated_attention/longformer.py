@@ -9,8 +9,7 @@ most of the time. Then let a few chosen tokens look at everything, and be looked
 
 $$\begin{aligned} \mathbf{o}_i &= \sum_{j \in \mathcal{S}_i} \operatorname{softmax}_{j \in \mathcal{S}_i}
 \big(\lambda\, \mathbf{q}_i^\top \mathbf{k}_j\big)\, \mathbf{v}_j, \\
-\mathcal{S}_i &= \begin{cases} \{\text{all } j\} & \text{if } i \text{ is global,} \\
-\{\,j : |i-j| < w\,\} \cup \{\text{global } j\} & \text{if not.} \end{cases} \end{aligned}$$
+\mathcal{S}_i &= \{\,j : |i-j| < w, \text{ or } i \text{ or } j \text{ is global}\,\} . \end{aligned}$$
 
 ![Who sees whom, among 20 tokens: rows are queries, columns keys. Full attention; a window; the same, dilated;
 a window with two global tokens.](figure:patterns)
@@ -59,7 +58,8 @@ To see further for the same price, look at every $\delta$-th token: at those $j$
 multiple of $\delta$ and $|i-j| < w\,\delta$, again $w - 1$ to each side. Write $i = \delta n + c$ and
 $j = \delta n' + c'$ with $0 \le c, c' < \delta$. Then
 
-$$\delta \mid i - j \;\Leftrightarrow\; c = c', \qquad |i - j| < w\,\delta \;\Leftrightarrow\; |n - n'| < w .$$
+$$\begin{aligned} \delta \mid i - j \;&\Leftrightarrow\; c = c', \\
+|i - j| < w\,\delta \;&\Leftrightarrow\; |n - n'| < w \quad (\text{if } c = c'). \end{aligned}$$
 
 So nothing new is to be computed. The text is $\delta$ strands of every $\delta$-th token, and on each of them
 the dilated window is a plain one [check:test_dilation_is_a_window_on_each_strand].
@@ -267,7 +267,7 @@ def longformer_mask_mod(
 
     - *Short texts.* Below 642 tokens full attention computes fewer scores than the usual window and [CLS]:
       see [the tiles](../longformer_tiles/index.md).
-    - *Writing.* A global token sees what follows, and everyone sees it: not even two layers keep a secret
+    - *Writing.* A global token sees what follows, and one layer later every token has heard of it
       [check:test_global_tokens_leak_the_future]. The paper's language models have a window on the left,
       dilated in places, and no global tokens (section 4.1); LED writes with a decoder.
     - *The wrong tokens.* They are chosen before the text is read. With windows alone, what is further off than
@@ -305,7 +305,9 @@ def check_longformer(qkv, global_qkv, masks, window, dilation) -> None:
             wanted = f"{(b, h, t, t, e)} is wanted"
             raise ValueError(f"b, h, t, s, e are {came}: {wanted}")
     for name, mask in masks.items():
-        if mask is not None and (mask.shape != (b, t) or mask.dtype != torch.bool):
+        if mask is None:
+            continue
+        if mask.shape != (b, t) or mask.dtype != torch.bool:
             came = f"{name} is {mask.dtype} of shape {tuple(mask.shape)}"
             raise ValueError(f"{came}: bool of shape {(b, t)} is wanted")
     for name, number in {"window": window, "dilation": dilation}.items():

@@ -61,7 +61,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from annotated_attention.sliding_window import sliding_window_mask, spans
+from annotated_attention.sliding_window import spans
 
 __all__ = ["longformer_scores", "pack", "strands", "window_and_global"]
 
@@ -132,8 +132,10 @@ def window_and_global(
     found = found.repeat_interleave(dilation, dim=0)
     global_key = global_key.repeat_interleave(dilation, dim=0)
     global_value = global_value.repeat_interleave(dilation, dim=0)
-    query, key = strands(query, dilation), strands(key, dilation)
-    value, is_local = strands(value, dilation), strands(is_local, dilation)
+    query = strands(query, dilation)
+    key = strands(key, dilation)
+    value = strands(value, dilation)
+    is_local = strands(is_local, dilation)
     t = max(query.shape[2], 1)
     block_size = min(BLOCK_SIZE, t)
     reach = min(window, t) - 1
@@ -148,17 +150,13 @@ def window_and_global(
         spans(is_local, *shape).unbind(2),
         strict=True,
     )
-    band, own = (
-        sliding_window_mask(
-            block_size,
-            reach + block_size + reach,
-            w,
-            is_causal=False,
-            offset=reach,
-            device=query.device,
-        )
-        for w in (reach + 1, 1)
-    )
+
+    # One band for all tiles: a span begins `reach` places before its block.
+    i = torch.arange(block_size, device=query.device)
+    j = torch.arange(-reach, block_size + reach, device=query.device)
+    steps = (i[:, None] - j).abs()
+    band, own = steps <= reach, steps == 0
+
     outputs = []
     for q, k, v, local in tiles:
         rows = q.shape[2]

@@ -227,6 +227,8 @@ def test_copies_change_nothing_at_first(device: str) -> None:
     ordinary = layer.w_o(merge_heads(longformer_attention(*heads, 3, places)))
     assert_close(layer(x, places), ordinary, ordinary)
     assert_close(layer(x), layer(x, torch.zeros_like(places)), layer(x, torch.zeros_like(places)))
+    real = padding(2, 23, device)
+    assert torch.equal((layer(x, places, real) != 0).any(-1), real)
     # Copies, not the same parameters: each is trained by itself.
     layer(x, places).sum().backward()
     assert len({w.data_ptr() for w in layer.parameters()}) == 7
