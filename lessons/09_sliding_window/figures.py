@@ -168,7 +168,7 @@ def ring() -> str:
                 continue
             assert held[slot] == cache.positions[slot]
             age = read - 1 - held[slot]
-            parts.append(circle(x, y, size / 2, "key", 0.75 - 0.11 * age))
+            parts.append(circle(x, y, size / 2, "key", 0.5 - 0.07 * age))
             if not age:
                 parts.append(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size / 2 + 2.5:g}" fill="none" '
