@@ -309,9 +309,9 @@ def sliding_window_cost(
     r"""## What it costs, and when it fails
 
     Returns the scores that one head wants of a text, and those that its tiles compute
-    [check:test_cost_counts_scores]. Both grow like $t\,w$, forward and backward
-    [check:test_work_is_linear]. Memory grows like $t$: the largest tensor is the gradient of all spans,
-    $a/u$ times the keys, which is why $u$ is a quarter of the window [check:test_memory_is_linear].
+    [check:test_cost_counts_scores]. Both grow like $t\,w$, forward and backward [check:test_work_is_linear].
+    Memory grows like $t$. Of a long text, the largest tensor is the gradient of all spans, $a/u$ times the
+    keys [check:test_memory_is_linear]: five times, where $u$ is a quarter of the window.
 
     - *A fact further back than $w$* is out of reach for one layer, however well it is remembered elsewhere.
       Gemma 2 lets every second layer see all, Gemma 3 every sixth; Mistral 7B v0.2 gave the window up.
