@@ -13,17 +13,6 @@ import torch
 from torch import Tensor
 
 
-def turn(x: Tensor, positions: Tensor) -> Tensor:
-    """Given, for tasks 4 and 5: lesson 5's rotary positions. `x` is `b h n d`, where d is even; token k
-    of the n is turned to `positions[k]`. The product of two vectors turned to i and j knows i - j only."""
-    half = x.shape[-1] // 2
-    speeds = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = positions[:, None] * speeds
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    x_1, x_2 = x[..., :half], x[..., half:]
-    return torch.cat([x_1 * cos - x_2 * sin, x_1 * sin + x_2 * cos], dim=-1)
-
-
 def softmax_off_by_one(scores: Tensor) -> Tensor:
     """Task 1: one more in the denominator.
 
@@ -117,6 +106,17 @@ def inside(n_read: int, n_sinks: int, window: int) -> Tensor:
     places[held] = torch.arange(len(held))
     return places
     ### END SOLUTION
+
+
+def turn(x: Tensor, positions: Tensor) -> Tensor:
+    """Given, for the next two tasks: lesson 5's rotary positions. `x` is `b h n d`, where d is even; token k
+    of the n is turned to `positions[k]`. The product of two vectors turned to i and j knows i - j only."""
+    half = x.shape[-1] // 2
+    speeds = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = positions[:, None] * speeds
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    x_1, x_2 = x[..., :half], x[..., half:]
+    return torch.cat([x_1 * cos - x_2 * sin, x_1 * sin + x_2 * cos], dim=-1)
 
 
 class SinkCache:
