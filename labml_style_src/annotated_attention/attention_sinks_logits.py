@@ -207,7 +207,7 @@ class LearnableSink(nn.Module):
     `SinkKVCache(1, w)` keeps its sink. Only as an *output* do they differ: a token of the vocabulary can be
     predicted, and its row is trained there too.
 
-    **Shapes.** `x` is `b t m`; the result, with one vector in front, is `b t+1 m`.
+    **Shapes.** `x` is `b t m`; the result is `b t+1 m` with one vector in front.
     """
 
     def __init__(self, d_model: int, n_sinks: int = 1) -> None:

@@ -1,0 +1,125 @@
+"""A stream of 100,000 tokens through a cache with sinks, and beside it one that grows: milliseconds a token and
+memory at 1,000, 10,000 and 100,000 tokens; then the stream in one pass, and what sink logits cost.
+
+Each stream is a process of its own, for the most memory that a process ever had cannot be taken back. The
+growing cache reads 10,000 tokens; at 100,000 it would take hours. The keys that it would hold at 100,000 are put
+there at once, and a few steps are timed. The weights are random: time does not depend on what is read."""
+
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from annotated_attention.attention_sinks import (
+    SinkKVCache,
+    sink_attention,
+    streaming_mask,
+    streaming_rotary,
+)
+from annotated_attention.kv_cache import KVCache
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
+from annotated_attention.rotary import rotary_attention
+from benchmarks.measure import compare, device, passes
+
+N_SINKS, WINDOW = 4, 252
+MARKS, LAST = (1_000, 10_000, 100_000), 500
+CONFIG = LanguageModelConfig(
+    d_model=64,
+    n_layers=1,
+    n_heads=4,
+    position_embedding="none",
+    make_attention=lambda config, layer: SelfAttention(64, 4, attend=rotary_attention),
+)
+
+
+def most() -> float:
+    """MiB that this process has had at most."""
+    import resource
+
+    if device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@torch.no_grad()
+def read(name: str) -> list[dict]:
+    """At each mark: the milliseconds of a token, a mean over the last 500, the bytes of the cache, and how much
+    the process has grown since the stream began."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = LanguageModel(CONFIG).to(device()).eval()
+    tokens = torch.randint(256, (1, max(MARKS)), device=device())
+    if name == "sinks":
+        cache, marks = SinkKVCache(N_SINKS, WINDOW), MARKS
+    else:
+        cache, marks = KVCache(max(MARKS)), MARKS[:2]
+    model(tokens[:, :1], caches=[cache])
+    start, found, began = most(), [], 0.0
+    for n in range(1, marks[-1]):
+        if n + LAST in marks:
+            began = time.perf_counter()
+        model(tokens[:, n : n + 1], caches=[cache])
+        if n + 1 in marks:
+            if device() == "cuda":
+                torch.cuda.synchronize()
+            ms = 1e3 * (time.perf_counter() - began) / (LAST + 1)
+            found.append({"tokens": n + 1, "ms_a_token": ms, "grown_mib": most() - start})
+    if name == "growing":
+        key = torch.randn(1, 4, max(MARKS) - marks[-1] - 20, 16, device=device())
+        cache.update(key, key)
+        began = time.perf_counter()
+        for n in range(20):
+            model(tokens[:, n : n + 1], caches=[cache])
+        ms = 1e3 * (time.perf_counter() - began) / 20
+        found.append({"tokens": max(MARKS), "ms_a_token": ms, "grown_mib": most() - start})
+    per_token = 2 * 64 * 4
+    held = [min(x["tokens"], N_SINKS + WINDOW) if name == "sinks" else x["tokens"] for x in found]
+    return [x | {"cache_kib": n * per_token / 2**10} for x, n in zip(found, held, strict=True)]
+
+
+def apart(name: str) -> list[dict]:
+    call = (
+        f"import json; from benchmarks.bench_attention_sinks import read; print(json.dumps(read({name!r})))"
+    )
+    answer = subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def exponent(cases: list[dict], key: str) -> float:
+    x, y = ([case[name] for case in cases] for name in ("tokens", key))
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def run() -> list[dict]:
+    cases = []
+    for name in ("sinks", "growing"):
+        found = apart(name)
+        about = {"case": "stream", "cache": name, "n_sinks": N_SINKS, "window": WINDOW}
+        cases += [about | case for case in found]
+        cases.append({"case": "exponent", "cache": name, "time": exponent(found, "ms_a_token")})
+
+    # The masked pass over a whole text beside the rotary attention of lesson 5 under the same mask.
+    i = torch.arange(2048, device=device())
+    inputs = list(torch.randn(3, 1, 8, 2048, 64, device=device()).unbind())
+    mask = streaming_mask(i, i, N_SINKS, WINDOW)
+
+    def true_distances(query, key, value):
+        attend = F.scaled_dot_product_attention
+        masked = lambda q, k, v, i, j: attend(q, k, v, mask)  # noqa: E731
+        return rotary_attention(query, key, value, i, i, attend=masked)
+
+    ours = partial(streaming_rotary, i=i, j=i, n_sinks=N_SINKS, window=WINDOW)
+    with torch.no_grad():
+        ms = compare(partial(ours, *inputs), partial(true_distances, *inputs), 3)
+    cases.append({"case": "one pass", "t": 2048, "h": 8, "d": 64, **ms})
+
+    inputs = list(torch.randn(3, 1, 8, 512, 64, device=device()).unbind())
+    logits = torch.zeros(8, device=device())
+    plain = partial(F.scaled_dot_product_attention, is_causal=True)
+    sinks = partial(sink_attention, sink_logits=logits, is_causal=True)
+    return cases + passes(sinks, plain, inputs, {"case": "sink logits", "t": 512, "h": 8, "d": 64})
