@@ -30,8 +30,8 @@ was the same: so the two agree through any number of layers
 ## What came before
 
 StreamingLLM has the step alone: its authors train with full attention and evaluate token by token. Models
-with a window and some global tokens (lessons 11 and 12) keep the true distances: there a global token moves
-away as the text grows, and no text may be longer than those of training.
+with a window and some global tokens (lessons 11 and 12) give each token its place in the text, and no text may be longer than their table
+of places.
 
 ## Notation
 
@@ -43,6 +43,7 @@ away as the text grows, and no text may be longer than those of training.
 | $j$ | `j` | `... s` | where the keys stand in the text |
 | $n$ | `n_sinks` | scalar | how many of the first tokens stay |
 | $w$ | `window` | scalar | how many of the newest are seen, the query's own included |
+| $\hat\imath$ | `capped` | `... t` | where they stand, seen from a sink: $\min(i,\; n + w - 1)$ |
 | $p_{ij}$ | `place` | `... t s` | where query $i$ stands, seen from key $j$ |
 | $R_i$ | `apply_rotary` | – | lesson 5's turn by the angles of position $i$ |
 | $m_h$ | `slopes` | `h` | lesson 6's price of one step of distance |
@@ -105,8 +106,7 @@ def streaming_rotary(
     $$\begin{pmatrix} R_i\,\mathbf{q}_i \\ R_{\hat\imath}\,\mathbf{q}_i \end{pmatrix}^{\!\top}
     \begin{pmatrix} R_j\,\mathbf{k}_j \\ \mathbf{0} \end{pmatrix} \quad\text{or}\quad
     \begin{pmatrix} R_i\,\mathbf{q}_i \\ R_{\hat\imath}\,\mathbf{q}_i \end{pmatrix}^{\!\top}
-    \begin{pmatrix} \mathbf{0} \\ R_j\,\mathbf{k}_j \end{pmatrix}, \qquad
-    \hat\imath = \min(i,\; n + w - 1).$$
+    \begin{pmatrix} \mathbf{0} \\ R_j\,\mathbf{k}_j \end{pmatrix}$$
 
     Vectors twice as wide, and plain attention does the rest, in any kernel: the trick by which lesson 6 made
     a bias a coordinate. It is the formula above [check:test_rotary_agrees_with_the_plain_formula]

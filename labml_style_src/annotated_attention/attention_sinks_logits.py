@@ -9,15 +9,15 @@ $$P_{ij} = \frac{e^{S_{ij}}}{e^{z_h} + \sum_k e^{S_{ik}}}$$
 Weights now sum to *at most* one. A head that finds nothing takes nothing, and there is nothing to evict.
 
 ![One head, trained to repeat the token that is marked when it is asked, and to be silent else. Rows are
-queries, those that are asked are underlined. Left: each text has a first token that means nothing. Centre:
+queries; a dot marks those that are asked. Left: each text has a first token that means nothing. Centre:
 none. Right: none, and a sink logit, whose weight is the column apart.](figure:parking)
 
 ## What came before
 
 Miller (2023, *Attention Is Off By One*) asked for a 1 in the denominator, $z_h = 0$, so that a head may
 abstain. Xiao et al. (2023, section 3.3) trained models of 160M parameters with that, which they call a zero
-sink, and with a *learnable sink*: a token of no meaning in front of every text. Perplexity when streaming, with
-$n$ of the text's first tokens kept beside a window (table 3):
+sink, and with a *learnable sink*: a token of no meaning in front of every text. Perplexity when streaming,
+with some first tokens, in the last row the learned one first of all, kept beside a window (table 3):
 
 | | 0 + 1024 | 1 + 1023 | 2 + 1022 | 4 + 1020 |
 |---|---|---|---|---|
@@ -26,8 +26,8 @@ $n$ of the text's first tokens kept beside a window (table 3):
 | learnable sink | 1235 | 18.01 | 18.01 | 18.02 |
 
 The token wins: kept, it is the only sink that is needed. The zero sink does not keep a model from using the
-first token all the same. A constant 1 is small beside what a head can score, and $z_h$ is a number that a
-head may choose. gpt-oss (2025) has one for each head in every layer.
+first token all the same. A constant 1 may be little beside what keys score; $z_h$ is for the head to choose.
+gpt-oss (2025) has one for each head in every layer.
 
 ## A gate on the result
 

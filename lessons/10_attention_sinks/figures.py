@@ -76,7 +76,7 @@ def eviction() -> str:
     for row, (name, mask) in enumerate(masks.items()):
         weights = attention_weights(query, key, mask)[0, 0, 0].tolist()
         floor = 22 + (row + 1) * (height + 32) - 22
-        parts.append(text(0, floor - height - 4, name, anchor="start", colour="ink"))
+        parts.append(text(8 * width - 4, floor - height + 6, name, anchor="end", colour="ink"))
         parts.append(line(0, floor + 0.5, 8 * width, floor + 0.5))
         for n, weight in enumerate(weights):
             x = n * width
@@ -162,13 +162,13 @@ def silent_head(first_token: bool, sink_logit: bool) -> dict[str, Tensor]:
 
 def parking() -> str:
     """Three trained heads on one text each: with a first token that means nothing, without, with a sink logit."""
-    cell, gap, top, parts = 11.5, 26, 26, []
+    cell, gap, top, parts = 7.2, 16, 24, []
     panels = {"first token": (True, False), "none": (False, False), "sink logit": (False, True)}
-    x = 12.0
+    x = 9.0
     for name, (first_token, sink_logit) in panels.items():
         head = silent_head(first_token, sink_logit)
         weights, asked = head["weights"][0].tolist(), head["asked"][0].tolist()
-        left = x + (cell + 7 if sink_logit else 0)
+        left = x + (cell + 4 if sink_logit else 0)
         middle = (x + left + LENGTH * cell) / 2
         parts.append(text(middle, 14, name, colour="ink"))
         for row in range(LENGTH):

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import runpy
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ SCHEMES = {"rotary": (rotary_attention, streaming_rotary), "alibi": (alibi_by_po
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 any_stream = given(n=st.integers(0, 5), w=st.integers(1, 7), tokens=st.integers(1, 40))
 FIGURES = Path(__file__).parents[2] / "lessons" / "10_attention_sinks" / "figures.py"
-silent_head = cache(runpy.run_path(str(FIGURES))["silent_head"])
+silent_head = lru_cache(runpy.run_path(str(FIGURES))["silent_head"])
 
 
 def build(attend: Attend, dtype=torch.float64, device: str = "cpu", positions: str = "none") -> LanguageModel:

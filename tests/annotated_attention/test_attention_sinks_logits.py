@@ -2,7 +2,7 @@
 
 import runpy
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from annotated_attention.language_model import (
 from annotated_attention.rotary import rotary_attention
 
 FIGURES = Path(__file__).parents[2] / "lessons" / "10_attention_sinks" / "figures.py"
-silent_head = cache(runpy.run_path(str(FIGURES))["silent_head"])
+silent_head = lru_cache(runpy.run_path(str(FIGURES))["silent_head"])
 NAMES = ("query", "key", "value", "sink_logits")
 GROUPED = Case("grouped", g=3, r=2, t=5, s=7)
 
