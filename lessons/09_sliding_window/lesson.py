@@ -154,7 +154,7 @@ print(f"at {lengths[-1]:,} tokens: {band[-1] / causal[-1]:.1%}")
 
 # %% [markdown]
 # About $2w/t$, and a quarter more, which blocks of 1,024 waste. To the left of the dotted line the window is
-# longer than the text and saves nothing.
+# longer than the text: nothing is saved, and the tiles cost more than a causal kernel.
 #
 # ## 3. What is not read
 #
@@ -241,7 +241,7 @@ for kind in (RollingKVCache, Careless):
         read = torch.cat([model(token, caches=caches) for token in text.split(1, dim=1)], dim=1)
         error = (read - model(text)).abs().amax(dim=-1)[0]
     wrong = (error > 1e-9).nonzero()[:, 0].tolist()
-    print(f"{kind.__name__}: largest error {error.max():.0e}, wrong at {wrong or 'no token'}")
+    print(f"{kind.__name__}: largest error {error.max():.0e}, wrong from: {min(wrong, default='never')}")
 print(f"bytes after {text.numel()} tokens: {sum(cache.nbytes for cache in caches):,}")
 
 # %% [markdown]

@@ -13,11 +13,7 @@ SPAN_AXES = "batch head block place width"
 HELD_AXES = "batch head token width"
 CAUSAL, TWO_SIDED = {}, {"is_causal": False}
 # t, s, window and the options of a mask.
-MASKS = {
-    "causal": (5, 5, 3, CAUSAL),
-    "only itself": (5, 5, 1, CAUSAL),
-    "more queries": (7, 3, 2, CAUSAL),
-}
+MASKS = {"causal": (5, 5, 3, CAUSAL), "only itself": (5, 5, 1, CAUSAL), "more queries": (7, 3, 2, CAUSAL)}
 TWO_SIDED_MASKS = {"two-sided": (7, 7, 3, TWO_SIDED), "an even window": (5, 11, 4, TWO_SIDED)}
 OFFSETS = {
     "new tokens": (2, 11, 3, {"offset": 5}),
@@ -45,14 +41,16 @@ STACKS = {
 }
 # Window and draft; then how many tokens come in each step, how many are taken back (-), or what is an
 # error (!).
-DRAFTS = {
-    "by hand": (3, 2, "2 2 2 -2 !-1"),
-    "drafts": (5, 3, "3 3 3 3 2 3"),
-    "some are taken back": (5, 3, "3 3 3 -1 2 3 -3 3 -2 1"),
+DRAFTS = {"by hand": (3, 2, "2 2 2"), "many": (5, 3, "3 3 3 3 2 3")}
+TAKEN_BACK = {
+    "by hand": (3, 2, "2 2 2 -2"),
+    "now and then": (5, 3, "3 3 3 -1 2 3 -3 3 -2 1"),
     "all of a short text": (5, 3, "3 2 -5 3 -1 2"),
+}
+ERRORS = {
     "too many at once": (5, 3, "3 !4 2 3"),
     "too far back": (5, 3, "3 3 3 3 -2 !-2 -1 !-1 3"),
-    "not before the beginning": (3, 2, "2 !-3 -1 2"),
+    "before the beginning": (3, 2, "2 !-3 -1 2"),
 }
 
 
@@ -67,14 +65,9 @@ def sees(window, options):
     return explain
 
 
-def mask_check(masks):
-    """A check of these masks."""
-
-    @pytest.mark.parametrize(("t", "s", "window", "options"), masks.values(), ids=masks)
-    def check(self, student, expect, t, s, window, options):
-        self.demand(student, expect, t, s, window, options)
-
-    return check
+def each(names, cases):
+    """A check that is made with each of these cases."""
+    return pytest.mark.parametrize(names.split(), cases.values(), ids=cases)
 
 
 @pytest.mark.task(
@@ -92,9 +85,17 @@ class TestMask:
         what = f"the mask of a window of {window}"
         expect.close(mask, wanted, axes="query key", what=what, explain=sees(window, options))
 
-    test_causal = mask_check(MASKS)
-    test_two_sided = mask_check(TWO_SIDED_MASKS)
-    test_offset = mask_check(OFFSETS)
+    @each("t s window options", MASKS)
+    def test_causal(self, student, expect, t, s, window, options):
+        self.demand(student, expect, t, s, window, options)
+
+    @each("t s window options", TWO_SIDED_MASKS)
+    def test_two_sided(self, student, expect, t, s, window, options):
+        self.demand(student, expect, t, s, window, options)
+
+    @each("t s window options", OFFSETS)
+    def test_offset(self, student, expect, t, s, window, options):
+        self.demand(student, expect, t, s, window, options)
 
 
 @pytest.mark.task(
@@ -109,7 +110,7 @@ class TestMask:
     ],
 )
 @pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "two-sided"])
-@pytest.mark.parametrize(("s", "window", "block_size"), SHAPES.values(), ids=SHAPES)
+@each("s window block_size", SHAPES)
 class TestSpans:
     @pytest.mark.points(2)
     def test_spans(self, student, expect, draw, s, window, block_size, is_causal):
@@ -149,7 +150,7 @@ class TestAttention:
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("options", [CAUSAL, TWO_SIDED], ids=["causal", "two-sided"])
-    @pytest.mark.parametrize(("t", "window", "block_size"), SOME_SHAPES.values(), ids=SOME_SHAPES)
+    @each("t window block_size", SOME_SHAPES)
     def test_output(self, student, expect, draw, t, window, block_size, options):
         inputs = self.inputs(draw, t, scale=2.0)
         output = student.call("sliding_window_attention", *inputs, window, block_size=block_size, **options)
@@ -275,7 +276,7 @@ class TestRing:
     ],
 )
 class TestReceptiveField:
-    @pytest.mark.parametrize(("windows", "length", "i", "options"), STACKS.values(), ids=STACKS)
+    @each("windows length i options", STACKS)
     def test_field(self, student, expect, windows, length, i, options):
         # Layer by layer, as sets: position i sees what the positions in its window have seen.
         first = last = i
@@ -295,9 +296,7 @@ class TestReceptiveField:
         expect.equal(answer, wanted, what=f"layers with a window of {window} for a distance of {distance}")
 
     def test_never(self, student, expect):
-        expect.raises(
-            "ValueError", student.call, "layers_needed", 1, 5, what="a window of 1, a distance of 5"
-        )
+        expect.raises("ValueError", student.call, "layers_needed", 1, 5, what="window 1, distance 5")
 
 
 @pytest.mark.task(
@@ -310,10 +309,8 @@ class TestReceptiveField:
         "rewind does not bring them back. The next query looks `window - 1` back: is that one still there?",
     ],
 )
-@pytest.mark.parametrize(("window", "draft", "steps"), DRAFTS.values(), ids=DRAFTS)
 class TestRewind:
-    @pytest.mark.points(2)
-    def test_drafts(self, student, expect, draw, window, draft, steps):
+    def demand(self, student, expect, draw, window, draft, steps):
         cache, size = student.new("RewindableKVCache", window, draft), window - 1 + draft
         text, count, lost = (draw(2, 3, 0, 3), draw(2, 3, 0, 5)), 0, 0
         pair, done = None, []
@@ -325,17 +322,29 @@ class TestRewind:
             call = ("update", *new) if n > 0 else ("rewind", -n)
             if refused:
                 expect.raises("ValueError", cache.call, *call, what=f"window {window}, draft {draft}; {told}")
-                done.append(f"{name} (an error)")
             elif n > 0:
                 pair = expect.unpack(cache.call(*call), *NAMES)
                 text = [torch.cat(both, dim=2) for both in zip(text, new, strict=True)]
-                done.append(name)
             else:
                 cache.call(*call)
                 text = [x[:, :, :n] for x in text]
-                done.append(name)
+            done.append(f"{name} (an error)" if refused else name)
             count = text[0].shape[2]
             lost = max(lost, count - size)
             told = f"after {', '.join(done)} (window {window}, draft {draft})"
             agree(expect, pair, cache.get("positions"), text, range(lost, count), told)
         memory_has(expect, cache, (2, 3, size), (3, 5))
+
+    @each("window draft steps", DRAFTS)
+    def test_update(self, student, expect, draw, window, draft, steps):
+        self.demand(student, expect, draw, window, draft, steps)
+
+    @pytest.mark.points(2)
+    @each("window draft steps", TAKEN_BACK)
+    def test_rewind(self, student, expect, draw, window, draft, steps):
+        self.demand(student, expect, draw, window, draft, steps)
+
+    @pytest.mark.points(2)
+    @each("window draft steps", ERRORS)
+    def test_errors(self, student, expect, draw, window, draft, steps):
+        self.demand(student, expect, draw, window, draft, steps)
