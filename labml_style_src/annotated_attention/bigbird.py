@@ -222,6 +222,8 @@ def bigbird_attention(
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     check_plan(query.shape[2], key.shape[2], block_size, plan, n_extra)
+    # A global key is in every strip, and its gradient a sum over them: too long a sum for bfloat16
+    # [check:test_gradients_are_summed_wide].
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (query, key, value))
 
