@@ -69,8 +69,9 @@ The first row is one case. Whoever sees only distances cannot notice that all pl
 a window counted anew gives what it gave before [check:test_without_sinks_counting_anew_changes_nothing]. So
 counting cannot stand in for the sinks; it is there for their sake. With ALiBi the second row is settled too:
 take a sink that has 0.99 of the weight in the gentlest of eight heads, and at a distance of 4,096 tokens the
-bias has left it 0.0001 [check:test_far_away_sinks_are_lost_to_alibi]. With rotary positions a far sink is at angles that training
-never showed, and what a model makes of them has to be measured.
+bias has left it 0.0001 [check:test_far_away_sinks_are_lost_to_alibi]. With rotary positions a far sink is at
+angles that training never showed, and what a model makes of them has to be measured. The notebook does, on a
+small one: at hundreds of tokens it finds the sink at some distances only, beyond a thousand hardly ever.
 
 ## By place, not by meaning
 

@@ -30,8 +30,8 @@ was the same: so the two agree through any number of layers
 ## What came before
 
 StreamingLLM has the step alone: its authors train with full attention and evaluate token by token. Models
-with a window and some global tokens (lessons 11 and 12) give each token its place in the text, and no text may be longer than their table
-of places.
+with a window and some global tokens (lessons 11 and 12) give each token its place in the text, and no text
+may be longer than their table of places.
 
 ## Notation
 

@@ -58,8 +58,8 @@ stays above 0.5. With a sink logit and no first token its error is below 0.001, 
 weights together are below 0.05 [check:test_a_sink_logit_lets_a_head_be_silent].
 
 Given both, it uses both: much of the weight goes to the first token all the same, and to evict that makes the
-error more than ten times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not conclude
-from a sink logit is that the first token can be dropped.
+error more than ten times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not
+conclude from a sink logit is that the first token can be dropped.
 
 ## Notation
 
