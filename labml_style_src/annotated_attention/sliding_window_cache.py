@@ -151,10 +151,10 @@ def rolling_kv_cache_bytes(
     A step reads $w$ keys at most, so a token costs the same at position 10 million as at 10,000. In return:
 
     - *There is no way back.* Lesson 7's cache could `truncate`; here, what would have to return has been
-      overwritten. So guesses cannot be taken back: speculative decoding with $k$ drafted tokens needs a ring
-      of $w + k$ slots. And texts of different lengths cannot be read side by side, for padding would push out
-      tokens. The ring has no `truncate`, and lesson 7's `prefill` refuses it
-      [check:test_a_ring_has_no_way_back].
+      overwritten. So guesses cannot be taken back: to give up $k$ drafted tokens, speculative decoding needs
+      a ring of $w - 1 + k$ slots (the exercise ends with one). And texts of different lengths cannot be read
+      side by side, for padding would push out tokens. The ring has no `truncate`, and lesson 7's `prefill`
+      refuses it [check:test_a_ring_has_no_way_back].
     - *The first tokens go*, which a model that was trained without a window cannot bear (lesson 10).
     - *Positions go on.* A table of learned positions ends long before a stream does (lesson 3), and rotary
       positions must be kept as whole numbers: the ring holds keys unturned, so nothing is rounded with time.

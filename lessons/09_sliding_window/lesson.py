@@ -345,6 +345,6 @@ for n_layers, back in ((1, 3), (1, 4), (2, 6), (2, 7)):
 # - In section 2, pass `is_causal=False` to `sliding_window_cost`. How does the waste change, and why?
 # - In section 3, make all windows two-sided. Which outputs are spoiled by blocks of 4?
 # - In section 5, give the layers windows of 2, 4, 8 and 16. How far do they see, and where are the stairs?
-# - In section 6, give one layer 1,000 steps for a distance of 4. Then ask three layers for 9. Do they?
+# - In section 6, give one layer 1,000 steps for a distance of 4. Then ask three for 9: is reach enough?
 # - Then write it yourself: `attn start sliding_window` puts six tasks into your working folder, and
 #   `attn check sliding_window` tells you how far you are.
