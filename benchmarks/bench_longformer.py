@@ -1,10 +1,10 @@
 """`longformer_attention` with [CLS] global, beside PyTorch's attention: over the whole text, and with the pattern as
-a mask. Time, and how much more memory the process needs at its highest, at doubling lengths; last, the exponents of
-the length that fit both best from 2,048 tokens on."""
+a mask. Time and peak memory against the length of the text, each with the exponent that fits the last lengths."""
 
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotated_attention.longformer import longformer_attention, longformer_mask_mod
-from benchmarks.measure import Function, compare, device, forward_backward
+from benchmarks.measure import compare, device, forward_backward
 
 WINDOW, HEADS, WIDTH, ROUNDS = 257, 4, 64, 3
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-LONGEST = {"full": 16384, "mask": 8192}
+ABOUT = {"window": WINDOW, "h": HEADS, "d": WIDTH}
+LENGTHS = {"forward": (512, 1024, 2048, 4096, 8192, 16384), "both": (512, 1024, 2048, 4096, 8192)}
+LONGEST_MASK = {"forward": 8192, "both": 4096}
 
 
 def cls(t: int) -> Tensor:
@@ -34,62 +35,70 @@ def mask(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, pairs)
 
 
-CONTENDERS: dict[str, Function] = {"ours": ours, "full": F.scaled_dot_product_attention, "mask": mask}
+CONTENDERS = {"ours": ours, "full": F.scaled_dot_product_attention, "mask": mask}
+
+
+def text(t: int) -> list[Tensor]:
+    return list(torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind())
+
+
+def times(which: str) -> list[dict]:
+    rows = []
+    for t in LENGTHS[which]:
+        inputs, row = text(t), {"case": "time", "pass": which, "t": t, **ABOUT}
+        for name in ("full", "mask") if t <= LONGEST_MASK[which] else ("full",):
+            calls = [partial(CONTENDERS[x], *inputs) for x in ("ours", name)]
+            if which == "both":
+                calls = [partial(forward_backward, CONTENDERS[x], inputs) for x in ("ours", name)]
+            with torch.set_grad_enabled(which == "both"):
+                ms = compare(*calls, ROUNDS)
+            row |= {"ours_ms": ms["ours_ms"], f"{name}_ms": ms["peer_ms"], f"{name}_ratio": ms["ratio"]}
+        rows.append(row)
+    return [*rows, {"case": "time", "pass": which, **exponents(rows, "ms")}]
+
+
+def memory() -> list[dict]:
+    rows = []
+    longest = {"ours": 16384, "full": 8192, "mask": 4096}
+    for t in (2048, 4096, 8192, 16384):
+        mib = {f"{name}_MiB": peak(name, t) for name in CONTENDERS if t <= longest[name]}
+        rows.append({"case": "memory", "pass": "both", "t": t, **ABOUT, **mib})
+    return [*rows, {"case": "memory", "pass": "both", **exponents(rows, "MiB")}]
+
+
+def exponents(rows: list[dict], unit: str) -> dict[str, float]:
+    """The slope of a line through the logarithms: 1 is linear in the length, 2 is quadratic."""
+    fits = {}
+    for name in CONTENDERS:
+        points = [
+            [row["t"], row[f"{name}_{unit}"]] for row in rows if f"{name}_{unit}" in row and row["t"] >= 2048
+        ]
+        fits[f"{name}_exponent"] = float(np.polyfit(*np.log(points).T, 1)[0])
+    return fits
+
+
+def peak(name: str, t: int) -> float:
+    """MiB that a process needs at most, beyond what it has when the inputs are there."""
+    call = f"from benchmarks.bench_longformer import grown; print(grown({name!r}, {t}))"
+    answer = subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True)
+    return float(answer.stdout)
+
+
+def grown(name: str, t: int) -> float:
+    inputs = text(t)
+    forward_backward(CONTENDERS[name], text(128))
+    before = high_water()
+    forward_backward(CONTENDERS[name], inputs)
+    return high_water() - before
+
+
+def high_water() -> float:
+    """MiB. `ru_maxrss` would not do: a process inherits it from the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
 def run() -> list[dict]:
-    cases = []
-    for peer, longest in LONGEST.items():
-        for t in (t for t in LENGTHS if t <= longest):
-            inputs = [torch.randn(1, HEADS, t, WIDTH, device=device()) for _ in range(3)]
-            about = {"peer": peer, "t": t, "window": WINDOW}
-            with torch.no_grad():
-                calls = [partial(CONTENDERS[name], *inputs) for name in ("ours", peer)]
-                cases.append({**about, "pass": "forward", **compare(*calls, ROUNDS)})
-            if t <= longest // 2:
-                calls = [partial(forward_backward, CONTENDERS[name], inputs) for name in ("ours", peer)]
-                cases.append({**about, "pass": "both", **compare(*calls, ROUNDS)})
-    if device() == "cpu":
-        for t in (t for t in LENGTHS if 1024 <= t <= 8192):
-            mib = {f"{name}_mib": megabytes(name, t) for name in CONTENDERS}
-            cases.append({"case": "memory", "pass": "both", "t": t, **mib})
-    return cases + exponents(cases)
-
-
-def megabytes(name: str, t: int) -> float:
-    """In a process of its own, because what was once needed is never given back."""
-    command = [sys.executable, "-m", "benchmarks.bench_longformer", name, str(t)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def highest(name: str, t: int) -> float:
-    import resource
-
-    def memory(length: int) -> int:
-        inputs = [torch.randn(1, HEADS, length, WIDTH) for _ in range(3)]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        forward_backward(CONTENDERS[name], inputs)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-
-    memory(128)
-    return memory(t) / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def exponents(cases: list[dict]) -> list[dict]:
-    found = []
-    series = [("full", "ours_ms", "forward"), ("full", "peer_ms", "forward"), ("mask", "peer_ms", "forward")]
-    series += [("full", "ours_ms", "both"), ("full", "peer_ms", "both")]
-    series += [(None, f"{name}_mib", "both") for name in CONTENDERS]
-    for peer, column, which in series:
-        rows = [c for c in cases if c.get("peer") == peer and c["pass"] == which and c["t"] >= 2048]
-        if rows and column in rows[0]:
-            logs = np.log([[row["t"], row[column]] for row in rows])
-            name = column.replace("peer", peer or "")
-            found.append(
-                {"case": "exponent", "of": f"{name} {which}", "is": float(np.polyfit(*logs.T, 1)[0])}
-            )
-    return found
-
-
-if __name__ == "__main__":
-    print(highest(sys.argv[1], int(sys.argv[2])))
+    torch.manual_seed(0)
+    cases = [*times("forward"), *times("both")]
+    return cases + memory() if sys.platform == "linux" and device() == "cpu" else cases
