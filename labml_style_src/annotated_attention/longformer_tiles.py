@@ -165,8 +165,8 @@ def window_and_global(
 
         # A global token in the window stands in front already. It must be hidden here, or it counts twice
         # [check:test_global_tokens_count_once]. So must padding, and places outside of the text. Every local
-        # query sees itself. The others are shown themselves as well, because a row with no key at all is an
-        # edge on which kernels differ.
+        # query sees itself. The others are shown themselves as well, because on a row with no key at all
+        # kernels differ: there is none [check:test_no_row_is_left_empty].
         near = (band[:rows] & local[:, 0, None, :, 0]) | own[:rows]
         far = found[:, None, :].expand(-1, rows, -1)
         mask = torch.cat([far, near], dim=2)[:, None]

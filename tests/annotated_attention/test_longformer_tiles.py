@@ -1,7 +1,10 @@
 """The proof of `longformer_tiles`: that the work is as small as the pattern, and where tokens go and return."""
 
+from unittest import mock
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.proof import normal
@@ -156,6 +159,24 @@ def test_global_tokens_count_once(device: str) -> None:
         near = {j for j in range(23) if abs(i - j) < 4} | {3, 11}
         assert rows[i].nonzero()[:, 0].tolist() == sorted(near)
         assert torch.allclose(rows[i, sorted(near)], rows.new_tensor(1 / len(near)), rtol=1e-14)
+
+
+def test_no_row_is_left_empty(device: str) -> None:
+    x = normal("x", 3, 1, 23, 4, device=device)
+    real = torch.ones(3, 23, dtype=torch.bool, device=device)
+    real[0, 5:] = real[1] = False
+    is_global = torch.arange(23, device=device).expand(3, 23) % 4 == 0
+    is_global = is_global & torch.tensor([True, True, False], device=device)[:, None]
+    kernel, masks = F.scaled_dot_product_attention, []
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **rest: object) -> Tensor:
+        masks.append(mask)
+        return kernel(query, key, value, mask, **rest)  # type: ignore
+
+    with mock.patch.object(F, "scaled_dot_product_attention", spy):
+        longformer_attention(x, x, x, 2, is_global, padding_mask=real)
+    assert len(masks) == 2
+    assert all(mask.any(-1).all() for mask in masks)
 
 
 def test_one_softmax_not_two(device: str) -> None:
