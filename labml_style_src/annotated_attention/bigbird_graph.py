@@ -10,8 +10,8 @@ for $(A^L)_{IJ}$ counts the ways that lead from $J$ to $I$ in $L$ steps, those t
 layers of `bigbird_attention` have a gradient from block $J$ at block $I$ from layer $D_{IJ}$ on, and none
 before [check:test_gradients_reach_as_far_as_paths].
 
-![24 blocks in a row, bent round, and the arcs of four plans. The darker a block, the fewer layers it takes
-until the last one, at the lower right, has heard of it.](figure:reach)
+![24 blocks in a row, bent round, and the arcs of four plans. The fuller its colour, the fewer layers it takes
+until the last block, at the lower right, has heard of a block.](figure:reach)
 
 ## A window takes n layers
 
