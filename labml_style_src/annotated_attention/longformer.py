@@ -1,8 +1,8 @@
 r"""# Longformer
 
-An article that answers a question of TriviaQA is 6,589 tokens long on average (Beltagy et al., table 6), and
-BERT reads 512. It can be cut into pieces. But the answer may need two of them at once, a pronoun here and a
-name there, and what no piece holds is lost.
+The text that comes with a question of TriviaQA has 6,589 tokens on average (Beltagy et al., table 6), and BERT
+reads 512. It can be cut into pieces. But the answer may need two of them at once, a pronoun here and a name
+there, and what no piece holds is lost.
 
 An encoder reads in both directions, so give each token a window on both sides. Words are understood there,
 most of the time. Then let a few chosen tokens look at everything, and be looked at by all:
