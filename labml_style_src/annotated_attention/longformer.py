@@ -37,8 +37,8 @@ question answering makes the question global, for every word must be compared wi
 ![How far the last of 24 tokens sees, in one, two and three layers: with a window of 4 alone, and with a
 global token. Shaded where the gradient at an input is not zero.](figure:hops)
 
-The bridge is narrow. What crosses by $G$ tokens in two layers is $G$ vectors, and the Jacobian from all that
-is far to all that is far has a rank of at most $G m$, for $m$ numbers a token, however long both are
+The bridge is narrow. What crosses by way of $G$ tokens is $G$ vectors. So in two layers the Jacobian from one
+passage to another, far from it, has a rank of at most $G m$, for $m$ numbers a token, however long both are
 [check:test_the_bridge_is_narrow]. A global token carries a summary. It does not copy a sentence across.
 
 ## Projections of their own
