@@ -15,8 +15,8 @@ The newest token stands at $\hat\imath = \min(i,\; n + w - 1)$, and a token $j$ 
 
 $$\hat\jmath = \begin{cases} j & j < n, \\ j - (i - \hat\imath) & \text{else.} \end{cases}$$
 
-![A stream of tokens, one row for each step, with two sinks and a window of four. Faint: forgotten. The numbers
-are the places in the cache, where the newest token never gets beyond 5.](figure:stream)
+![A stream of tokens, one row for each step, with two sinks and a window of four. Dots: forgotten. The
+numbers are the places in the cache, where the newest token never gets beyond 5.](figure:stream)
 
 ## What came before
 
@@ -47,8 +47,8 @@ $$P'_{ij} = \frac{P_{ij}}{1 - p_i}, \qquad \mathbf{o}'_i = \frac{\mathbf{o}_i - 
 With $p_i = 0.99$, what was a whisper is 100 times as loud. The little head, which made an error of less than
 0.001, makes one above 1 [check:test_a_silent_head_breaks_without_its_sink].
 
-![The weights of one query over eight keys. Above: all of them. Then a window of four, and the same window
-with the sink.](figure:eviction)
+![The weights of one query over eight keys, in percent. Above: all of them. Then a window of four, and the same
+window with the sink.](figure:eviction)
 
 ## Why places are counted anew
 

@@ -112,8 +112,8 @@ def streaming_rotary(
     a bias a coordinate. It is the formula above [check:test_rotary_agrees_with_the_plain_formula]
     [check:test_gradcheck].
 
-    It fits the slot, as `partial(streaming_rotary, n_sinks=4, window=1020)`, and a model trained with it needs
-    no other one to stream. In a `SinkKVCache` no query stands beyond the end of the cache and no key is out
+    It fits the slot, as `partial(streaming_rotary, n_sinks=4, window=1020)`, and a model trained with it
+    streams as it is. In a `SinkKVCache` no query stands beyond the end of the cache and no key is out
     of sight, so there it is lesson 5's `rotary_attention` [check:test_in_the_cache_nothing_changes].
     """
     d = query.shape[-1]
@@ -124,8 +124,8 @@ def streaming_rotary(
         dim=-1,
     )
 
-    # Which half is meant for a key does not depend on the query: a sink within the window of some query is met
-    # by queries with $i = \hat\imath$ only, for whom the halves agree.
+    # Which half is meant for a key does not depend on the query: a query that has a sink in its window stands
+    # at $i = \hat\imath$, and for it the halves agree.
     is_sink = (j < n_sinks)[..., None, :, None]
     key = apply_rotary(key, angles(j))
     key = torch.cat(
@@ -133,7 +133,8 @@ def streaming_rotary(
         dim=-1,
     )
 
-    # The scale remains that of $d$ numbers: of the $2d$ half are zeros [check:test_rotary_scale_is_that_of_d].
+    # The scale remains that of $d$ numbers, for half of the $2d$ are zeros
+    # [check:test_rotary_scale_is_that_of_d].
     mask = streaming_mask(i, j, n_sinks, window)
     attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
     return attend(query, key, value, mask, scale=d**-0.5)
@@ -178,7 +179,8 @@ def alibi_by_position(
     Lesson 6's `alibi_attention` takes keys to lie at $0, 1, 2, \dots$ A ring holds them in another order, and
     a batch may hold texts of several lengths; so here the bias is $-m_h\,|i - j|$ for the positions that are
     given [check:test_order_in_memory_does_not_matter] [check:test_each_text_may_have_its_positions]. For a
-    text from its beginning it is lesson 6 [check:test_alibi_by_position_is_lesson_6].
+    text from its beginning it is lesson 6 [check:test_alibi_by_position_is_lesson_6], and as there distances
+    are float32 at least [check:test_distances_are_never_rounded].
     """
     distance = i[..., :, None] - j[..., None, :]
     return attend_by_distance(query, key, value, distance, causal_mask(i, j))

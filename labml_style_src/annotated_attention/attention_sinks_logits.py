@@ -16,8 +16,8 @@ none. Right: none, and a sink logit, whose weight is the column apart.](figure:p
 
 Miller (2023, *Attention Is Off By One*) asked for a 1 in the denominator, $z_h = 0$, so that a head may
 abstain. Xiao et al. (2023, section 3.3) trained models of 160M parameters with that, which they call a zero
-sink, and with a *learnable sink*: a token of no meaning in front of every text. Perplexity when streaming,
-with some first tokens, in the last row the learned one first of all, kept beside a window (table 3):
+sink, and with a *learnable sink*, a token of no meaning in front of every text. Perplexity when streaming with
+some first tokens and a window, the learned token counting as the first (table 3):
 
 | | 0 + 1024 | 1 + 1023 | 2 + 1022 | 4 + 1020 |
 |---|---|---|---|---|
@@ -57,9 +57,9 @@ training. With a first token that means nothing it learns this, and parks. Witho
 stays above 0.5. With a sink logit and no first token its error is below 0.001, and where it is silent all its
 weights together are below 0.05 [check:test_a_sink_logit_lets_a_head_be_silent].
 
-Given both, it uses both: much of the weight goes to the first token all the same, and to evict that makes the
-error more than ten times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. What one must not
-conclude from a sink logit is that the first token can be dropped.
+Given both, it uses both: much of the weight goes to the first token all the same, and to evict that makes
+the error more than ten times as large [check:test_a_sink_logit_does_not_forbid_a_sink_token]. That a model has
+sink logits does not mean that its first token can be dropped.
 
 ## Notation
 
@@ -71,8 +71,8 @@ conclude from a sink logit is that the first token can be dropped.
 | $L_i$ | `lse` | `b h t` | logarithm of the sum of $e^{S_{ij}}$ over the keys |
 | $\sigma$ | `sink_gate` | – | logistic function, here of $L_i - z_h$ |
 
-**Source.** Xiao et al. (2023), arXiv:2309.17453, section 3.3, equation 2 for $z_h = 0$. Miller's article is at
-evanmiller.org. gpt-oss: its published code; `sinks` there is our $z_h$.
+**Source.** Xiao et al. (2023), arXiv:2309.17453, section 3.3, equation 2 for $z_h = 0$. Miller's article is
+at evanmiller.org. gpt-oss: its published code; `sinks` there is our $z_h$.
 """
 
 from collections.abc import Callable
@@ -153,8 +153,8 @@ class SinkLogits(nn.Module):
     softmax-off-by-one.
 
     What changes queries and keys beforehand goes `around` it: gpt-oss has
-    `SinkLogits(h, around=rotary_attention)`, in every other layer with a window of 128. `partial` would do the
-    same, but PyTorch does not find parameters in a `partial`
+    `SinkLogits(h, around=rotary_attention)`, in every other layer with a window of 128. A `partial` of the two
+    would compute the same, but in it PyTorch finds no parameters
     [check:test_a_partial_would_hide_the_parameters].
 
     Streaming needs no tokens that stay. With a cache of the window alone, `SinkKVCache(0, w)`, each step
@@ -264,9 +264,9 @@ def sink_gate(
 
     - **FlexAttention** does, with `return_lse=True` [check:test_flex_attention_agrees]. Its `score_mod` sees
       one score at a time and cannot add a column. This is how Transformers runs gpt-oss on it.
-    - **Transformers** in eager mode concatenates `sinks` as an extra column and drops it after the softmax, as
-      `sink_attention` does, but takes the softmax in the model's dtype. It refuses SDPA for gpt-oss, which
-      the extra key would allow.
+    - **Transformers** in eager mode concatenates `sinks` as an extra column and drops it after the softmax,
+      as `sink_attention` does, but takes the softmax in the model's dtype. It offers no SDPA for gpt-oss,
+      which the extra key would allow.
     - **flash-attn** has `learnable_sink` in its CuTe kernels; FlashAttention-2 has none.
     - **vLLM** hands the sinks to its kernels and chooses among those that take them, Triton's for one.
     """
