@@ -46,6 +46,8 @@ def main() -> int:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

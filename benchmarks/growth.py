@@ -1,0 +1,89 @@
+"""How time and memory grow with the length of a text: ours beside its peers, with the exponents that fit."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.measure import Function, compare, device, forward_backward
+
+HEADS, WIDTH, ROUNDS = 8, 64, 3
+
+
+def growth(contenders: Callable[[int], Mapping[str, Function]], longest: Mapping[str, int]) -> list[dict]:
+    """At doubling lengths, forward and with the gradients: milliseconds and MiB of each contender, and the ratio of
+    ours to it. `contenders(t)` are functions of query, key and value, ours first; each runs from 1,024 tokens
+    up to its `longest`. Then the exponents: 1 is linear, 2 is quadratic."""
+    cases = []
+    for what in ("forward", "both"):
+        rows, t = [], 1024
+        while t <= max(longest.values()):
+            inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
+            calls = {
+                name: partial(once, function, inputs, what == "both")
+                for name, function in contenders(t).items()
+                if t <= longest[name]
+            }
+            rows.append({"pass": what, "t": t, "h": HEADS, "d": WIDTH, **side_by_side(calls, inputs)})
+            t *= 2
+        units = [f"{name}_{unit}" for name in longest for unit in ("ms", "mib")]
+        cases += [*rows, {"pass": what, "exponent_of": {unit: exponent(rows, unit) for unit in units}}]
+    return cases
+
+
+def once(function: Function, inputs: Sequence[Tensor], backward: bool) -> Any:
+    if backward:
+        return forward_backward(function, inputs)
+    with torch.no_grad():
+        return function(*inputs)
+
+
+def side_by_side(calls: Mapping[str, Callable[[], Any]], inputs: Sequence[Tensor]) -> dict[str, float]:
+    ours, *peers = calls
+    row = {f"{name}_mib": peak_mib(call, inputs) for name, call in calls.items()}
+    for peer in peers or [ours]:
+        times = compare(calls[ours], calls[peer], ROUNDS)
+        row[f"{ours}_ms"] = times["ours_ms"]
+        if peers:
+            row |= {f"{peer}_ms": times["peer_ms"], f"{peer}_ratio": times["ratio"]}
+    return row
+
+
+def exponent(rows: Sequence[Mapping[str, Any]], column: str, length: str = "t") -> float:
+    """The slope of a line through the logarithms, over the last three lengths: in short texts other things weigh."""
+    points = np.log([[row[length], row[column]] for row in rows if column in row][-3:])
+    return float(np.polyfit(*points.T, 1)[0])
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that new tensors held at one time, on any device; what a kernel takes for itself is not seen."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.held = {x.untyped_storage()._cdata: 0 for x in known}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
+                storage = x.untyped_storage()
+                self.held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.free, storage._cdata)
+        return result
+
+    def free(self, which: int) -> None:
+        self.now -= self.held.pop(which)
+
+
+def peak_mib(function: Callable[[], Any], known: Sequence[Tensor]) -> float:
+    with Peak(known) as seen:
+        function()
+    return seen.most / 2**20
