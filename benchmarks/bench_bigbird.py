@@ -1,26 +1,32 @@
-"""`bigbird_attention` with the paper's plan, at doubling lengths: beside PyTorch's dense attention, without a mask and
-with the plan as a mask, and beside the same plan gathered with one `index_select`. Then the exponents with which time
-and peak memory grow."""
+"""`bigbird_attention` with the paper's plan, as the text grows: beside PyTorch's attention over the whole text and with
+the plan as a mask, and beside the same plan gathered with one `index_select`."""
 
-import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_attention.bigbird import BigBirdPlan, bigbird_attention, bigbird_plan, plan_mask
-from benchmarks.measure import compare, device, forward_backward
+from benchmarks.growth import growth
+from benchmarks.measure import Function, device
 
-SIZE, HEADS, WIDTH = 64, 8, 64
-LENGTHS = (1024, 2048, 4096, 8192, 16384)
-# A pass of dense attention forward and back, or under a mask, takes too long beyond this.
-LONGEST = {("forward", "dense"): 8192, ("both", "dense"): 8192, ("forward", "mask"): 8192}
-LONGEST |= {("forward", "index_select"): 8192, ("both", "index_select"): 8192}
+SIZE = 64
+LONGEST = {"ours": 32768, "full": 8192, "mask": 8192, "index_select": 8192}
+
+
+def contenders(t: int) -> Mapping[str, Function]:
+    plan = bigbird_plan(t // SIZE, n_window=3, n_global=2, n_random=3, seed=0)
+    block = torch.arange(min(t, LONGEST["mask"]), device=device()) // SIZE
+    mask = plan_mask(plan, device=device())[block][:, block]
+    attend = F.scaled_dot_product_attention
+    return {
+        "ours": partial(bigbird_attention, block_size=SIZE, plan=plan),
+        "full": attend,
+        "mask": partial(attend, attn_mask=mask),
+        "index_select": partial(gathered, plan=plan),
+    }
 
 
 def gathered(query: Tensor, key: Tensor, value: Tensor, plan: BigBirdPlan) -> Tensor:
@@ -39,79 +45,6 @@ def gathered(query: Tensor, key: Tensor, value: Tensor, plan: BigBirdPlan) -> Te
     return torch.cat(outputs, 2)
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that new tensors held at one time."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.held = {x.untyped_storage()._cdata: 0 for x in known}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(
-        self, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
-                storage = x.untyped_storage()
-                self.held[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.free, storage._cdata)
-        return result
-
-    def free(self, which: int) -> None:
-        self.now -= self.held.pop(which)
-
-
-def peak_mib(function: Callable[[], Any], known: Sequence[Tensor]) -> float:
-    with Peak(known) as seen:
-        function()
-    return seen.most / 2**20
-
-
-def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
-    """The slope of the straight line through the logarithms."""
-    x, y = (torch.tensor([math.log(n) for n in numbers]) for numbers in (lengths, values))
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-
-
 def run() -> list[dict]:
-    cases, grown = [], {}
-    for t in LENGTHS:
-        plan = bigbird_plan(t // SIZE, n_window=3, n_global=2, n_random=3, seed=0)
-        inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
-        block = torch.arange(min(t, LONGEST["forward", "mask"])) // SIZE
-        mask = plan_mask(plan)[block][:, block].to(device())
-        ours = partial(bigbird_attention, block_size=SIZE, plan=plan)
-        dense = F.scaled_dot_product_attention
-        peers = {
-            "dense": dense,
-            "mask": partial(dense, attn_mask=mask),
-            "index_select": partial(gathered, plan=plan),
-        }
-        for what in ("forward", "both"):
-
-            def call(function: Callable, what: str = what, inputs: Any = inputs) -> Any:
-                if what == "both":
-                    return forward_backward(function, inputs)
-                with torch.no_grad():
-                    return function(*inputs)
-
-            about = {"t": t, "pass": what, "ours_mib": peak_mib(partial(call, ours), inputs)}
-            timed = {}
-            for name, peer in peers.items():
-                if t <= LONGEST.get((what, name), 0):
-                    timed = compare(partial(call, ours), partial(call, peer), rounds=3)
-                    cases.append(
-                        {**about, "peer": name, **timed, "peer_mib": peak_mib(partial(call, peer), inputs)}
-                    )
-            if not timed:
-                timed = compare(partial(call, ours), lambda: None, rounds=3)
-                cases.append({**about, "peer": None, "ours_ms": timed["ours_ms"]})
-            grown.setdefault((what, "ms"), []).append(timed["ours_ms"])
-            grown.setdefault((what, "mib"), []).append(about["ours_mib"])
-    # The shortest text is left out: there the global rows and the ends weigh most.
-    for (what, unit), values in grown.items():
-        cases.append({"pass": what, "grows": unit, "exponent": exponent(LENGTHS[1:], values[1:])})
-    return cases
+    torch.manual_seed(0)
+    return [{"block_size": SIZE, **case} for case in growth(contenders, LONGEST)]
