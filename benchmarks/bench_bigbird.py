@@ -19,7 +19,7 @@ LONGEST = {"ours": 32768, "full": 8192, "mask": 8192, "index_select": 8192}
 def contenders(t: int) -> Mapping[str, Function]:
     plan = bigbird_plan(t // SIZE, n_window=3, n_global=2, n_random=3, seed=0)
     block = torch.arange(min(t, LONGEST["mask"]), device=device()) // SIZE
-    mask = plan_mask(plan, device=device())[block][:, block]
+    mask = plan_mask(plan).to(device())[block][:, block]
     attend = F.scaled_dot_product_attention
     return {
         "ours": partial(bigbird_attention, block_size=SIZE, plan=plan),
