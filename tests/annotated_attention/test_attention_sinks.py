@@ -81,7 +81,7 @@ def test_every_step_equals_the_full_forward(scheme: str, sizes: tuple[int, int],
         exact = build(in_full, device=device)(tokens)
         whole = build(in_full, torch.float32, device)(tokens)
     steps = one_by_one(build(in_cache, torch.float32, device), tokens, caches(n, w))
-    assert_close(steps, whole, exact)
+    assert_close(steps, whole, exact, factor=3)
     # Bounds that small are worth something only if another window gives something else.
     other = one_by_one(build(in_cache, device=device), tokens[:, :20], caches(n, w + 1))
     assert (other - exact[:, :20])[:, -1].abs().max() > 0.01
@@ -175,7 +175,7 @@ def test_without_sinks_counting_anew_changes_nothing(scheme: str, device: str) -
     with torch.no_grad():
         exact, peer = (build(attend, dtype, device)(tokens) for dtype in (torch.float64, torch.float32))
     ours = one_by_one(build(SCHEMES[scheme][0], torch.float32, device), tokens, caches(0, W))
-    assert_close(ours, peer, exact)
+    assert_close(ours, peer, exact, factor=3)
 
 
 def test_far_away_sinks_are_lost_to_alibi() -> None:
