@@ -6,12 +6,13 @@ Each cache has a process of its own, for the most memory that a process ever had
 steps are timed. The weights are random: time does not depend on what is read."""
 
 import json
+import math
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,6 +25,7 @@ from annotated_attention.attention_sinks import (
 from annotated_attention.kv_cache import KVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.rotary import rotary_attention
+from benchmarks.growth import exponent
 from benchmarks.measure import compare, device, passes
 
 N_SINKS, WINDOW = 4, 252
@@ -38,12 +40,12 @@ CONFIG = LanguageModelConfig(
 
 
 def most() -> float:
-    """MiB that this process has had at most."""
-    import resource
-
+    """MiB that this process has had at most. (`ru_maxrss` would not do: a process inherits it from its parent.)"""
     if device() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")
+    lines = status.read_text("utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), math.nan)
 
 
 @torch.no_grad()
@@ -86,18 +88,13 @@ def apart(name: str) -> list[dict]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def exponent(cases: list[dict], key: str) -> float:
-    x, y = ([case[name] for case in cases] for name in ("tokens", key))
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
 def run() -> list[dict]:
     cases = []
     for name in ("sinks", "growing"):
         found = apart(name)
         about = {"case": "stream", "cache": name, "n_sinks": N_SINKS, "window": WINDOW}
         cases += [about | case for case in found]
-        cases.append({"case": "exponent", "cache": name, "time": exponent(found, "ms_a_token")})
+        cases.append({"case": "exponent", "cache": name, "time": exponent(found, "ms_a_token", "tokens")})
 
     # The masked pass over a whole text beside the rotary attention of lesson 5 under the same mask.
     i = torch.arange(2048, device=device())
