@@ -221,6 +221,8 @@ class LongformerSelfAttention(nn.Module):
         r"""Without a `global_mask` there are no global tokens, and the starred projections rest."""
         flat = [self.w_q(x), self.w_k(x), self.w_v(x)]
         query, key, value = (split_heads(y, self.n_heads) for y in flat)
+        masks = {"global_mask": global_mask, "padding_mask": padding_mask}
+        check_longformer((query, key, value), None, masks, self.window, 1)
         if global_mask is None:
             global_mask = torch.zeros_like(x[:, :, 0], dtype=torch.bool)
             starred = None

@@ -39,8 +39,8 @@ allocated, forward and backward [check:test_memory_is_linear].
 $w = 257$, [CLS] and $u = 128$ that is 642 tokens [check:test_short_texts_are_cheaper_dense]: for the texts
 that BERT reads, Longformer is a detour. And what it saves is time. The memory of full attention is linear as
 well if its kernel is fused (lesson 13), which keeps each key once for the backward pass; here each is kept in
-every span where it stands, $1 + 2(w - 1)/u$ times, which is five
-[check:test_spans_are_kept_for_the_backward_pass].
+every span where it stands, $1 + 2(w - 1)/u$ times: five for $w = 257$, and nine for wide windows, whose blocks
+have $u = w/4$ queries [check:test_spans_are_kept_for_the_backward_pass].
 
 ## Notation
 
@@ -50,7 +50,7 @@ every span where it stands, $1 + 2(w - 1)/u$ times, which is five
 | $w$ | `window` | scalar | keys to one side, the query's own included |
 | $\delta$ | `dilation` | scalar | steps from one key of the window to the next |
 | $G$ | `n_global` | scalar | global tokens, in the text that has most |
-| $u$ | `block_size` | scalar | queries in a tile |
+| $u$ | `block_size` | scalar | queries in a tile: 128, or $w/4$ if that is more |
 | $N$ | `seen` | scalar | pairs of a query and a key that it sees |
 | $C$ | `computed` | scalar | scores that are computed |
 """
@@ -122,12 +122,16 @@ def window_and_global(
     The answers for global tokens and for padding mean nothing, and the caller writes over them.
     """
     length = query.shape[2]
-    global_key = pack(key, is_global, found)
-    global_value = pack(value, is_global, found)
     is_local = (real & ~is_global)[:, None, :, None]
 
-    # Every strand of a text has all of its global tokens. From $t$ on, dilations are one: each token is left
-    # alone with itself.
+    # A global key is in every tile, and its gradient a sum over all of them. In bfloat16 that would be too
+    # long a sum, so it is taken in float32 [check:test_gradients_are_summed_wide].
+    wide = torch.promote_types(key.dtype, torch.float32)
+    global_key = pack(key, is_global, found).to(wide)
+    global_value = pack(value, is_global, found).to(wide)
+
+    # Every strand of a text has all of its global tokens. From $t$ on, all dilations are alike: each token is
+    # a strand of its own.
     dilation = max(1, min(dilation, length))
     found = found.repeat_interleave(dilation, dim=0)
     global_key = global_key.repeat_interleave(dilation, dim=0)
@@ -137,8 +141,9 @@ def window_and_global(
     value = strands(value, dilation)
     is_local = strands(is_local, dilation)
     t = max(query.shape[2], 1)
-    block_size = min(BLOCK_SIZE, t)
-    reach = min(window, t) - 1
+    window = min(window, t)
+    block_size = min(max(BLOCK_SIZE, window // 4), t)
+    reach = window - 1
 
     # Views of one padded copy, listed once: a slice for each tile would leave a gradient of full length for
     # each, and the backward pass would be quadratic.
@@ -160,8 +165,8 @@ def window_and_global(
     outputs = []
     for q, k, v, local in tiles:
         rows = q.shape[2]
-        k = torch.cat([global_key, k], dim=2)
-        v = torch.cat([global_value, v], dim=2)
+        k = torch.cat([global_key.to(k.dtype), k], dim=2)
+        v = torch.cat([global_value.to(v.dtype), v], dim=2)
 
         # A global token in the window stands in front already. It must be hidden here, or it counts twice
         # [check:test_global_tokens_count_once]. So must padding, and places outside of the text. Every local
@@ -189,7 +194,8 @@ def longformer_scores(t: int, window: int, n_global: int) -> tuple[int, int]:
     w = min(window, local)
     seen = local * (2 * w - 1) - w * (w - 1)
     seen += 2 * t * n_global - n_global**2
-    block_size, w = min(BLOCK_SIZE, t), min(window, t)
+    w = min(window, t)
+    block_size = min(max(BLOCK_SIZE, w // 4), t)
     computed = t * (n_global + block_size + 2 * (w - 1)) + n_global * t
     return seen, computed
 

@@ -344,3 +344,6 @@ def test_wrong_input_is_refused(wrong: dict, message: str) -> None:
         proof.bare(longformer_attention)(**(right | wrong))
     with pytest.raises(ValueError, match="d_model is 7, n_heads is 2"):
         LongformerSelfAttention(7, 2, 3)
+    layer, x = LongformerSelfAttention(6, 2, 3), normal("x", 2, 23, 6, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"global_mask is torch.bool of shape \(1, 23\)"):
+        proof.bare(LongformerSelfAttention.forward)(layer, x, torch.zeros(1, 23).bool())

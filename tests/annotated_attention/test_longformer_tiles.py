@@ -1,5 +1,6 @@
 """The proof of `longformer_tiles`: that the work is as small as the pattern, and where tokens go and return."""
 
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.proof import normal
+from tests.annotated_attention.test_longformer import dense, ours
+from tests.proof import Case, assert_agrees, normal
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from annotated_attention import longformer_tiles
 from annotated_attention.longformer import longformer_attention, longformer_mask_mod
 from annotated_attention.longformer_tiles import longformer_scores, pack, strands, window_and_global
 
@@ -89,7 +92,8 @@ def test_memory_is_linear(dilation: int, device: str) -> None:
     assert fourfold.total < 2.1 * twice.total
 
 
-def test_spans_are_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize(("window", "u", "times"), [(257, 128, 5), (1024, 256, 9)])
+def test_spans_are_kept_for_the_backward_pass(window: int, u: int, times: int) -> None:
     kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -98,10 +102,11 @@ def test_spans_are_kept_for_the_backward_pass() -> None:
 
     inputs = [normal(name, 1, 1, 1024, 4).requires_grad_() for name in ("q", "k", "v")]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        longformer_attention(*inputs, 257, torch.zeros(1, 1024, dtype=torch.bool))
-    spans = [x for x in kept.values() if x.shape == (1, 1, 128 + 2 * 256, 4)]
-    assert sum(x.shape[2] for x in spans) == 2 * 5 * 1024
-    assert 1 + 2 * 256 / 128 == 5
+        longformer_attention(*inputs, window, torch.zeros(1, 1024, dtype=torch.bool))
+    spans = [x for x in kept.values() if x.shape == (1, 1, u + 2 * (window - 1), 4)]
+    # Of keys and of values.
+    assert sum(x.shape[2] for x in spans) == 2 * 1024 * (1 + 2 * (window - 1) / u)
+    assert round(1 + 2 * (window - 1) / u) == times
 
 
 def test_short_texts_are_cheaper_dense() -> None:
@@ -185,3 +190,11 @@ def test_one_softmax_not_two(device: str) -> None:
         scores[0] = score
         share = weights(scores, 4, 0)[1:, 0]
         assert torch.allclose(share, torch.full_like(share, expected), atol=1e-12)
+
+
+def test_gradients_are_summed_wide(device: str) -> None:
+    inputs = Case("many tiles", b=1, g=1, t=1000, s=1000).inputs(torch.bfloat16, device)
+    places = torch.arange(1000, device=device)[None] == 0
+    options = {"window": 4, "global_mask": places, "dilation": 2}
+    with mock.patch.object(longformer_tiles, "BLOCK_SIZE", 4):
+        assert_agrees(partial(ours, **options), partial(dense, **options), inputs)
