@@ -95,14 +95,13 @@ def sliding_window_mask(
     Query $i$ sees key $j$ if $0 \le i - j < w$; looking both ways, if $|i - j| < w$
     [check:test_mask_is_the_inequality]. Row $r$ stands at $i = o + r$, column $j$ at $j$.
 
-    Half of the world counts otherwise, and an error of one key is hard to see
-    [check:test_others_count_otherwise]:
+    Others count otherwise, and one key too many is hard to see [check:test_others_count_otherwise]:
 
     | for our $w$ | write |
     |---|---|
     | Transformers, vLLM | `sliding_window=w` |
     | flash-attn | `window_size=(w - 1, 0)`, both ways `(w - 1, w - 1)` |
-    | ONNX Runtime, on a CPU | `local_window_size=w - 1` |
+    | ONNX (Runtime) | `local_window_size=w`; on a CPU before September 2025, `w - 1` |
     | Transformers' Longformer | `attention_window=2 * (w - 1)` |
 
     **Shapes.** The result is `t s`, True where a query may look.
@@ -185,8 +184,8 @@ def sliding_window_attention(
     reach, n_blocks = before + u + after, max(1, -(-t // u))
     sight = (n_blocks, u, before - offset, after + offset)
 
-    # Its first query has `before` keys on its left, wherever the block stands: one mask for all. The text
-    # has two ends, though, and what is beyond them arrives as False when *True* is put through `spans`.
+    # Its first query has `before` keys on its left, wherever the block stands: one mask for all. Only beyond
+    # the two ends of the text there are no keys. `spans` fills with zeros: a text of True is False there.
     where = {"is_causal": is_causal, "offset": before, "device": key.device}
     band = sliding_window_mask(u, reach, window, **where)
     text = key.new_ones(1, 1, s, 1, dtype=torch.bool)
@@ -207,12 +206,12 @@ def sliding_window_attention(
         mask = band[: q.shape[2]] & real
 
         # A group of heads is one head with more queries (lesson 8), so keys are not repeated.
-        q = rearrange(q, "b (g r) u d -> b g (r u) d", g=g)
+        folded = rearrange(q, "b (g r) u d -> b g (r u) d", g=g)
         mask = repeat(mask, "u a -> (r u) a", r=h // g)
 
-        # Lesson 1 would give the same. But it keeps all weights for the way back, and takes twice as long:
-        # where the point is speed, PyTorch's fused kernel stands.
-        o = attend(q, k, v, mask, scale=scale)
+        # Lesson 1 would give the same. But it keeps all weights for the backward pass, and takes twice as
+        # long (`benchmarks/bench_sliding_window.py`), so PyTorch's fused kernel stands here.
+        o = attend(folded, k, v, mask, scale=scale)
         o = rearrange(o, "b g (r u) e -> b (g r) u e", r=h // g)
         outputs.append(o)
     return torch.cat(outputs, dim=2)
@@ -239,8 +238,11 @@ def causal_window_attention(
     GroupedQueryAttention(4096, 32, 8, attend=attend)
     ```
     """
+    if window < 1:
+        raise ValueError(f"window is {window}: it must be at least 1")
+
     # A text, or a piece of one behind what a cache holds, has no gaps: it is a band, if an offset one. So
-    # training and reading are linear [check:test_training_is_linear]. (On a GPU, asking is waiting.)
+    # training and reading are linear [check:test_training_is_linear]. (On a GPU, Python waits for it.)
     if query.shape[2] > 1 and is_run(i) and is_run(j):
         attend, offset = sliding_window_attention, int(i[0] - j[0])
         return attend(query, key, value, window, offset=offset)
@@ -273,7 +275,7 @@ def receptive_field(
 
     $$L\,(w - 1) + 1$$
 
-    tokens, and looking both ways $2L\,(w-1) + 1$. In a stack with residual streams and MLPs, just so many
+    tokens, and looking both ways $2L\,(w-1) + 1$. In a stack with residual streams and MLPs, exactly as many
     tokens have a gradient that is not 0 [check:test_receptive_field_by_gradients]. Mistral's 32 layers of
     4,096 reach 131,041 tokens; the paper's *approximately 131K* is $32 \cdot 4096$, each layer counting again
     the token where the last one arrived [check:test_receptive_field_of_mistral].
@@ -315,10 +317,9 @@ def sliding_window_cost(
 
     - *A fact further back than $w$* is out of reach for one layer, however well it is remembered elsewhere.
       Gemma 2 lets every second layer see all, Gemma 3 every sixth; Mistral 7B v0.2 gave the window up.
-    - *A model that was trained without* breaks. In a window of 1,024, Llama-2-13B has a perplexity of 5,158,
+    - *Trained without a window*, a model breaks. In a window of 1,024, Llama-2-13B has a perplexity of 5,158,
       and of 5.40 if the first four tokens stay (arXiv:2309.17453, table 1); lesson 10 says why.
-    - *A short text* gains nothing: where $t \le w$, this is causal attention by a detour
-      [check:test_a_wide_window_is_causal_attention].
+    - *A short text* gains nothing: if $t \le w$, all is seen [check:test_a_wide_window_is_causal_attention].
 
     **In production.** **SDPA** has no window: with a mask it is right, and quadratic
     [check:test_a_mask_saves_nothing]. **FlexAttention** skips the blocks that a `mask_mod` never enters:
@@ -336,15 +337,14 @@ def sliding_window_cost(
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
-    query, key = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d)
-    value = torch.randn(b, g, s, e)
-    i, j = torch.arange(t) + s - t, torch.arange(s)
-    sliding_window_mask(t, s, 2)
-    spans(key, 2, t, 1, 0)
-    sliding_window_attention(query, key, value, 3)
-    causal_window_attention(query, key, value, i, j, window=2)
-    causal_window_attention(query, key, value, i, j.flip(0), window=2)
-    receptive_field(2, 3)
-    sliding_window_cost(t, 3, 2)
+    """Blocks of `u`, as many as `n`: the shapes beside the code are read off this run."""
+    b, g, r, t, s, d, e, n, u, w = (axes[x] for x in "bgrtsdenuw")
+    query, key = torch.randn(b, g * r, n * u, d), torch.randn(b, g, s, d)
+    value, i, j = torch.randn(b, g, s, e), torch.arange(t), torch.arange(s)
+    sliding_window_mask(t, s, w)
+    spans(key, 2, u, 1, 0)
+    sliding_window_attention(query, key, value, w, block_size=u)
+    causal_window_attention(query[:, :, :t], key, value, i, j, window=w)
+    causal_window_attention(query[:, :, :t], key, value, i, j.flip(0), window=w)
+    receptive_field(2, w)
+    sliding_window_cost(t, w, u)

@@ -22,8 +22,8 @@ of copying all $w$ of them for every token. A ring writes one and moves none
 What the ring gives up is order: its first slot holds whatever came last to it. Attention does not mind. A sum
 over keys is the same in any order, and who may look at whom is decided by positions, which go on counting:
 after 100,000 tokens, a ring of six holds positions 99,994 to 99,999 [check:test_positions_go_on_counting]. So
-masks and rotary positions are those of the whole text. What takes its keys to lie in order does not fit:
-lesson 6's ALiBi, for one.
+masks and rotary positions are those of the whole text. Lesson 6's ALiBi takes its keys to lie in order and
+does not fit; lesson 10 has one that goes by positions.
 
 A language model with a ring in each layer writes what it would write with all keys and a masked matrix, at
 every step of a text as long as one likes [check:test_stream_equals_the_masked_forward_pass].

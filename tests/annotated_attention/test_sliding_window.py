@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from annotated_attention.sliding_window import (
+    causal_window_attention,
     receptive_field,
     sliding_window_attention,
     sliding_window_cost,
@@ -195,6 +196,10 @@ def test_wrong_input_is_refused() -> None:
     for sizes in ((-1, 5, 3), (5, -1, 3), (5, 5, 0)):
         with pytest.raises(ValueError, match=f"t is {sizes[0]}, s is {sizes[1]}, window is {sizes[2]}"):
             sliding_window_mask(*sizes)
+    i = torch.arange(7)
+    for queries in (1, 5):  # by its mask, and as a band
+        with pytest.raises(ValueError, match="window is 0: it must be at least 1"):
+            causal_window_attention(query[:, :, :queries], key, value, i[:queries], i, window=0)
     for n_layers, window in ((-1, 3), (2, 0)):
         with pytest.raises(ValueError, match=f"n_layers is {n_layers}, window is {window}"):
             receptive_field(n_layers, window)
