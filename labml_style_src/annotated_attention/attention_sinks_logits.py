@@ -242,6 +242,9 @@ def fused_sink_attention(
     **When it fails.** It has to be trained. A model that parks on its first token keeps parking there: a
     logit put in afterwards takes from every head what it was not asked for.
     """
+    if not attn_mask.is_floating_point():
+        wanted = "a mask of floats, which are added, is wanted"
+        raise ValueError(f"attn_mask is {attn_mask.dtype}: {wanted}")
     pad = (0, 0, 1, 0)
     nothing = sink_logits.to(attn_mask.dtype)[:, None, None]
     (b, h, t, _), s = query.shape, key.shape[2]
@@ -270,7 +273,11 @@ def sink_gate(
     - **flash-attn** has `learnable_sink` in its CuTe kernels; FlashAttention-2 has none.
     - **vLLM** hands the sinks to its kernels and chooses among those that take them, Triton's for one.
     """
-    return torch.sigmoid(lse - sink_logits[:, None])[..., None]
+    # A query without a key has $L_i = -\infty$: its gate is shut, even where there is no sink, and the
+    # difference of two infinities is no number.
+    margin = lse - sink_logits[:, None]
+    margin = margin.masked_fill(lse == -torch.inf, -torch.inf)
+    return torch.sigmoid(margin)[..., None]
 
 
 def example(axes: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import proof
+from tests.annotated_attention.test_sliding_window_details import Allocations
 from tests.proof import Case, assert_close, changed, normal, plain_attention
 from torch import Tensor
 
@@ -34,15 +35,11 @@ silent_head = lru_cache(runpy.run_path(str(FIGURES))["silent_head"])
 
 def build(attend: Attend, dtype=torch.float64, device: str = "cpu", positions: str = "none") -> LanguageModel:
     """Two layers, whose weights are so large that positions matter."""
-    config = LanguageModelConfig(
-        vocab_size=17,
-        d_model=M,
-        n_layers=2,
-        n_heads=H,
-        dropout=0.5,
-        position_embedding=positions,
-        make_attention=lambda config, layer: SelfAttention(M, H, attend=attend),
-    )
+
+    def layer(config: LanguageModelConfig, n: int) -> SelfAttention:
+        return SelfAttention(M, H, attend=attend)
+
+    config = LanguageModelConfig(17, 256, M, 2, H, 0.5, position_embedding=positions, make_attention=layer)
     model = LanguageModel(config)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
@@ -143,17 +140,19 @@ def test_positions_are_those_in_the_cache(n: int, w: int, tokens: int) -> None:
 
 @each_scheme
 def test_nothing_grows_at_token_four_million(scheme: str, device: str) -> None:
-    attend, answers = SCHEMES[scheme][0], []
+    attend, answers, costs = SCHEMES[scheme][0], [], []
     for seen in (0, 4_000_000):
         _, key, value = Case("keys", s=N + W, d=12).inputs(torch.float32, device)
         cache = SinkKVCache(N, W)
         cache.update(key, value)
         cache.seen += seen
-        keys, values = cache.update(key[:, :, :1] + 1, value[:, :, :1])
         query = normal("query", 2, 3, 1, 12, dtype=torch.float32, device=device)
-        i = cache.positions.amax(0, keepdim=True)
-        answers.append(attend(query, keys, values, i, cache.positions))
+        with Allocations() as made:
+            keys, values = cache.update(key[:, :, :1] + 1, value[:, :, :1])
+            answers.append(attend(query, keys, values, cache.positions.amax()[None], cache.positions))
+        costs.append((keys.shape[2], made.largest, made.total))
     assert 4_000_000 % W == 0
+    assert costs[0] == costs[1]
     assert torch.equal(*answers)
 
 
@@ -287,7 +286,9 @@ def test_read_stream_equals_one_by_one(scheme: str, device: str) -> None:
         read = torch.cat([read_stream(model, tokens[:, a:z], memory) for a, z in marks], 1)
         assert model.training
         assert_close(read, peer, exact)
-        model.eval()
+    assert read_stream(model, tokens[:0], caches()).shape == (0, SHORT, 17)
+    with pytest.raises(ValueError, match=r"tokens is \(2, 0\): at least one is wanted"):
+        read_stream(model, tokens[:, :0], caches())
 
 
 def test_generation_goes_on_beyond_the_cache(device: str) -> None:

@@ -155,6 +155,9 @@ def test_in_the_cache_nothing_changes(scheme: str, device: str) -> None:
         inputs = query[:, :, n : n + 1], keys, values, i, j
         plain = PLAIN[scheme](*inputs)
         assert_close(FULL[scheme](*inputs), plain, plain)
+        if scheme == "rotary":
+            plain = rotary_attention(*inputs, base=100.0)
+            assert_close(FULL[scheme](*inputs, base=100.0), plain, plain)
 
 
 def test_rotary_scale_is_that_of_d(device: str) -> None:

@@ -187,6 +187,9 @@ def test_empty_rows_are_zero(dtype: torch.dtype, device: str) -> None:
         assert (output[:, :, ::2] == 0).all()
         assert (gradients[0][:, :, ::2] == 0).all()
         assert output[:, :, 1::2].abs().min() > 0
+        lse = torch.full((2, 3, 7), -torch.inf, dtype=dtype, device=device, requires_grad=True)
+        gate = sink_gate(lse, sinks)
+        assert all((x == 0).all() for x in (gate, *torch.autograd.grad(gate.sum(), (lse, sinks))))
 
 
 def test_neither_scale_nor_mask_touch_the_logit(device: str) -> None:
@@ -241,6 +244,8 @@ def test_wrong_input_is_refused() -> None:
     for *inputs, message in refused:
         with pytest.raises(ValueError, match=message):
             attend(*inputs)
+    with pytest.raises(ValueError, match=r"attn_mask is torch.bool: a mask of floats"):
+        proof.bare(fused_sink_attention)(query, key, value, z, mask)
     for sizes in ((0, 1), (5, 0)):
         with pytest.raises(ValueError, match=r"d_model is .*, n_sinks is .*: at least 1 is wanted"):
             LearnableSink(*sizes)
