@@ -7,8 +7,8 @@ task, and all that travels far goes through them.
 
 BigBird takes attention for a graph: an arc from each query to each key that it looks at. Which arcs of the
 complete graph can be spared? Graph theory has a surprising answer: nearly all, if those that stay are drawn
-at random. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens, and
-a query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
+at random. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens,
+and a query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
 
 $$\mathbf{o}_i = \sum_{j \,:\, A_{IJ}} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
 \mathbf{k}_j\big)\, \mathbf{v}_j, \qquad I = \lfloor i/u \rfloor, \quad J = \lfloor j/u \rfloor .$$
@@ -30,8 +30,8 @@ tokens that are added to the text. BigBird adds chance, and a theory of what suc
   distant blocks that need no hub; [the graph of a plan](../bigbird_graph/index.md) measures them.
 
 The paper has two forms of the second. *ITC* (internal transformer construction) makes existing tokens global,
-as above. *ETC* (extended) puts $n_x$ extra tokens in front of the text, which see all and are seen by all;
-then $I = \lfloor (i - n_x)/u \rfloor$. Both may be combined [check:test_agrees_with_the_masked_formula].
+as above. *ETC* (extended) puts $n_x$ extra tokens, all of them global, in front of the text; then
+$I = \lfloor (i - n_x)/u \rfloor$. Both may be combined [check:test_agrees_with_the_masked_formula].
 
 ## Why blocks
 
@@ -39,8 +39,7 @@ Memory is read in lines of many bytes, and matrix units multiply tiles: a random
 many that lie together (appendix D). So a query block puts its key blocks side by side, into one short strip,
 and what follows is dense attention, without a mask.
 
-![Row 9 of the plan: its blocks of keys lie scattered, and are put side by side. Its queries attend to that
-strip alone.](figure:strip)
+![Row 9 of the plan: its blocks of keys lie scattered, and are put side by side in a strip.](figure:strip)
 
 ## A block counted twice
 
@@ -50,10 +49,10 @@ by $\log c$ [check:test_a_block_counted_c_times]:
 
 $$\frac{c\, e^{z_j}}{\dots + c\, e^{z_j} + \dots} = \frac{e^{z_j + \log c}}{\dots + e^{z_j + \log c} + \dots}$$
 
-It happens. Since 2023, Transformers' BigBird draws nothing in `.eval()`, so as to be deterministic (pull
-request 23056), and leaves its table of random blocks at zero. Block 0 is global and in the strip already. By
-default a row has eight places, of which it then fills four: with equal scores half of the weight, in training
-an eighth [check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, is part of the model.
+It happens. Since 2023, Transformers' BigBird draws nothing in `.eval()` (pull request 23056), and leaves its
+table of random blocks at zero. Block 0 is global and in the strip already. By default a row has eight places,
+of which it then fills four: with equal scores it takes half of the weight, in training an eighth
+[check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, is part of the model.
 
 ## Notation
 
@@ -83,10 +82,9 @@ an eighth [check:test_block_0_takes_half_in_eval|half]. A plan, unlike dropout, 
 | both | 62.7 | 85.1 | 80.5 |
 
 Random arcs alone do better than a window alone, the two together better still, and not as well as all: hence
-the global tokens. With them, at 4,096 tokens, both forms predict masked words better than RoBERTa at 512
-(1.678 bits a character for ITC, 1.611 for ETC, 1.846; table 10). Then look at the settings: ITC has
-$n_r = 3$, and ETC, the better one, has **no random blocks** (table 8). Where tokens are global, chance adds
-little. The graph says why.
+the global tokens. With them, at 4,096 tokens, both forms predict masked words better (ITC with 1.678 bits a
+character, ETC with 1.611) than RoBERTa at 512 (1.846; table 10). But ITC has $n_r = 3$, and ETC, the better
+one, has **no random blocks** (table 8). Where tokens are global, chance adds little; the graph says why.
 
 **Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2 (its $A$ is ours for single tokens, its $n$ our
 $t$) and appendix D (blocks; its $b$ is our $u$, and its $w, g, r$ are our $n_w, n_g, n_r$).
@@ -130,6 +128,15 @@ class BigBirdPlan:
     global_blocks: tuple[Blocks, ...] = field(repr=False)
     random_blocks: tuple[Blocks, ...] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """What is not there is refused [check:test_wrong_plans_are_refused]; a block named twice is not."""
+        for name in ("window_blocks", "global_blocks", "random_blocks"):
+            rows, n = getattr(self, name), self.n_blocks
+            named = set().union(*rows)
+            if len(rows) != n or not named <= set(range(n)):
+                came = f"{name} has {len(rows)} rows of {sorted(named)}"
+                raise ValueError(f"{came}: {n}, of blocks below {n}, are wanted")
+
     def row(self, i: int) -> Blocks:
         """All key blocks that query block `i` sees, in order."""
         kinds = self.window_blocks, self.global_blocks, self.random_blocks
@@ -172,9 +179,8 @@ def bigbird_plan(
     others: list[Blocks] = [everything] * first
     lots: list[Blocks] = [()] * first
 
-    # A checkpoint is of no use without its plan, so a seed must give the same plan in ten years. `random()` is
-    # the one stream that Python promises to keep; `sample` may change, and PyTorch's generators differ by
-    # device [check:test_plans_never_change].
+    # A checkpoint is of no use without its plan, so a seed must give the same plan in ten years. Python
+    # promises that for `random()`, not for `sample` [check:test_plans_never_change].
     uniform = Random(seed).random
     for i in range(first, n_blocks):
         low, high = max(first, i - reach), min(i + reach + 1, n_blocks)
@@ -217,46 +223,41 @@ def bigbird_attention(
 
     **Shapes.** `query` is `b h t d`, `key` is `b g t d`, `value` is `b g t e`, with $h$ a multiple of $g$;
     the result is `b h t e`. The last block may be shorter, $n = \lceil (t - n_x)/u \rceil$. It looks both
-    ways, and takes no mask: every query sees at least its own block, so no row is empty. A plan for another
-    number of blocks is a `ValueError` [check:test_wrong_input_is_refused].
+    ways, and takes no mask. In a drawn plan a query sees its own block, so no row is empty. A plan for
+    another number of blocks is a `ValueError` [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     check_plan(query.shape[2], key.shape[2], block_size, plan, n_extra)
-    # A global key is in every strip, and its gradient a sum over them: too long a sum for bfloat16
-    # [check:test_gradients_are_summed_wide].
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (x.to(wide) for x in (query, key, value))
+    # A global key is in every strip, and its gradient a sum over them: too long a sum for bfloat16. So the
+    # text is held in float32, and each strip cast back [check:test_gradients_are_summed_wide].
+    wide = torch.promote_types(key.dtype, torch.float32)
+    k, v = key.to(wide), value.to(wide)
 
     # The extra tokens look at everything, and stand at the head of every strip.
     extra_k, extra_v = k[:, :, :n_extra], v[:, :, :n_extra]
-    outputs = [fused(q[:, :, :n_extra], k, v, scale)] if n_extra else []
+    outputs = [fused(query[:, :, :n_extra], k, v, scale)]
 
-    # The blocks are views, made once. A slice in the loop would look the same, but the gradient of each is a
-    # tensor as long as the text: quadratic work again. That of `split` is one concatenation
-    # [check:test_memory_is_linear_in_length].
-    texts = (x[:, :, n_extra:] for x in (q, k, v))
+    # The blocks are views, made once. A slice in the loop would have a gradient as long as the text, and the
+    # work be quadratic again; that of `split` is one concatenation [check:test_memory_is_linear_in_length].
+    texts = (x[:, :, n_extra:] for x in (query, k, v))
     tiles, keys, values = (x.split(block_size, dim=2) for x in texts)
 
     # One strip at a time: on a CPU that is faster than to gather all with one `index_select`, and a forward
-    # pass holds an eighth of the memory (`benchmarks/bench_bigbird.py`). A global row needs no strip.
+    # pass holds an eighth of the memory (`benchmarks/bench_bigbird.py`). A full row needs no strip.
+    everything = tuple(range(plan.n_blocks))
     for i, tile in enumerate(tiles):
-        near_k, near_v = k, v
-        if len(plan.global_blocks[i]) < plan.n_blocks:
-            row = plan.row(i)
+        row, near_k, near_v = plan.row(i), k, v
+        if row != everything:
             near_k = torch.cat([extra_k, *(keys[j] for j in row)], 2)
             near_v = torch.cat([extra_v, *(values[j] for j in row)], 2)
         outputs.append(fused(tile, near_k, near_v, scale))
-    return torch.cat(outputs, dim=2).to(query.dtype)
+    return torch.cat(outputs, dim=2)
 
 
-def fused(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b g s d"],
-    value: Float[Tensor, "b g s e"],
-    scale: float | None,
-) -> Float[Tensor, "b h t e"]:
+def fused(query: Tensor, key: Tensor, value: Tensor, scale) -> Tensor:
     """One strip in PyTorch's fused kernel. A group of heads is one head with more queries (lesson 8)."""
     r = query.shape[1] // key.shape[1]
+    key, value = key.to(query.dtype), value.to(query.dtype)
     folded = rearrange(query, "b (g r) t d -> b g (r t) d", r=r)
     output = F.scaled_dot_product_attention(folded, key, value, scale=scale)
     return rearrange(output, "b g (r t) e -> b (g r) t e", r=r)
@@ -300,12 +301,11 @@ def bigbird_cost(
       $n_r/n$. The rest waits for another layer, or for a hub to pass it on.
     - *Some tasks need all pairs.* The graph page has one, and a theorem.
     - *It looks both ways.* The summarisers have a sparse encoder and a full decoder (section 4.1).
-    - *Dense became cheap.* FlashAttention's memory is linear too, with no plan and no strips. ModernBERT
-      (arXiv:2412.13663) has full attention in every third layer and windows between; Native Sparse Attention
-      (arXiv:2502.11089) keeps blocks, but lets the query choose them.
+    - *Dense became cheap.* FlashAttention's memory is linear too, without strips. ModernBERT
+      (arXiv:2412.13663) has full attention in every third layer. Native Sparse Attention (arXiv:2502.11089)
+      keeps blocks, but lets the query choose them.
     """
-    starts = range(n_extra, t, block_size)
-    sizes = [min(block_size, t - start) for start in starts]
+    sizes = [min(block_size, t - i) for i in range(n_extra, t, block_size)]
     count = n_extra * t
     for i, size in enumerate(sizes):
         count += size * (n_extra + sum(sizes[j] for j in plan.row(i)))
@@ -326,9 +326,9 @@ def bigbird_mask_mod(
       [check:test_block_mask_is_the_plan]; its kernels skip what is absent.
     - **SDPA** takes the mask of tokens, which has $t^2$ entries, and computes all scores.
     - **Transformers** (`BigBirdModel`): `attention_type="block_sparse"`, `block_size=64`,
-      `num_random_blocks=3`; window 3 and the two global blocks are fixed. The text is padded to whole blocks.
-      Up to $(5 + 2 n_r)\,u = 704$ tokens it falls back to full attention. Like Google's code, it draws from
-      the start of the text alone (see the graph page), and in evaluation not at all (see above).
+      `num_random_blocks=3`; window 3 and the two global blocks are fixed. Up to $(5 + 2 n_r)\,u = 704$ tokens
+      it falls back to full attention. Like Google's code, it draws from the start of the text alone (see the
+      graph page), and in evaluation not at all (see above).
     """
     mask = plan_mask(plan).to(device)
 

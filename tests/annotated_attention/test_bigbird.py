@@ -206,6 +206,12 @@ def test_wrong_plans_are_refused() -> None:
     for name in ("n_random", "seed"):
         with pytest.raises(ValueError, match=f"{name} is -1"):
             bigbird_plan(**{**right, name: -1})
+    plan = bigbird_plan(**right)
+    for rows in (((),) * 3, ((), (4,), (), ()), ((), (), (-1,), ())):
+        with pytest.raises(
+            ValueError, match=f"random_blocks has {len(rows)} rows of .*: 4, of blocks below 4"
+        ):
+            replace(plan, random_blocks=rows)
 
 
 def test_wrong_input_is_refused() -> None:

@@ -58,7 +58,7 @@ def test_pairs_are_counted(t: int, window: int, share: float) -> None:
 @pytest.mark.parametrize("dilation", [1, 4])
 @pytest.mark.parametrize("window", [1, 33])
 def test_work_is_linear(window: int, dilation: int, device: str) -> None:
-    def flops(t: int) -> int:
+    def flops(t: int, dilation: int = dilation) -> int:
         inputs = [normal(name, 1, 2, t, 4, device=device).requires_grad_() for name in ("q", "k", "v")]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             longformer_attention(*inputs, window, scattered(t, 3, device), dilation=dilation).sum().backward()
@@ -69,6 +69,9 @@ def test_work_is_linear(window: int, dilation: int, device: str) -> None:
     # Two products forward and four backward, of 4 multiplications and additions for each score of two heads.
     assert once == 6 * 2 * 2 * 4 * computed
     assert twice == 2 * once
+    # In a short text nothing costs more than what can be seen there.
+    assert flops(16, dilation=1) == 6 * 2 * 2 * 4 * longformer_scores(16, window, 3)[1]
+    assert flops(16, dilation=99) == flops(16, dilation=16)
 
 
 @pytest.mark.parametrize("dilation", [1, 4])
