@@ -7,8 +7,8 @@ queries are wanted at once.
 Then the counting has to happen in the scores. Seen from a key of the window, query $i$ stands at $i$. Seen
 from a sink, it stands no further than at the end of the cache:
 
-$$p_{ij} = \begin{cases} \min(i,\; n + w - 1) & j < n, \\ i & \text{else,} \end{cases} \qquad
-S_{ij} = f(\mathbf{q}_i, \mathbf{k}_j,\; p_{ij} - j),$$
+$$\begin{aligned} p_{ij} &= \begin{cases} \min(i,\; n + w - 1) & j < n, \\ i & \text{else,} \end{cases} \\
+S_{ij} &= f(\mathbf{q}_i, \mathbf{k}_j,\; p_{ij} - j), \end{aligned}$$
 
 where $f$ may be any score that knows the two vectors and a distance: rotary, ALiBi, T5's.
 

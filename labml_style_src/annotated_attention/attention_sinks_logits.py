@@ -34,9 +34,9 @@ gpt-oss (2025) has one for each head in every layer.
 Let $L_i = \ln \sum_k e^{S_{ik}}$, which fused kernels compute anyway. Divide numerator and denominator by
 $e^{L_i}$:
 
-$$\mathbf{o}_i = \frac{\sum_j e^{S_{ij}}\,\mathbf{v}_j}{e^{z_h} + e^{L_i}}
-= \frac{e^{L_i}}{e^{z_h} + e^{L_i}} \sum_j \frac{e^{S_{ij}}}{e^{L_i}}\,\mathbf{v}_j
-= \sigma(L_i - z_h)\; \operatorname{SDPA}(\mathbf{q}_i, K, V).$$
+$$\begin{aligned} \mathbf{o}_i &= \frac{\sum_j e^{S_{ij}}\,\mathbf{v}_j}{e^{z_h} + e^{L_i}}
+= \frac{e^{L_i}}{e^{z_h} + e^{L_i}} \sum_j \frac{e^{S_{ij}}}{e^{L_i}}\,\mathbf{v}_j \\
+&= \sigma(L_i - z_h)\; \operatorname{SDPA}(\mathbf{q}_i, K, V). \end{aligned}$$
 
 So a sink logit is attention as before and then a gate $\sigma(x) = 1/(1 + e^{-x})$, which opens as far as the
 best of the keys exceeds $z_h$ [check:test_it_is_attention_times_a_gate]. With $z_h = -\infty$ it is open and

@@ -10,8 +10,8 @@ complete graph can be spared? Graph theory has a surprising answer: nearly all, 
 at random. So a *plan* is drawn, once, before any text is read. It cuts the text into blocks of $u$ tokens,
 and a query in block $I$ sees the keys of those blocks $J$ for which $A_{IJ}$ is true:
 
-$$\mathbf{o}_i = \sum_{j \,:\, A_{IJ}} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
-\mathbf{k}_j\big)\, \mathbf{v}_j, \qquad I = \lfloor i/u \rfloor, \quad J = \lfloor j/u \rfloor .$$
+$$\begin{aligned} \mathbf{o}_i &= \sum_{j : A_{IJ}} \operatorname{softmax}_j\big(\lambda\,\mathbf{q}_i^\top
+\mathbf{k}_j\big)\,\mathbf{v}_j, \\ I &= \lfloor i/u \rfloor, \quad J = \lfloor j/u \rfloor . \end{aligned}$$
 
 ![A plan for 16 blocks. A row is a block of queries, a column a block of keys: the window, two global blocks,
 and two drawn at random in each row.](figure:plan)

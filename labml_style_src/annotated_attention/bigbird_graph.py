@@ -1,8 +1,8 @@
 r"""# The graph of a plan
 
-How many layers until the last word of a text has heard of the first? A layer of attention carries a word along
-one arc, from a key to the query that looks at it. So the answer is the length of a shortest path, and it can
-be read off the plan, before anything is trained:
+How many layers until the last word of a text has heard of the first? A layer of attention carries a word
+back along one arc, from a key to the query that looks at it. So the answer is the length of a shortest path,
+and it can be read off the plan, before anything is trained:
 
 $$D_{IJ} = \min\,\{\, L \,:\, (A^L)_{IJ} > 0 \,\},$$
 
@@ -141,7 +141,7 @@ def random_walk(plan: BigBirdPlan) -> Float[Tensor, "n n"]:
 
     A path says that something arrives, not how much. Let all scores be equal: then a block takes the same
     share from each block that it sees, $P_{IJ} = A_{IJ} / \sum_K A_{IK}$, and a stack of $L$ layers computes
-    $P^L$, which is a random walk against the arcs [check:test_equal_scores_are_a_random_walk].
+    $P^L$, which is a random walk along the arcs [check:test_equal_scores_are_a_random_walk].
     """
     sees = plan_mask(plan).double()
     return sees / sees.sum(dim=1, keepdim=True)

@@ -64,7 +64,8 @@ $$\begin{aligned} \delta \mid i - j \;&\Leftrightarrow\; c = c', \\
 So nothing new is to be computed. The text is $\delta$ strands of every $\delta$-th token, and on each of them
 the dilated window is a plain one [check:test_dilation_is_a_window_on_each_strand].
 
-![A dilated window on 12 tokens is a plain window on each of three strands of four.](figure:strands)
+![A dilated window on 12 tokens is a plain window on each of three strands of four. Bright: what token 6
+sees.](figure:strands)
 
 The paper writes $\ell \times d \times w$ for what $\ell$ layers of dilation $d$ see. The span is that wide,
 but if every head is dilated alike then strands never meet: token 0 learns nothing of token 1, in any number

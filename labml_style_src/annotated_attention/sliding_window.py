@@ -55,7 +55,7 @@ more behind each block, and as much waste: $u - 1$ scores of $2(w-1) + u$.
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
 | $w$ | `window` | scalar | keys that a query sees, its own included |
 | $u$ | `block_size` | scalar | queries in a block |
-| $n$ | `n_blocks` | scalar | blocks are counted from 0 to `n_blocks` $-\,1$ |
+| $n$ | – | scalar | a block, counted from 0 to `n_blocks` $-\,1$ |
 | $a$ | `reach` | scalar | keys in sight of a block: `before` $+\;u\;+$ `after` |
 | $o$ | `offset` | scalar | position of the first query; the first key stands at 0 |
 | $L$ | `n_layers` | scalar | layers of a stack |
