@@ -305,8 +305,8 @@ class RewindableKVCache__forgets_only_the_count(RewindableKVCache):
 
 
 class RewindableKVCache__each_rewind_alone(RewindableKVCache):
-    """You allow a rewind whenever n is not above `draft`, however many came before it. A rewind empties slots
-    but brings nothing back. After two in a row, are all keys there that the next query sees?"""
+    """You allow a rewind after a rewind, as if the first had left all that it found. It empties slots but
+    brings nothing back. After two in a row, are all keys there that the next query sees?"""
 
     def rewind(self, n):
         if n > min(self.draft, self.count):

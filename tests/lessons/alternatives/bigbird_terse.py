@@ -26,7 +26,7 @@ def key_table(decks, *, n_window, n_global, n_random):
 def gather_blocks(x, table, block_size):
     places = torch.where(table < 0, x.shape[2], table * block_size)[..., None] + torch.arange(block_size)
     places = places.flatten(1).clamp(max=x.shape[2])
-    return torch.cat([x, x[:, :, :1] * 0], dim=2)[:, :, places], places < x.shape[2]
+    return torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2)[:, :, places], places < x.shape[2]
 
 
 def sparse_attention(query, key, value, block_size, table, *, n_global=0, n_extra=0):
