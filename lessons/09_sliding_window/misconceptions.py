@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 def sliding_window_mask__one_too_many(t, s, window, *, is_causal=True, offset=0):
     """Your windows hold one key too many on each side that they look to: a query sees `window` keys besides
-    its own. Here the window counts that one as well (flash-attn and ONNX, which ask for the keys on the left,
-    do not). How far back is the furthest key of a window of 1?"""
+    its own. Here the window counts that one as well (flash-attn, which asks for the keys on the left, does
+    not). How far back is the furthest key of a window of 1?"""
     return sliding_window_mask(t, s, window + 1, is_causal=is_causal, offset=offset)
 
 
@@ -136,6 +136,14 @@ def sliding_window_attention__counts_within_the_block(
     """Only your first block is right. In the others the queries are counted from 0 again, while the keys are
     counted from the beginning of the text. Where does query 1 of block 2 stand?"""
     return _attend(query, key, value, window, block_size, is_causal, i=torch.arange(block_size)[None])
+
+
+def sliding_window_attention__not_scaled(query, key, value, window, *, block_size=64, is_causal=True):
+    """The right queries meet the right keys, but your weights are too sharp. What stands under the products
+    in softmax(query keyᵀ / √d)?"""
+    return sliding_window_attention(
+        query * query.shape[-1] ** 0.5, key, value, window, block_size=block_size, is_causal=is_causal
+    )
 
 
 def sliding_window_attention__dense(query, key, value, window, *, block_size=64, is_causal=True):

@@ -22,7 +22,7 @@ SIZES = {
     "not full": (4, 2, 3),
     "just full": (5, 2, 3),
     "four sinks": (15, 4, 3),
-    "a longer window": (11, 1, 6),
+    "a longer window": (11, 2, 6),
     "a window of one": (6, 3, 1),
     "no sinks": (9, 0, 4),
     "fewer tokens than sinks": (2, 3, 2),
