@@ -262,18 +262,18 @@ class TestScoreEntries:
         plan, _ = draw_plan(draw, -(-(t - n_extra) // 4), 3, 1, 1)
         found = student.call("score_entries", plan_mask(plan), t, 4, n_extra=n_extra)
         wanted = bigbird_cost(t, 4, plan, n_extra=n_extra)
-        expect.equal(found, wanted, what=f"the pairs of {t} tokens ({n_extra} extra, blocks of 4)")
+        expect.equal(found, wanted, what=f"the number of pairs ({t} tokens, {n_extra} extra, blocks of 4)")
 
     def test_a_mask_that_is_not_symmetric(self, student, expect):
         mask = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 1]]).bool()
         found = student.call("score_entries", mask, 5, 2)
-        expect.equal(found, 13, what="the pairs of 5 tokens in blocks of 2, where the last block sees all")
+        expect.equal(found, 13, what="the number of pairs (5 tokens, blocks of 2, the last sees all)")
 
     def test_millions(self, student, draw, expect):
         plan, _ = draw_plan(draw, 11, 3, 1, 2)
         found = student.call("score_entries", plan_mask(plan), 10_485_777, 2**20, n_extra=5)
         wanted = bigbird_cost(10_485_777, 2**20, plan, n_extra=5)
-        expect.equal(found, wanted, what="the pairs of 10,485,777 tokens (5 extra, blocks of 1,048,576)")
+        expect.equal(found, wanted, what="the number of pairs (10,485,777 tokens, 5 extra, blocks of 1,048,576)")
 
 
 def draw_masks(draw, n, share, *, own=True):
