@@ -273,7 +273,7 @@ class TestScoreEntries:
         plan, _ = draw_plan(draw, 11, 3, 1, 2)
         found = student.call("score_entries", plan_mask(plan), 10_485_777, 2**20, n_extra=5)
         wanted = bigbird_cost(10_485_777, 2**20, plan, n_extra=5)
-        expect.equal(found, wanted, what="the number of pairs (10,485,777 tokens, 5 extra, blocks of 1,048,576)")
+        expect.equal(found, wanted, what="the number of pairs (10,485,777 tokens, 5 extra, blocks of 2²⁰)")
 
 
 def draw_masks(draw, n, share, *, own=True):
