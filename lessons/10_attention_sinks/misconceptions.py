@@ -207,6 +207,15 @@ def next_token__keys_turned_when_they_came(query, key, value, cache):
     return _plain(turn(query, i), keys, values)[0]
 
 
+def next_token__query_at_the_last_slot(query, key, value, cache):
+    """Your query stands where the last key of the answer does. That is right until the ring goes round: then the
+    newest token lies in another slot. Which of all the positions is always that of the newest?"""
+    keys, values = cache.update(key, value)
+    places = cache.positions
+    no_sink = torch.full((query.shape[1],), float("-inf"), dtype=query.dtype)
+    return sink_attention(turn(query, places[-1:]), turn(keys, places), values, no_sink)
+
+
 def distances__of_the_text(t, n_sinks, window):
     """Your distances to the sinks are those of the text. In the cache nothing lies between the last sink and
     the oldest of the window, so no distance can be larger than the cache is long. From which token on does
