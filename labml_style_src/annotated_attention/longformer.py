@@ -93,8 +93,9 @@ leave the lower ones whole (section 4.1, table 12).
 After 150,000 steps on text8, bits per character: windows that grow from layer to layer (32 to 512) 1.21, one
 of 230 everywhere 1.23, shrinking 1.24; two dilated heads take 1.21 to 1.20 (table 4). On WikiHop, the
 encoder answers 73.8% right, without separate projections 72.2%, and without global attention as well 65.5%
-(table 10). RoBERTa-base needs 1.846 bits per character of masked text, its converted weights 1.957 before any
-training and 1.705 after (table 5). There dilation hurt (section 5, footnote 6): the weights did not know it.
+(table 10). RoBERTa-base, reading 512 tokens, needs 1.846 bits per character of masked text; its weights,
+converted to read 4,096, need 1.957 before any training and 1.705 after (table 5). There dilation hurt
+(section 5, footnote 6): the weights did not know it.
 
 **Source.** Beltagy, Peters, Cohan (2020), arXiv:2004.05150, sections 3.1 and 3.2. Their $w$ counts both
 sides, $\tfrac12 w$ each; Transformers' `attention_window` is the same number. Ours is half of it, and one for
