@@ -219,6 +219,7 @@ def test_wrong_input_is_refused() -> None:
     attention = proof.bare(bigbird_attention)
     for block_size, n_extra, message in [
         (3, 5, "plan has 5 blocks, t is 16, block_size is 3, n_extra is 5: 4 blocks"),
+        (2, 2, "plan has 5 blocks, t is 16, block_size is 2, n_extra is 2: 7 blocks"),
         (4, 16, "plan has 5 blocks, t is 16, block_size is 4, n_extra is 16: 0 blocks"),
         (0, 2, "block_size is 0, n_extra is 2"),
         (3, -1, "block_size is 3, n_extra is -1"),
