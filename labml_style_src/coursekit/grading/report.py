@@ -147,7 +147,7 @@ class Report:
 def build(records: list[dict[str, Any]]) -> Report:
     """The report of one lesson's run, from the plugin's records: one a case, in the order of the file."""
     records = [record for record in records if record["outcome"] != SKIPPED]
-    named = explained([[name for name, _ in record["mistakes"]] for record in records])
+    named = explained(believable(records))
     tasks: dict[str, Task] = {}
     checks: dict[tuple[str, str], Check] = {}
     for record, names in zip(records, named, strict=True):
@@ -189,6 +189,22 @@ def note_what_waits(tasks: list[Task], records: list[dict[str, Any]]) -> None:
             name = check.first.function
             if name in owner and owner[name] < place and not tasks[owner[name] - 1].passed:
                 check.first.waits = f"task {owner[name]}: {name}"
+
+
+def believable(records: list[dict[str, Any]]) -> list[list[str]]:
+    """For each case the mistakes that may be named in it. Small answers coincide by chance, so a mistake in `f`
+    (its name begins with it) must show in the first case that fails and asks for `f`, or it is named nowhere."""
+    candidates = [[name for name, _ in record["mistakes"]] for record in records]
+    first: dict[str, int] = {}
+    for index, record in enumerate(records):
+        for name in record["asked"] if record["outcome"] == FAILED else ():
+            first.setdefault(name, index)
+
+    def shows(name: str) -> bool:
+        index = first.get(name.partition("__")[0])
+        return index is None or name in candidates[index]
+
+    return [[name for name in names if shows(name)] for names in candidates]
 
 
 def explained(candidates: list[list[str]]) -> list[list[str]]:

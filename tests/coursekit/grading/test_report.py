@@ -50,6 +50,20 @@ def test_mistakes_of_different_cases_are_not_one_tie():
     assert lines == ["a (one)", "1 is 2", "m!", "a (two)", "3 is 4", "n!"]
 
 
+def test_an_answer_that_coincides_later_accuses_nobody():
+    """Of three counts the second happens to be that of a mistake, which would have shown in the first."""
+    first = record("one", "7 is 8", asked=["count"])
+    second = record("two", "1 is 2", "count__forgets", asked=["count"])
+    assert build([first, second]).mistakes == []
+    assert [each.name for each in build([second, first]).mistakes] == ["count__forgets"]
+
+
+def test_a_mistake_in_what_no_check_has_asked_for_may_show_anywhere():
+    one = record("one", "7 is 8", asked=["attention"])
+    two = record("two", "1 is 2", "helper__forgets", asked=["attention"])
+    assert [each.name for each in build([one, two]).mistakes] == ["helper__forgets"]
+
+
 def test_the_same_error_is_told_once(lesson: Lesson):
     text = shown(lesson, EXERCISE.replace(RIGHT, "return x.nothing"))
     assert text.count("has no attribute 'nothing'") == 1
