@@ -12,7 +12,7 @@ $$\begin{aligned} \mathbf{o}_i &= \sum_{j \in \mathcal{S}_i} \operatorname{softm
 \mathcal{S}_i &= \{\,j : |i-j| < w, \text{ or } i \text{ or } j \text{ is global}\,\} . \end{aligned}$$
 
 ![Who sees whom, among 20 tokens: rows are queries, columns keys. Full attention; a window; the same, dilated;
-a window with two global tokens.](figure:patterns)
+a window with two global tokens, their rows in blue, their columns in brown.](figure:patterns)
 
 ## What came before
 

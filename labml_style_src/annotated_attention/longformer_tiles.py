@@ -8,9 +8,9 @@ other numbers.
 ## What came before
 
 Beltagy et al. had three ways (arXiv:2004.05150, section 3.2 and appendix A). A loop over the diagonals keeps
-nothing that is not needed, and is "unusably slow". A kernel in CUDA is as fast as full attention. *Chunks*,
-the way that Transformers has kept, cut queries and keys into overlapping blocks and multiply those; they need
-twice the memory that the pattern does, and cannot be dilated.
+nothing that is not needed, and is "unusably slow". A kernel in CUDA does the same in less time. *Chunks*, the
+way that Transformers has kept, cut queries and keys into overlapping blocks and multiply those; they need twice
+the memory that the pattern does, and cannot be dilated.
 
 The tiles of lesson 9 waste less: a block of $u$ queries meets the $u + 2(w - 1)$ keys that any of them sees.
 Global tokens and dilation are added to them here, each by moving tokens to where that code can do the work.
@@ -23,7 +23,8 @@ the window, and is hidden there. Its own row will be written over.](figure:tile)
 Let the $G$ global tokens come first, as [CLS] and a question do. Their rows and columns are $2tG - G^2$
 pairs. The rest is a text of $t - G$ tokens with a window, cut at both ends. Together, for $t - G \ge w$,
 
-$$N = \underbrace{(t - G)(2w - 1) - w(w - 1)}_{\text{window}} + \underbrace{2tG - G^2}_{\text{global}}$$
+$$\begin{aligned} N = {}& \underbrace{(t - G)(2w - 1) - w(w - 1)}_{\text{window}} \\
+&+ \underbrace{2tG - G^2}_{\text{global}} \end{aligned}$$
 
 pairs [check:test_pairs_are_counted]. For 4,096 tokens, $w = 257$ and [CLS] these are 2,043,134 of
 16,777,216, an eighth [check:test_pairs_are_counted|12.2%]. The tiles compute a few more, since each query

@@ -128,7 +128,7 @@ def global_rows(
     is global and token 2 is padding. The answer is 7, 4.5, 7.
 
     **Shapes.** `query` and `key` are `b h t d`, `value` and `output` are `b h t e`, and so is the result. The
-    masks are `b t`. `output` itself is not changed.
+    masks are `b t`.
     """
     ### BEGIN SOLUTION
     positions, real = pack_globals(global_mask & padding_mask)

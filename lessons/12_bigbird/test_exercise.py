@@ -196,7 +196,7 @@ class TestAttention:
 
         output = student.call("sparse_attention", *inputs, 3, table, n_global=n_global, n_extra=n_extra)
         wanted = bigbird_attention(*inputs, 3, plan, n_extra=n_extra)
-        what = f"output of {t} tokens ({n_extra} extra, {n_global} global blocks)"
+        what = f"output of {t} tokens ({n_extra} extra, {n_global} global {'block' if n_global == 1 else 'blocks'})"
         what += ", with anything in the rows of global blocks" if junk else ""
         expect.close(output, wanted, axes=AXES, what=what, explain=explain)
 
