@@ -120,7 +120,7 @@ from annotated_attention.attention_sinks_logits import (
     sink_attention,
     sink_gate,
 )
-from annotated_attention.kv_cache import check_update
+from annotated_attention.kv_cache import check_update, empty_slots
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 
 __all__ = ["LearnableSink", "SinkKVCache", "SinkLogits"]
@@ -176,12 +176,7 @@ class SinkKVCache:
         """
         keys, values = self.keys, self.values
         if self.seen == 0:
-            if key.ndim != 4 or value.ndim != 4:
-                came = f"key is {tuple(key.shape)}, value is {tuple(value.shape)}"
-                raise ValueError(f"{came}: b g t d and b g t e are wanted")
-            (b, g, _, d), e = key.shape, value.shape[3]
-            keys = key.new_zeros(b, g, self.capacity, d)
-            values = key.new_zeros(b, g, self.capacity, e)
+            keys, values = empty_slots(key, value, self.capacity)
         check_update(key, value, keys, values)
 
         # Of several tokens that come at once, each would need the sinks at another distance, and a key stands

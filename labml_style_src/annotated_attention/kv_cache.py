@@ -94,8 +94,7 @@ class KVCache:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
         self.capacity = capacity
         self.keys = self.values = torch.empty(1, 0, capacity, 0)
-        self.lengths = torch.zeros(1, dtype=torch.long)
-        self.longest = 0
+        self.lengths, self.longest = torch.zeros(1, dtype=torch.long), 0
 
     def update(
         self,
@@ -108,18 +107,10 @@ class KVCache:
         that the cache began with, or wants a gradient is a `ValueError`, and changes nothing
         [check:test_what_is_refused_changes_nothing].
         """
-        if self.longest:
-            keys, values, lengths = self.keys, self.values, self.lengths
-        else:
-            if key.ndim != 4 or value.ndim != 4:
-                came = f"key is {tuple(key.shape)}, value is {tuple(value.shape)}"
-                raise ValueError(f"{came}: b g t d and b g t e are wanted")
-            (b, g, _, d), e = key.shape, value.shape[3]
-
-            # A mask hides finite numbers only, for $0 \cdot \text{NaN}$ is NaN: empty slots hold zeros.
-            keys = key.new_zeros(b, g, self.capacity, d)
-            values = key.new_zeros(b, g, self.capacity, e)
-            lengths = torch.zeros(b, dtype=torch.long, device=key.device)
+        keys, values, lengths = self.keys, self.values, self.lengths
+        if not self.longest:
+            keys, values = empty_slots(key, value, self.capacity)
+            lengths = torch.zeros(len(key), dtype=torch.long, device=key.device)
         check_update(key, value, keys, values)
 
         # Every text grows by $t$: the longest, a Python number, is the first without room.
@@ -169,6 +160,15 @@ class KVCache:
         forgotten = rearrange(behind >= self.lengths[:, None], "b n -> b 1 n 1")
         self.keys[:, :, shortest:longest].masked_fill_(forgotten, 0.0)
         self.values[:, :, shortest:longest].masked_fill_(forgotten, 0.0)
+
+
+def empty_slots(key: Tensor, value: Tensor, n_slots: int) -> tuple[Tensor, Tensor]:
+    r"""Memory for more of the same. It holds zeros, for $0 \cdot \text{NaN}$ is NaN: a mask would not hide it."""
+    if key.ndim != 4 or value.ndim != 4:
+        came = f"key is {tuple(key.shape)}, value is {tuple(value.shape)}"
+        raise ValueError(f"{came}: b g t d and b g t e are wanted")
+    room = (*key.shape[:2], n_slots)
+    return key.new_zeros(*room, key.shape[3]), key.new_zeros(*room, value.shape[3])
 
 
 def check_update(key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:

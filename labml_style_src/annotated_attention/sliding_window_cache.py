@@ -57,7 +57,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from annotated_attention.kv_cache import check_update, kv_cache_bytes
+from annotated_attention.kv_cache import check_update, empty_slots, kv_cache_bytes
 
 __all__ = ["RollingKVCache", "rolling_kv_cache_bytes"]
 
@@ -88,12 +88,7 @@ class RollingKVCache:
         """
         keys, values = self.keys, self.values
         if not self.length:
-            if key.ndim != 4 or value.ndim != 4:
-                came = f"key is {tuple(key.shape)}, value is {tuple(value.shape)}"
-                raise ValueError(f"{came}: b g t d and b g t e are wanted")
-            (b, g, _, d), e = key.shape, value.shape[3]
-            keys = key.new_zeros(b, g, self.window, d)
-            values = key.new_zeros(b, g, self.window, e)
+            keys, values = empty_slots(key, value, self.window)
         check_update(key, value, keys, values)
 
         # One token is answered with the ring itself, to be written below. Slot $c$ then holds the last
