@@ -81,6 +81,11 @@ def count_scores__pairs_twice(t, window, positions):
     return band + sum(count_scores(t, window, [p]) - band for p in positions)
 
 
+def count_scores__itself_twice(t, window, positions):
+    """A global token's score for itself lies in its row and in its column. Is it computed twice?"""
+    return count_scores(t, window, positions) + len(positions)
+
+
 def pack_globals__same_for_all(global_mask):
     """All your texts have the positions of the first. A batch holds questions of different lengths: do
     their global tokens stand in the same places?"""
@@ -100,6 +105,13 @@ def global_rows__spare_slots_written(query, key, value, output, global_mask, pad
     spare = ~pack_globals(global_mask & padding_mask)[1].all(dim=1, keepdim=True)
     first = torch.arange(query.shape[2]) == 0
     return global_rows(query, key, value, output, global_mask | (spare & first), padding_mask)
+
+
+def global_rows__not_scaled(query, key, value, output, global_mask, padding_mask):
+    """Your global queries ask with scores that are not divided by the root of d. Which of the two sharpens a
+    softmax, a division or its absence?"""
+    query = query * query.shape[-1] ** 0.5
+    return global_rows(query, key, value, output, global_mask, padding_mask)
 
 
 def global_rows__at_the_front(query, key, value, output, global_mask, padding_mask):
@@ -132,6 +144,29 @@ def shared_softmax__counted_twice(window_scores, global_scores, positions, real,
     return shared_softmax(window_scores, global_scores, far_away, real, padding_mask)
 
 
+def shared_softmax__spare_slots_seen(window_scores, global_scores, positions, real, padding_mask):
+    """Slots that are not real take part in your softmax. Whose key is behind the score of a slot that nobody
+    fills?"""
+    # In a place beyond the text nobody takes them for a key of the window.
+    spare = positions.where(real, 10 * window_scores.shape[2] + window_scores.shape[3])
+    return shared_softmax(window_scores, global_scores, spare, torch.ones_like(real), padding_mask)
+
+
+def shared_softmax__padding_asks(window_scores, global_scores, positions, real, padding_mask):
+    """The rows of padding have weights. Nobody asked there: what is a row of zeros to the sum that follows,
+    and what is one of weights?"""
+    weights = shared_softmax(window_scores, global_scores, positions, real, padding_mask)
+    t, a = window_scores.shape[2:]
+    j = torch.arange(t)[:, None] + torch.arange(a) - a // 2
+    near = padding_mask[:, j.clamp(0, t - 1)] & (j >= 0) & (j < t)
+    far = real[:, None] & ((positions[:, None] - torch.arange(t)[:, None]).abs() > a // 2)
+    sees = torch.cat([near, far], dim=-1)[:, None]
+    scores = torch.cat([window_scores, global_scores], dim=-1).masked_fill(~sees, float("-inf"))
+    asked = scores.softmax(dim=-1).nan_to_num()
+    rows = padding_mask[:, None, :, None]
+    return weights[0].where(rows, asked[..., :a]), weights[1].where(rows, asked[..., a:])
+
+
 def shared_softmax__two_softmaxes(window_scores, global_scores, positions, real, padding_mask):
     """You take two softmaxes, one for the window and one for the global tokens. Each sums to one, so a query
     spreads two units. And how would a global key tell the window that it is the better one?"""
@@ -160,6 +195,15 @@ def longformer_attention__global_keys_for_all(query, key, value, window, global_
     )
     options["global_qkv"] = options.get("global_qkv") or own
     return longformer_attention(query, key, value, window, global_mask, **options)
+
+
+def longformer_attention__not_scaled(query, key, value, window, global_mask, **options):
+    """Your local queries ask with scores that are not divided by the root of d. The softmax of this task takes
+    scores as they come: who divides?"""
+    # The global queries are scaled in task 4, so they keep their own.
+    own = options.pop("global_qkv", None) or (query, key, value)
+    query = query * query.shape[-1] ** 0.5
+    return longformer_attention(query, key, value, window, global_mask, global_qkv=own, **options)
 
 
 def longformer_attention__only_queries_projected(query, key, value, window, global_mask, **options):
