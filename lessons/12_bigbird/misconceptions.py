@@ -61,6 +61,18 @@ def key_table__drawn_twice(decks, *, n_window, n_global, n_random):
     return _table(decks, n_window, n_global, n_random, lambda i, sees: decks[i].tolist())
 
 
+def key_table__in_the_order_of_arrival(decks, *, n_window, n_global, n_random):
+    """Your rows have the right blocks, in the order in which you found them. In which order does the task
+    want them?"""
+    sees = block_mask(len(decks), n_window=n_window, n_global=n_global)
+    table = key_table(decks, n_window=n_window, n_global=n_global, n_random=n_random)
+    for i, row in enumerate(table.tolist()):
+        known = [j for j in row if j >= 0 and sees[i, j]]
+        drawn = [j for j in decks[i].tolist() if j in row and j not in known]
+        table[i, : len(known + drawn)] = torch.tensor(known + drawn)
+    return table
+
+
 def key_table__passes_over_too_late(decks, *, n_window, n_global, n_random):
     """You take `n_random` cards first, and strike out those that are seen already. Some blocks are then
     left with fewer random blocks than others, though their decks have more. Which comes first, to pass over
@@ -87,6 +99,13 @@ def gather_blocks__blocks_taken_for_positions(x, table, block_size):
     seen = ((table[..., None] >= 0) & (position < x.shape[2])).flatten(1)
     fetched = x[:, :, position.clamp(0, x.shape[2] - 1).flatten(1)]
     return fetched * seen[..., None], seen
+
+
+def gather_blocks__filled_with_block_0(x, table, block_size):
+    """You say rightly what is seen, but a -1 has fetched block 0. It is not seen, and still: what does the
+    task want in its place, and what would 0 · NaN be?"""
+    fetched, seen = gather_blocks(x, table, block_size)
+    return gather_blocks(x, table.clamp(min=0), block_size)[0].where(~seen[..., None], fetched), seen
 
 
 def gather_blocks__padding_seen(x, table, block_size):
@@ -144,6 +163,27 @@ def sparse_attention__extra_tokens_unseen(query, key, value, block_size, table, 
     rest = sparse_attention(*body, block_size, table)
     n_full = n_extra + n_global * block_size
     return torch.cat([full[:, :, :n_full], rest[:, :, n_full - n_extra :]], dim=2)
+
+
+def sparse_attention__global_blocks_blind_to_extra(
+    query, key, value, block_size, table, *, n_global=0, n_extra=0
+):
+    """Your global blocks see all blocks, and not the extra tokens. Who is it that sees everything?"""
+    found = sparse_attention(query, key, value, block_size, table, n_global=n_global, n_extra=n_extra)
+    body = [tensor[:, :, n_extra:] for tensor in (query, key, value)]
+    blind = sparse_attention(*body, block_size, table, n_global=n_global)
+    stop = n_extra + n_global * block_size
+    return torch.cat([found[:, :, :n_extra], blind[:, :, : stop - n_extra], found[:, :, stop:]], dim=2)
+
+
+def sparse_attention__blocks_from_the_first_token(
+    query, key, value, block_size, table, *, n_global=0, n_extra=0
+):
+    """Your blocks begin with the first extra token, so all of them are shifted. Where does the text begin?"""
+    t = query.shape[2]
+    seen = _seen(t, block_size, table, n_global, 0)
+    seen[:n_extra] = seen[:, :n_extra] = True
+    return _dense(query, key, value, seen)
 
 
 def sparse_attention__softmax_of_each_part(query, key, value, block_size, table, *, n_global=0, n_extra=0):
