@@ -107,10 +107,9 @@ class KVCache:
         that the cache began with, or wants a gradient is a `ValueError`, and changes nothing
         [check:test_what_is_refused_changes_nothing].
         """
-        keys, values, lengths = self.keys, self.values, self.lengths
+        keys, values = self.keys, self.values
         if not self.longest:
             keys, values = empty_slots(key, value, self.capacity)
-            lengths = torch.zeros(len(key), dtype=torch.long, device=key.device)
         check_update(key, value, keys, values)
 
         # Every text grows by $t$: the longest, a Python number, is the first without room.
@@ -120,10 +119,11 @@ class KVCache:
             raise ValueError(f"{held}, {t} more came: capacity {longest} is wanted")
 
         # Slot $j$ is position $j$ of the text. `torch.cat` would copy everything for every token.
-        rows = torch.arange(len(key), device=key.device)[:, None]
+        rows = torch.arange(len(key), device=key.device)
+        lengths = self.lengths if self.longest else torch.zeros_like(rows)
         slots = lengths[:, None] + torch.arange(t, device=key.device)
-        keys[rows, :, slots] = rearrange(key, "b g t d -> b t g d")
-        values[rows, :, slots] = rearrange(value, "b g t e -> b t g e")
+        keys[rows[:, None], :, slots] = rearrange(key, "b g t d -> b t g d")
+        values[rows[:, None], :, slots] = rearrange(value, "b g t e -> b t g e")
         self.keys, self.values = keys, values
         self.lengths, self.longest = lengths + t, longest
         return keys[:, :, :longest], values[:, :, :longest]
