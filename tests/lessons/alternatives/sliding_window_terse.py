@@ -33,7 +33,7 @@ def sliding_window_attention(query, key, value, window, *, block_size=64, is_cau
 
 
 class RewindableKVCache:
-    """Slots are counted from the end, to show that any order will do."""
+    """Slots are counted from the end, to show that any order will do. Unwritten, they hold the worst."""
 
     def __init__(self, window, draft):
         self.window, self.draft = window, draft
@@ -45,7 +45,9 @@ class RewindableKVCache:
             raise ValueError
         size = len(self.positions)
         if not self.most:
-            self.keys, self.values = (x.new_empty(*x.shape[:2], size, x.size(3)) for x in (key, value))
+            self.keys, self.values = (
+                x.new_full((*x.shape[:2], size, x.size(3)), math.nan) for x in (key, value)
+            )
         new = self.count + torch.arange(key.size(2))
         slots = -new % size
         self.keys[:, :, slots], self.values[:, :, slots] = key, value
