@@ -164,10 +164,10 @@ def window_and_global(
     band, own = steps <= reach, steps == 0
 
     outputs = []
-    for q, k, v, local in tiles:
+    for q, near_k, near_v, local in tiles:
         rows = q.shape[2]
-        k = torch.cat([global_key.to(k.dtype), k], dim=2)
-        v = torch.cat([global_value.to(v.dtype), v], dim=2)
+        k = torch.cat([global_key.to(q.dtype), near_k], dim=2)
+        v = torch.cat([global_value.to(q.dtype), near_v], dim=2)
 
         # A global token in the window stands in front already. It must be hidden here, or it counts twice
         # [check:test_global_tokens_count_once]. So must padding, and places outside of the text. Every local
@@ -203,13 +203,14 @@ def longformer_scores(t: int, window: int, n_global: int) -> tuple[int, int]:
 
 def example(axes: dict[str, int]) -> None:
     """Run once on primes: the shapes beside the code are read off this run."""
-    b, g, r, t, d, e = (axes[name] for name in "bgrtde")
+    b, g, r, d, e, x = (axes[name] for name in "bgrdex")
+    t = axes["t"] + x
     query, key = torch.randn(b, g * r, t, d), torch.randn(b, g, t, d)
     value = torch.randn(b, g, t, e)
-    is_global = torch.arange(t).expand(b, t) < 1
+    is_global = torch.arange(t).expand(b, t) < x
     real = torch.ones_like(is_global)
-    found = torch.ones(b, 1, dtype=torch.bool)
+    found = torch.ones(b, x, dtype=torch.bool)
     pack(key, is_global, found)
     strands(query, 2)
-    window_and_global(query, key, value, 2, is_global, real, found)
-    longformer_scores(t, 2, 1)
+    window_and_global(query, key, value, 1, is_global, real, found)
+    longformer_scores(t, 2, x)
