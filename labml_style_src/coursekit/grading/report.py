@@ -192,17 +192,19 @@ def note_what_waits(tasks: list[Task], records: list[dict[str, Any]]) -> None:
 
 
 def believable(records: list[dict[str, Any]]) -> list[list[str]]:
-    """For each case the mistakes that may be named in it. Small answers coincide by chance, so a mistake in `f`
-    (its name begins with it) must show in the first case that fails and asks for `f`, or it is named nowhere."""
+    """For each case the mistakes that may be named in it. Answers coincide by chance, so a mistake in `f` (its
+    name begins with it) must show in the first case that asks for `f` and fails. If all that ask for it pass,
+    nothing is wrong with `f`. Only what no case asks for may show anywhere."""
     candidates = [[name for name, _ in record["mistakes"]] for record in records]
+    asked = {name for record in records for name in record["asked"]}
     first: dict[str, int] = {}
     for index, record in enumerate(records):
         for name in record["asked"] if record["outcome"] == FAILED else ():
             first.setdefault(name, index)
 
     def shows(name: str) -> bool:
-        index = first.get(name.partition("__")[0])
-        return index is None or name in candidates[index]
+        function = name.partition("__")[0]
+        return function not in asked or (function in first and name in candidates[first[function]])
 
     return [[name for name in names if shows(name)] for names in candidates]
 

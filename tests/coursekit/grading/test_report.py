@@ -58,6 +58,12 @@ def test_an_answer_that_coincides_later_accuses_nobody():
     assert [each.name for each in build([second, first]).mistakes] == ["count__forgets"]
 
 
+def test_nothing_is_wrong_with_what_passes():
+    own = record("own", "", asked=["helper"], outcome="passed")
+    later = record("later", "1 is 2", "helper__forgets", asked=["attention"])
+    assert build([own, later]).mistakes == []
+
+
 def test_a_mistake_in_what_no_check_has_asked_for_may_show_anywhere():
     one = record("one", "7 is 8", asked=["attention"])
     two = record("two", "1 is 2", "helper__forgets", asked=["attention"])
