@@ -197,6 +197,13 @@ def longformer_attention__global_keys_for_all(query, key, value, window, global_
     return longformer_attention(query, key, value, window, global_mask, **options)
 
 
+def longformer_attention__global_qkv_unused(query, key, value, window, global_mask, **options):
+    """Your global tokens ask with the same projections as all others. What were the three of `global_qkv` made
+    for, and who asks with them?"""
+    options["global_qkv"] = None
+    return longformer_attention(query, key, value, window, global_mask, **options)
+
+
 def longformer_attention__not_scaled(query, key, value, window, global_mask, **options):
     """Your local queries ask with scores that are not divided by the root of d. The softmax of this task takes
     scores as they come: who divides?"""
