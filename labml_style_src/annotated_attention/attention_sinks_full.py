@@ -108,8 +108,8 @@ def streaming_rotary(
     \begin{pmatrix} R_i\,\mathbf{q}_i \\ R_{\hat\imath}\,\mathbf{q}_i \end{pmatrix}^{\!\top}
     \begin{pmatrix} \mathbf{0} \\ R_j\,\mathbf{k}_j \end{pmatrix}$$
 
-    Vectors twice as wide, and plain attention does the rest, in any kernel: the trick by which lesson 6 made
-    a bias a coordinate. It is the formula above [check:test_rotary_agrees_with_the_plain_formula]
+    Vectors twice as wide, and plain attention does the rest: the trick by which lesson 6 made a bias a
+    coordinate. It is the formula above [check:test_rotary_agrees_with_the_plain_formula]
     [check:test_gradcheck].
 
     It fits the slot, as `partial(streaming_rotary, n_sinks=4, window=1020)`, and a model trained with it
@@ -197,7 +197,9 @@ def attend_by_distance(
 
     **Cost.** All on this page makes $t\,s$ scores, of which a mask keeps $t\,(n + w)$. That is right for an
     oracle and for texts of some windows. For long ones, the band of lesson 9 computes the window, and the
-    sinks are one more block of keys, seen by all: two results that lesson 13 merges.
+    sinks are one more block of keys, seen by all: two results that lesson 13 merges. And on a CPU PyTorch's fused
+    kernel takes no keys that are wider than values: the rotary pass is about five times as slow as one with true
+    distances (`benchmarks/bench_attention_sinks.py`).
 
     **When it fails.** The mask must count as the cache does. A pass with true distances to the sinks is
     another function, by more than a rounding as soon as the cache is full
