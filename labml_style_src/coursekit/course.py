@@ -120,20 +120,21 @@ class Lesson:
 
     @cached_property
     def is_companion(self) -> bool:
-        """Whether the lesson's docstring opens with `companion`: such a lesson has no mechanism file."""
-        text = self.notebook.read_text("utf-8") if self.notebook.exists() else ""
-        return bool(re.match(r'\s*(?:#[^\n]*\n)*\s*r?"""companion\b', text))
+        """Whether the lesson opens with `Companion`, below its title: such a lesson has no mechanism file."""
+        return self._opening is not None and self._opening["text"].startswith("Companion ")
 
     @cached_property
     def title(self) -> str:
         """That of the mechanism, or the H1 of the lesson for a companion."""
-        if not self.is_companion:
-            return self.mechanism.title
-        # In a lesson the Markdown is commented out.
-        match = re.search(r"^# # (.+)$", self.notebook.read_text("utf-8"), re.MULTILINE)
-        if match is None:
-            raise CourseError(f"{self.notebook}: a companion lesson needs a cell that begins '# # Title'")
-        return match.group(1).strip()
+        if self.is_companion and self._opening is not None:
+            return self._opening["title"].strip()
+        return self.mechanism.title
+
+    @property
+    def _opening(self) -> re.Match[str] | None:
+        """The lesson's title and the line below it. In a lesson the Markdown is commented out."""
+        text = self.notebook.read_text("utf-8") if self.notebook.exists() else ""
+        return re.search(r"^# # (?P<title>.+)\n#\n# (?P<text>.+)$", text, re.MULTILINE)
 
     def pieces(self) -> list[Path]:
         """Every file that the convention asks for."""

@@ -77,7 +77,8 @@ def test_a_mechanism_without_a_title_says_so(course):
 
 
 def test_a_companion_has_no_mechanism(course):
-    write(course.lesson("sinks").notebook, '# %%\n"""companion"""\n# %% [markdown]\n# # Real models\n')
+    text = "# %% [markdown]\n# # Real models\n#\n# Companion to the lessons before it.\n"
+    write(course.lesson("sinks").notebook, text)
     lesson = Course(course.root).lesson("sinks")
     assert lesson.is_companion
     assert lesson.title == "Real models"
