@@ -20,6 +20,7 @@ def watched(course: Course) -> list[Path]:
     root = course.root
     tests = [root / "tests" / name for name in (CONTENT_PACKAGE, "records", "conftest.py", "proof.py")]
     paths = [root / name for name in ("mkdocs.yml", "pyproject.toml", "docs", "lessons", SOURCE_ROOT)]
+    paths.append(root / "benchmarks" / "results")
     return [path for path in [*paths, *tests] if path.exists()]
 
 

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 
 from coursekit.pages.problems import Problem
 
+# A fence or a span of code: what looks like an insert there is shown, not replaced. It is tried first.
+CODE = r"(?P<code> ^(?P<fence>```+|~~~+).*?(?:^(?P=fence)|\Z) | (?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`) )"
 # A caption may hold formulas and code with brackets, but no other image.
-FIGURE = re.compile(r"!\[(?P<caption>(?:(?!!\[|\]\().)*)\]\(figure:(?P<name>[^)]*)\)", re.DOTALL)
+FIGURE = re.compile(
+    rf"{CODE} | !\[(?P<caption>(?:(?!!\[|\]\().)*)\]\(figure:(?P<name>[^)]*)\)",
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
 
 
 @dataclass
@@ -21,7 +26,7 @@ class Figures:
     def check(self, markdown: str, line: int) -> None:
         """Report unknown figures; `line` is the file's line of the Markdown's first."""
         for match in FIGURE.finditer(markdown):
-            if match["name"] not in self.drawings:
+            if not match["code"] and match["name"] not in self.drawings:
                 message = (
                     f"unknown figure '{match['name']}': figures.py has {', '.join(self.drawings) or 'none'}"
                 )
@@ -31,11 +36,15 @@ class Figures:
 
     def replace(self, markdown: str) -> str:
         """The Markdown with each figure as a block of its own."""
-        return FIGURE.sub(lambda match: f"\n\n{self._figure(match, 'figure')}\n\n", markdown)
+
+        def figure(match: re.Match[str]) -> str:
+            return match["code"] or f"\n\n{self._figure(match, 'figure')}\n\n"
+
+        return FIGURE.sub(figure, markdown)
 
     def take_first(self, markdown: str) -> tuple[str, str]:
         """The Markdown without its first figure, and that figure for the margin of an opening."""
-        match = FIGURE.search(markdown)
+        match = next((match for match in FIGURE.finditer(markdown) if not match["code"]), None)
         if not match:
             return markdown, ""
         rest = markdown[: match.start()].rstrip() + "\n\n" + markdown[match.end() :].lstrip()

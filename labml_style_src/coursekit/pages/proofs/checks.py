@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from coursekit.pages.inserts import CODE
 from coursekit.pages.problems import Problem
 from coursekit.pages.proofs.records import Record
 
-# Code comes first, so that a check written in a code span or a fence is left alone. In a table the bar before
-# a label is written `\|`.
+# In a table the bar before a label is written `\|`.
 CHECK = re.compile(
-    r"""
-    (?P<code> ^(?P<fence>```+|~~~+).*?(?:^(?P=fence)|\Z) | (?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`) )
+    rf"""
+    {CODE}
     | \[check:\s*(?P<name>[^]|\\]*?)\s*(?:\\?\|(?P<label>[^]]*))?\]
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
@@ -24,8 +24,9 @@ CHECK = re.compile(
 class Checks:
     """Writes the badges of one page and collects what is wrong with its claims.
 
-    `tests` are the known tests with the address of each, `lookup(test)` their records. An unknown or a failed
-    test is a problem; a test without a fresh record shows as stale.
+    `tests` are the known tests with the address of each, `lookup(test)` their records; on a page of no mechanism
+    a test's name is `slug.test_name`. An unknown or a failed test is a problem; a test without a fresh record
+    shows as stale.
     """
 
     path: str
@@ -56,9 +57,7 @@ class Checks:
                 message = f"check '{name}' failed on {record.device}: mend it and run 'attn verify'"
                 self.problems.append(Problem(self.path, line, message))
         self.count += 1
-        text = html.escape(
-            " ".join((label or name.removeprefix("test_").replace("_", " ")).split()), quote=False
-        )
+        text = html.escape(" ".join((label or _claim(name)).split()), quote=False)
         fresh = any(record.outcome == "passed" and not record.stale for record in records)
         shown = f"✓ {text}" if fresh else f"{text} · stale"
         said = [_said(record) for record in records] or ["no record yet"]
@@ -69,6 +68,11 @@ class Checks:
             f'<span popover class="record" id="check-{self.count}" data-search-exclude>{link}'
             f"{''.join(f'<small>{html.escape(one, quote=False)}</small>' for one in said)}</span>&#8288;"
         )
+
+
+def _claim(name: str) -> str:
+    """What a test says in its name: `sliding_window.test_memory_is_linear` says 'memory is linear'."""
+    return name.rpartition(".")[2].removeprefix("test_").replace("_", " ")
 
 
 def _said(record: Record) -> str:

@@ -6,7 +6,7 @@ Each is kept in `build/cache` under a key of all that can change it. Notebooks r
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from coursekit.course import Course, Lesson, Mechanism
+from coursekit.course import Course, Mechanism
 from coursekit.files import write_text
 from coursekit.imports import code_key
 from coursekit.pages import inputs
@@ -26,11 +26,12 @@ from coursekit.pages.worker import Worker
 @dataclass
 class Material:
     """By slug: the shapes that were seen in each mechanism (as JSON), each lesson's figures (SVG by name) and its
-    executed notebook. What failed is its `PageError`."""
+    executed notebook; and the drawings of the hand-written pages. What failed is its `PageError`."""
 
     shapes: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, str] | PageError] = field(default_factory=dict)
     notebooks: dict[str, NotebookNode | PageError] = field(default_factory=dict)
+    drawings: dict[str, str] | PageError = field(default_factory=dict)
 
 
 def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> Material:
@@ -52,7 +53,10 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
             if mechanism.source.exists():
                 material.shapes[mechanism.slug] = seen(course, worker, mechanism)
         for lesson in course.lessons:
-            material.figures[lesson.slug] = drawn(course, worker, lesson)
+            material.figures[lesson.slug] = drawn(course, worker, lesson.figures, lesson.slug)
+        results = sorted((course.root / "benchmarks" / "results").glob("*.json"))
+        measured = [path.read_text("utf-8") for path in results]
+        material.drawings = drawn(course, worker, course.root / "docs" / "figures.py", "docs", measured)
         for slug, future in running.items():
             try:
                 material.notebooks[slug] = future.result()
@@ -72,13 +76,14 @@ def seen(course: Course, worker: Worker, mechanism: Mechanism) -> Any:
     return _kept(course, worker, "shapes", mechanism.slug, path, mechanism.module, texts)
 
 
-def drawn(course: Course, worker: Worker, lesson: Lesson) -> dict[str, str] | PageError:
-    """The figures of a lesson."""
-    if not lesson.figures.exists():
+def drawn(
+    course: Course, worker: Worker, path: Path, owner: str, measured: Sequence[str] = ()
+) -> dict[str, str] | PageError:
+    """The figures in a file that belongs to a lesson or to the hand-written pages; those draw what was measured."""
+    if not path.exists():
         return {}
-    path = lesson.figures
-    texts = [path.read_text("utf-8")]
-    return _kept(course, worker, "figures", lesson.slug, path, f"figures_{lesson.slug}", texts)
+    texts = [path.read_text("utf-8"), *measured]
+    return _kept(course, worker, "figures", owner, path, f"figures_{owner}", texts)
 
 
 def _kept(

@@ -17,7 +17,7 @@ from coursekit.pages import formulas, notebooks
 from coursekit.pages.notebooks import outputs
 from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.proofs import records
-from coursekit.pages.site import listing
+from coursekit.pages.site import hand_written, listing
 from coursekit.pages.site.exercises import render_exercise
 from coursekit.pages.site.gather import Material
 from coursekit.pages.site.mechanisms import render
@@ -43,10 +43,11 @@ class Page:
 def generate(course: Course, material: Material) -> tuple[list[Page], list[Problem | str]]:
     """All pages in the order of the navigation, and all faults; pages with a fault are missing."""
     problems: list[Problem | str] = list(course.problems())
-    makers: list[Callable[[], Page]] = [
-        lambda path=path: hand_written(course, path) for path in sorted((course.root / "docs").glob("*.md"))
-    ]
     proofs = records.load(course)
+    makers: list[Callable[[], Page]] = [
+        lambda path=path: hand_written_page(course, path, material.drawings, proofs)
+        for path in sorted((course.root / "docs").glob("*.md"))
+    ]
     roles = settings(course).get("extra", {}).get("roles", {})
     # A lesson that lacks a piece still has its other pages read, so that all faults are found.
     mechanisms = [each for each in course.mechanisms if all(path.exists() for path in each.pieces())]
@@ -121,12 +122,11 @@ def _source(course: Course, path: Path) -> tuple[str, str]:
     return path.relative_to(course.root).as_posix(), path.read_text("utf-8")
 
 
-def hand_written(course: Course, path: Path) -> Page:
-    name, text = _source(course, path)
-    faults = formulas.faults(text, name, 1)
-    if faults:
-        raise PageError(faults)
-    return Page(path.relative_to(course.root / "docs").as_posix(), text, [(name, text)])
+def hand_written_page(
+    course: Course, path: Path, drawings: dict[str, str] | PageError, proofs: records.Records
+) -> Page:
+    markdown = hand_written.render(course, path, drawings, proofs)
+    return Page(path.relative_to(course.root / "docs").as_posix(), markdown, [_source(course, path)])
 
 
 def mechanism_page(

@@ -24,7 +24,8 @@ def write_tree(course: Course, pages: Sequence[Page]) -> None:
     for path in sorted((course.root / "docs").rglob("*")):
         relative = path.relative_to(course.root / "docs")
         in_theme = theme is not None and path.is_relative_to(theme)
-        if path.is_file() and not in_theme and relative.as_posix() not in written:
+        published = path.is_file() and path.suffix not in (".py", ".pyc")  # not docs/figures.py
+        if published and not in_theme and relative.as_posix() not in written:
             write_bytes(folder / "docs" / relative, path.read_bytes())
             written.add(relative.as_posix())
     remove_others(folder / "docs", map(Path, written))
