@@ -1,7 +1,11 @@
 """# Exercise: flash
 
-What there is to write, and what may be used. Axes are named as everywhere here: `b` batch, `h` heads,
-`t` queries, `s` keys, `d` and `e` widths.
+Six tasks, each a little harder than the one before, and the last is not answered on the page. In the end you
+have FlashAttention, forward and backward, and with its parts a thing that it cannot do alone.
+
+Axes are named as everywhere here: `b` batch, `h` heads, `t` queries, `s` keys, `d` and `e` widths; a tile has
+`u` queries and `a` keys. You need `torch` only. Write the attention out: `scaled_dot_product_attention` would
+leave nothing to learn. A task may use the functions of the tasks before it.
 
 Check your work as often as you like: `attn check flash` says what is wrong and where, and
 `attn check flash --hint` gives one hint at a time.
@@ -11,14 +15,257 @@ import torch
 from torch import Tensor
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Task 1: the attention.
+def add_block(
+    m: Tensor, l: Tensor, o: Tensor, scores: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Task 1: one more block of keys.
 
-    It is softmax(query keyᵀ / sqrt(d)) value.
+    The keys come in blocks, and each block is forgotten. Of all keys so far, three things are remembered for
+    every query:
 
-    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`; the result is `b h t e`.
+        m = the largest score        l = Σ exp(score - m)        o = Σ exp(score - m) · value
+
+    Before the first block they are -∞, 0 and 0. Take in one more block. Scores may be 10,000, and a score of
+    -∞ is a key that is hidden: it adds nothing, even if the whole block is hidden and nothing was seen before.
+
+    Scores 0 and ln 3 with the values 4 and 8 came before, by hand: m is ln 3, the shares are 1/3 and 1, so
+    l = 4/3 and o = 4/3 + 8 = 28/3. Now comes ln 6 with the value 2. The largest is ln 6, twice as much, so
+    what was summed is worth half of it: l = 2/3 + 1 = 5/3, and o = 14/3 + 2 = 20/3.
+
+    **Shapes.** `m` and `l` are `... u`, `o` is `... u e`, `scores` is `... u a` and `value` is `... a e`.
+
+    **Returns** the new (m, l, o).
     """
     ### BEGIN SOLUTION
-    scores = torch.einsum("b h t d, b h s d -> b h t s", query, key) * query.shape[-1] ** -0.5
-    return torch.einsum("b h t s, b h s e -> b h t e", scores.softmax(dim=-1), value)
+    highest = torch.maximum(m, scores.amax(dim=-1))
+    # -inf minus -inf is NaN, so where nothing was seen yet 0 is taken away: exp(-inf) stays 0.
+    safe = highest.masked_fill(highest == float("-inf"), 0.0)
+    keep = torch.exp(m - safe)
+    shares = torch.exp(scores - safe[..., None])
+    return highest, keep * l + shares.sum(dim=-1), keep[..., None] * o + shares @ value
+    ### END SOLUTION
+
+
+def finish(m: Tensor, l: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
+    """Task 1, continued: what it comes to.
+
+    After the last block, say what attention over all keys returns, and how much there was to attend to: the
+    `lse`, ln Σ exp(score). A query that saw nothing has the output 0 and the lse -∞.
+
+    The example, by hand: the output is (20/3) / (5/3) = 4, and the lse is ln 6 + ln 5/3 = ln 10.
+
+    **Returns** (output, lse), `... u e` and `... u`.
+    """
+    ### BEGIN SOLUTION
+    return o / l.masked_fill(l == 0, 1.0)[..., None], m + torch.log(l)
+    ### END SOLUTION
+
+
+def merge_attention(
+    output_a: Tensor, lse_a: Tensor, output_b: Tensor, lse_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Task 2: two results make one.
+
+    The same queries attended to some keys and, elsewhere, to others. Only the two results are left, each with
+    its lse. Say what attention over all these keys returns, and its lse.
+
+    An lse may be 10,000, or -∞ where a query saw nothing, which may be so in both. Gradients are asked for,
+    too; where both saw nothing they are 0. There is never a NaN.
+
+    Output 4 with the lse ln 10, and output 9 with the lse ln 15, by hand: the second counts 15 where the
+    first counts 10, so the output is (10 · 4 + 15 · 9) / 25 = 7, and the lse is ln 25.
+
+    **Shapes.** Outputs are `b h t e`, an lse is `b h t`.
+
+    **Returns** (output, lse).
+    """
+    ### BEGIN SOLUTION
+    highest = torch.maximum(lse_a, lse_b)
+    empty = highest == float("-inf")
+    safe = highest.masked_fill(empty, 0.0)
+    a, b = torch.exp(lse_a - safe), torch.exp(lse_b - safe)
+    # Not 0 but 1 where nothing was seen, before it is divided by: a NaN would come back as a gradient.
+    total = (a + b).masked_fill(empty, 1.0)
+    output = (a / total)[..., None] * output_a + (b / total)[..., None] * output_b
+    return output, (safe + torch.log(total)).masked_fill(empty, float("-inf"))
+    ### END SOLUTION
+
+
+def tile_plan(t: int, s: int, block_q: int, block_k: int, *, is_causal: bool = False) -> Tensor:
+    """Task 3: which tiles are needed.
+
+    Cut the table of scores, `t s`, into tiles of `block_q` rows and `block_k` columns, from the top left. The
+    last ones are smaller if it does not come out even. With `is_causal`, query i sees the keys j <= i, however
+    many there are of each. Then a tile is one of three kinds:
+
+    - 0: no query in it sees any of its keys. It need not be computed.
+    - 1: each of its queries sees each of its keys. It needs no mask.
+    - 2: some are seen and some are not.
+
+    If not `is_causal`, all are 1. Five queries, seven keys and tiles of 2 by 3, causal, by hand; the rows are
+    the queries 0 1, 2 3 and 4, the columns the keys 0 1 2, 3 4 5 and 6:
+
+        2 0 0
+        1 2 0
+        1 2 0
+
+    With six keys the last row would be the same: query 4 does not see key 5. With five keys it would be 1 1.
+
+    **Returns** a tensor of whole numbers, one for each tile.
+    """
+    ### BEGIN SOLUTION
+    first_q, first_k = torch.arange(0, t, block_q), torch.arange(0, s, block_k)
+    last_q, last_k = (first_q + block_q).clamp(max=t) - 1, (first_k + block_k).clamp(max=s) - 1
+    if not is_causal:
+        return torch.ones(len(first_q), len(first_k), dtype=torch.long)
+    some, whole = first_k <= last_q[:, None], last_k <= first_q[:, None]
+    return torch.where(whole, 1, torch.where(some, 2, 0))
+    ### END SOLUTION
+
+
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    is_causal: bool = False,
+    block_q: int = 32,
+    block_k: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Task 4: flash attention.
+
+    It is softmax(query keyᵀ / √d) value, tile by tile: whatever the lengths, no tensor of `t` times `s` is
+    ever made. What the plan of task 3 leaves out is not read, so a NaN there does no harm. The result does
+    not depend on the sizes of the tiles.
+
+    In half precision, all that is computed and remembered is in float32, and so is the lse; the output is
+    rounded to the dtype of the query once, in the end. In float64 all stays in float64.
+
+    Values 1, 2, 3, 4, all queries 0, by hand: all scores are 0, so the causal outputs are 1, 1.5, 2, 2.5, and
+    the lse is ln 1, ln 2, ln 3, ln 4.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d` and `value` is `b h s e`.
+
+    **Returns** (output, lse), `b h t e` and `b h t`.
+    """
+    ### BEGIN SOLUTION
+    t, s = query.shape[2], key.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal).tolist()
+    results = []
+    for n, q in enumerate(query.split(block_q, dim=2)):
+        q = q.to(wide) * query.shape[3] ** -0.5
+        i = n * block_q + torch.arange(q.shape[2])
+        m, l = q.new_full(q.shape[:3], float("-inf")), q.new_zeros(q.shape[:3])
+        o = q.new_zeros(*q.shape[:3], value.shape[3])
+        tiles = zip(plan[n], key.split(block_k, dim=2), value.split(block_k, dim=2), strict=True)
+        for column, (kind, k, v) in enumerate(tiles):
+            if kind == 0:
+                continue
+            scores = q @ k.to(wide).mT
+            if kind == 2:
+                j = column * block_k + torch.arange(k.shape[2])
+                scores = scores.masked_fill(j > i[:, None], float("-inf"))
+            m, l, o = add_block(m, l, o, scores, v.to(wide))
+        results.append(finish(m, l, o))
+    outputs, lses = zip(*results, strict=True)
+    return torch.cat(outputs, dim=2).to(query.dtype), torch.cat(lses, dim=2)
+    ### END SOLUTION
+
+
+def flash_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    *,
+    is_causal: bool = False,
+    block_q: int = 32,
+    block_k: int = 64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Task 5: the way back.
+
+    The weights were not kept. Of the way there only `output` and `lse` are left: compute every tile anew, and
+    again read none that the plan leaves out. With P for the weights and D for one number a query,
+
+        dP = grad_output valueᵀ        D = Σ grad_output · output, over e        dS = P · (dP - D)
+
+    and then dv, dq and dk as in lesson 1, but sums over tiles. Write it by hand; autograd would keep
+    everything.
+
+    `output` and `lse` may be those of a longer text, of which `key` and `value` are only a piece. Then dk and
+    dv are those of this piece, and dq is what it contributes: added up over the pieces, it is the gradient.
+
+    One query 2, two keys 0 and ln 3 with the values 4 and 8, d = 4 (the other numbers are 0), by hand: the
+    weights are 1/4 and 3/4, the output 7. For a gradient of 1, dP is 4 and 8, D is 7, dS is -3/4 and 3/4; dk
+    is -3/4 and 3/4 in its first number, dq is 3/8 · ln 3, and dv is 1/4 and 3/4.
+
+    **Shapes.** As in task 4; `grad_output` is `b h t e`.
+
+    **Returns** (dq, dk, dv).
+    """
+    ### BEGIN SOLUTION
+    t, s, scale = query.shape[2], key.shape[2], query.shape[3] ** -0.5
+    dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    delta = (grad_output * output).sum(dim=-1, keepdim=True)
+    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal)
+    for n, column in plan.nonzero().tolist():
+        i = slice(n * block_q, (n + 1) * block_q)
+        j = slice(column * block_k, (column + 1) * block_k)
+        q, k, grad = query[:, :, i], key[:, :, j], grad_output[:, :, i]
+        # With the lse, each tile knows its weights at once: there is no second online softmax.
+        p = torch.exp(q @ k.mT * scale - lse[:, :, i, None])
+        if plan[n, column] == 2:
+            p = p.masked_fill(torch.arange(s)[j] > torch.arange(t)[i, None], 0.0)
+        ds = p * (grad @ value[:, :, j].mT - delta[:, :, i]) * scale
+        dq[:, :, i] += ds @ k
+        dk[:, :, j] += ds.mT @ q
+        dv[:, :, j] += p.mT @ grad
+    return dq, dk, dv
+    ### END SOLUTION
+
+
+def prefix_attention(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+) -> Tensor:
+    """Task 6: a thousand texts with one beginning.
+
+    Many users, one long system prompt: their texts are different, but all begin with the same tokens. Each
+    text now writes its next token, so it has one query. That attends to the keys of the beginning, which lie in
+    memory once, and then to those of its own text.
+
+    The beginning is not to be copied for each text, nor read once for each: to the keys it makes no
+    difference from which text a query comes. (The checks cannot see this. On a GPU, it is the point.)
+
+    Text b has `lengths[b]` keys of its own, maybe none. Behind them lies whatever was in memory before, and
+    that may be NaN.
+
+    Two texts, all queries 0, the values of the beginning 1 and 2, and of their own 6 and none, by hand: the
+    outputs are (1 + 2 + 6) / 3 = 3 and 1.5.
+
+    **Shapes.** `query` is `b h 1 d`; `prefix_key` is `h s d`, at least one key, and `prefix_value` is `h s e`;
+    `key` is `b h a d` and `value` is `b h a e`; `lengths` is `b`, whole numbers from 0 to a.
+
+    **Returns** the output, `b h 1 e`.
+    """
+    ### BEGIN SOLUTION
+    # The texts become the queries of one text: they never look at one another anyway.
+    together = query.transpose(0, 2)
+    shared = flash_attention(together, prefix_key[None], prefix_value[None])
+    shared_output, shared_lse = (x.transpose(0, 2) for x in shared)
+
+    hidden = torch.arange(key.shape[2]) >= lengths[:, None, None, None]
+    scores = (query @ key.mT * query.shape[3] ** -0.5).masked_fill(hidden, float("-inf"))
+    m, l = torch.full_like(query[..., 0], float("-inf")), torch.zeros_like(query[..., 0])
+    # A weight of 0 is no shelter: 0 times NaN is NaN.
+    value = value.masked_fill(hidden.mT, 0.0)
+    own = finish(*add_block(m, l, torch.zeros_like(shared_output), scores, value))
+    return merge_attention(shared_output, shared_lse, *own)[0]
     ### END SOLUTION

@@ -1,20 +1,340 @@
-"""Wrong variants of the exercise: each is a mistake that somebody made, with what a tutor would say.
+"""Wrong variants of the exercise on flash attention: each is a mistake, with what a tutor would say to it.
 
 `target__mistake` stands in for `target`. Its body may use every name of `exercise.py`, where these are right.
 """
 
 import torch
 
-
-def flash_attention__no_scale(query, key, value):
-    """Your scores are not scaled. What is the variance of a sum of d products, and what does a softmax
-    do with scores that far apart?"""
-    weights = (query @ key.mT).softmax(dim=-1)
-    return weights @ value
+INF = float("inf")
 
 
-def flash_attention__softmax_over_queries(query, key, value):
-    """Your weights sum to one over the queries. Each query spreads one unit of attention over the keys:
-    along which axis must the sum be one?"""
-    scores = torch.einsum("b h t d, b h s d -> b h t s", query, key) * query.shape[-1] ** -0.5
-    return scores.softmax(dim=-2) @ value
+def add_block__factor_upside_down(m, l, o, scores, value):
+    """What was summed before grows when a larger score comes: your factor is turned upside down. In the
+    example the largest score doubles (ln 3 becomes ln 6). Are the old shares then worth twice as much, or
+    half?"""
+    highest = torch.maximum(m, scores.amax(dim=-1))
+    safe = highest.masked_fill(highest == -INF, 0.0)
+    grow = torch.exp(safe - m).masked_fill(m == -INF, 0.0)
+    shares = torch.exp(scores - safe[..., None])
+    return highest, grow * l + shares.sum(dim=-1), grow[..., None] * o + shares @ value
+
+
+def add_block__nothing_is_rescaled(m, l, o, scores, value):
+    """You add the new shares to the old sums as they are. The old ones were taken relative to another m: by
+    which factor do they change when m does?"""
+    m, l_new, o_new = add_block(torch.maximum(m, scores.amax(dim=-1)), 0 * l, 0 * o, scores, value)
+    return m, l + l_new, o + o_new
+
+
+def add_block__o_is_not_rescaled(m, l, o, scores, value):
+    """m and l are right and o is not: you bring the old l to the new m, but not the old o. Is it a sum of the
+    same shares?"""
+    _, _, added = add_block(torch.maximum(m, scores.amax(dim=-1)), l, 0 * o, scores, value)
+    return *add_block(m, l, o, scores, value)[:2], o + added
+
+
+def add_block__divides_every_time(m, l, o, scores, value):
+    """Your o is divided by l after every block, and the next block adds to it as if it were not. o is a sum, as
+    l is. When is the one time to divide?"""
+    m, l, o = add_block(m, l, o, scores, value)
+    return m, l, o / l.masked_fill(l == 0, 1.0)[..., None]
+
+
+def add_block__largest_of_this_block(m, l, o, scores, value):
+    """Your m is the largest score of the newest block, and forgets those before. If an earlier one was larger,
+    the old sums are multiplied by exp of a large number. Over which keys is m the largest?"""
+    highest = scores.amax(dim=-1)
+    safe = highest.masked_fill(highest == -INF, 0.0)
+    keep, shares = torch.exp(m - safe), torch.exp(scores - safe[..., None])
+    return highest, keep * l + shares.sum(dim=-1), keep[..., None] * o + shares @ value
+
+
+def add_block__infinity_minus_infinity(m, l, o, scores, value):
+    """A query that has seen nothing yet turns to NaN: its m is still -inf after the block, and -inf - (-inf)
+    is no number. What can be taken away instead, so that exp(-inf) stays 0?"""
+    highest = torch.maximum(m, scores.amax(dim=-1))
+    keep, shares = torch.exp(m - highest), torch.exp(scores - highest[..., None])
+    return highest, keep * l + shares.sum(dim=-1), keep[..., None] * o + shares @ value
+
+
+def add_block__not_shifted(m, l, o, scores, value):
+    """Your sums are not relative to m, they are those of exp(score) itself: with a score of 1,000 that is no
+    float any more. What is the largest exponent if m is taken away first?"""
+    shares = torch.exp(scores)
+    return torch.maximum(m, scores.amax(dim=-1)), l + shares.sum(dim=-1), o + shares @ value
+
+
+def finish__lse_without_m(m, l, o):
+    """Your lse is the log of l alone. Each share in l was taken relative to m: exp(m) times l is the sum that
+    the lse is the log of. What is missing?"""
+    return finish(m, l, o)[0], torch.log(l)
+
+
+def finish__nothing_by_nothing(m, l, o):
+    """A query that saw nothing gets NaN: its o and its l are 0. The output is to be 0: by what can you divide
+    there?"""
+    return o / l[..., None], m + torch.log(l)
+
+
+def merge_attention__mean(output_a, lse_a, output_b, lse_b):
+    """Your output is the mean of the two, as if both sides had seen as much. The lse says how much it was:
+    what share of the common denominator has each side?"""
+    return (output_a + output_b) / 2, merge_attention(output_a, lse_a, output_b, lse_b)[1]
+
+
+def merge_attention__weighted_by_the_lse(output_a, lse_a, output_b, lse_b):
+    """You weigh the two outputs by their lse. That is a logarithm, and may be negative: of what? Weigh by that
+    instead."""
+    share = lse_a / (lse_a + lse_b)
+    output = share[..., None] * output_a + (1 - share)[..., None] * output_b
+    return output, merge_attention(output_a, lse_a, output_b, lse_b)[1]
+
+
+def merge_attention__logarithms_added(output_a, lse_a, output_b, lse_b):
+    """You add the two logarithms, and that multiplies the denominators. Those of two sets of keys are added.
+    What is the log of a sum?"""
+    return merge_attention(output_a, lse_a, output_b, lse_b)[0], lse_a + lse_b
+
+
+def merge_attention__overflows(output_a, lse_a, output_b, lse_b):
+    """You take exp of an lse as it is, and exp(10,000) is no float. Only the ratio of the two counts. What may
+    be taken away from both?"""
+    a, b = torch.exp(lse_a), torch.exp(lse_b)
+    total = (a + b).masked_fill((lse_a == -INF) & (lse_b == -INF), 1.0)
+    output = (a / total)[..., None] * output_a + (b / total)[..., None] * output_b
+    return output, torch.log(a + b)
+
+
+def merge_attention__two_empties_are_nan(output_a, lse_a, output_b, lse_b):
+    """Where both sides saw nothing, both lse are -inf, and their difference is NaN. What is the result of
+    nothing and nothing?"""
+    highest = torch.maximum(lse_a, lse_b)
+    a, b = torch.exp(lse_a - highest), torch.exp(lse_b - highest)
+    output = (a[..., None] * output_a + b[..., None] * output_b) / (a + b)[..., None]
+    return output, highest + torch.log(a + b)
+
+
+def merge_attention__nan_on_the_way_back(output_a, lse_a, output_b, lse_b):
+    """Your results are right, and your gradients NaN where both sides saw nothing: a NaN arises, and you put 0
+    over it. On the way back 0 times NaN is NaN. Where does it arise, and what could stand there *before*?"""
+    lse = torch.logaddexp(lse_a, lse_b)
+    a, b = (torch.exp(x - lse).nan_to_num(0.0)[..., None] for x in (lse_a, lse_b))
+    return a * output_a + b * output_b, lse
+
+
+def _plan(t, s, block_q, block_k, is_causal, some, whole, ends=True):
+    """A plan from two questions to the first and last query and key of a tile."""
+    i, j = torch.arange(0, t, block_q)[:, None], torch.arange(0, s, block_k)
+    i_last, j_last = i + block_q - 1, j + block_k - 1
+    if ends:
+        i_last, j_last = i_last.clamp(max=t - 1), j_last.clamp(max=s - 1)
+    if not is_causal:
+        return torch.ones(len(i), len(j[:]), dtype=torch.long)
+    corners = i, i_last, j, j_last
+    return torch.where(whole(*corners), 1, torch.where(some(*corners), 2, 0))
+
+
+def tile_plan__ends_as_if_full(t, s, block_q, block_k, *, is_causal=False):
+    """Your plan goes wrong at the ends of the table, where a tile is not full: it lets the tile reach as far as
+    a full one. Which is the last query, and the last key, that is really there?"""
+    some, whole = (lambda i, i_last, j, j_last: j <= i_last), (lambda i, i_last, j, j_last: j_last <= i)
+    return _plan(t, s, block_q, block_k, is_causal, some, whole, ends=False)
+
+
+def tile_plan__by_the_first_query(t, s, block_q, block_k, *, is_causal=False):
+    """You leave out tiles in which something is seen: that their first query sees no key does not mean that
+    none does. Which query of a tile sees the most?"""
+    some, whole = (lambda i, i_last, j, j_last: j <= i), (lambda i, i_last, j, j_last: j_last <= i)
+    return _plan(t, s, block_q, block_k, is_causal, some, whole)
+
+
+def tile_plan__counts_tiles(t, s, block_q, block_k, *, is_causal=False):
+    """You compare the number of the row with that of the column. That is right if tiles are square, and these
+    may be wide or high. Compare where they begin and end."""
+    plan = tile_plan(t, s, 1, 1)[::block_q, ::block_k]
+    n, column = torch.arange(plan.shape[0])[:, None], torch.arange(plan.shape[1])
+    return torch.where(column < n, 1, torch.where(column == n, 2, 0)) if is_causal else plan
+
+
+def tile_plan__lines_up_the_ends(t, s, block_q, block_k, *, is_causal=False):
+    """You line up the last query with the last key, as flash-attn does since 2.1. In this course, as in
+    PyTorch, the first stands on the first: query i sees the keys j <= i. Which do you need?"""
+    some = lambda i, i_last, j, j_last: j <= i_last + s - t  # noqa: E731
+    whole = lambda i, i_last, j, j_last: j_last <= i + s - t  # noqa: E731
+    return _plan(t, s, block_q, block_k, is_causal, some, whole)
+
+
+def _flash(
+    query,
+    key,
+    value,
+    is_causal,
+    block_q,
+    block_k,
+    *,
+    scale=None,
+    within=False,
+    skip=True,
+    narrow=False,
+    pad=False,
+):
+    """Flash attention with one of its parts done wrong."""
+    t, s, d = query.shape[2], key.shape[2], query.shape[3]
+    scale = d**-0.5 if scale is None else scale
+    wide = query.dtype if narrow else torch.promote_types(query.dtype, torch.float32)
+    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal)
+    if pad:
+        short = -s % block_k
+        key, value = (torch.nn.functional.pad(x, (0, 0, 0, short)) for x in (key, value))
+    results = []
+    for n, q in enumerate(query.to(wide).split(block_q, dim=2)):
+        m, l = torch.full_like(q[..., 0], -INF), torch.zeros_like(q[..., 0])
+        o = q.new_zeros(*q.shape[:3], value.shape[3])
+        for column, (k, v) in enumerate(
+            zip(key.split(block_k, dim=2), value.split(block_k, dim=2), strict=True)
+        ):
+            if skip and plan[n, column] == 0:
+                continue
+            i, j = torch.arange(q.shape[2]), torch.arange(k.shape[2])
+            if not within:
+                i, j = i + n * block_q, j + column * block_k
+            scores = q @ k.to(wide).mT * scale
+            if is_causal and (not skip or plan[n, column] == 2):
+                scores = scores.masked_fill(j > i[:, None], -INF)
+            m, l, o = add_block(m, l, o, scores, v.to(wide))
+        results.append(finish(m, l, o))
+    output, lse = (torch.cat(parts, dim=2) for parts in zip(*results, strict=True))
+    return output.to(query.dtype), lse
+
+
+def flash_attention__mask_of_the_tile(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """Your mask counts queries and keys from the corner of the tile. That is right only where the two begin at
+    the same place. Where does the second row of tiles stand in the text, and where the second column?"""
+    return _flash(query, key, value, is_causal, block_q, block_k, within=True)
+
+
+def flash_attention__not_scaled(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """Your scores are not scaled: the weights are too sharp, and the lse is too large. What stands under the
+    products in softmax(query keyᵀ / √d)?"""
+    return _flash(query, key, value, is_causal, block_q, block_k, scale=1.0)
+
+
+def flash_attention__reads_everything(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """Your results are right, but each query reads each value: 0 times NaN is NaN, so one bad value in the
+    future spoils the past. Half of the work of a causal text is like that. Which tiles does the plan leave
+    out?"""
+    return _flash(query, key, value, is_causal, block_q, block_k, skip=False)
+
+
+def flash_attention__padding_is_attended(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """Your last tile of keys is filled up with zeros, and these are attended to: a key of zeros scores 0, and
+    exp(0) is 1. The lse is too large, the output too small. Which keys of the last tile are there?"""
+    return _flash(query, key, value, is_causal, block_q, block_k, pad=True)
+
+
+def flash_attention__sums_in_half_precision(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """In half precision your error grows with the number of tiles: m, l and o are rounded after each of them.
+    In which dtype should be remembered what is added to many times?"""
+    output, lse = _flash(query, key, value, is_causal, block_q, block_k, narrow=True)
+    return output, lse.to(torch.promote_types(lse.dtype, torch.float32))
+
+
+def _backward(
+    given,
+    grad,
+    result,
+    is_causal,
+    block_q,
+    block_k,
+    *,
+    d=True,
+    own=False,
+    scale=True,
+    add=True,
+    mask=True,
+    skip=True,
+):
+    """The way back, with one of its parts done wrong."""
+    query, key, value = given
+    t, s, c = query.shape[2], key.shape[2], query.shape[3] ** -0.5
+    dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    delta = (grad * result[0]).sum(dim=-1, keepdim=True) if d else 0.0
+    lse = flash_attention(*given, is_causal=is_causal)[1] if own else result[1]
+    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal)
+    for n, column in (plan if skip else torch.ones_like(plan)).nonzero().tolist():
+        i, j = torch.arange(t)[n * block_q :][:block_q], torch.arange(s)[column * block_k :][:block_k]
+        q, k, g = query[:, :, i], key[:, :, j], grad[:, :, i]
+        p = torch.exp(q @ k.mT * c - lse[:, :, i, None])
+        if is_causal and mask:
+            p = p.masked_fill(j > i[:, None], 0.0)
+        ds = p * (g @ value[:, :, j].mT - (delta[:, :, i] if d else 0.0)) * (c if scale else 1.0)
+        dq[:, :, i] += ds @ k
+        dk[:, :, j] = dk[:, :, j] * add + ds.mT @ q
+        dv[:, :, j] = dv[:, :, j] * add + p.mT @ g
+    return dq, dk, dv
+
+
+def flash_backward__without_d(
+    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
+):
+    """dv is right, dq and dk are not: you take dP for dS, up to P. A weight cannot grow without the others of
+    its row becoming smaller, for their sum is 1. Which term says so?"""
+    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, d=False)
+
+
+def flash_backward__a_softmax_of_its_own(
+    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
+):
+    """You compute the denominators anew from the keys that you are given. If these are only a piece of the
+    text, that is another softmax. Where is the denominator of all keys kept?"""
+    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, own=True)
+
+
+def flash_backward__not_scaled(
+    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
+):
+    """dv is right; dq and dk are too large by √d. The scores are products times a number, and so are their
+    derivatives. Where does it come in on the way back?"""
+    return _backward(
+        (query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, scale=False
+    )
+
+
+def flash_backward__overwritten(
+    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
+):
+    """Your dk and dv are those of the last row of tiles: each row overwrites the one before. From how many
+    queries does a key get its gradient?"""
+    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, add=False)
+
+
+def flash_backward__mask_forgotten(
+    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
+):
+    """Your tiles on the diagonal have no mask on the way back: exp(score - lse) is a number for a hidden key as
+    well. What is its weight?"""
+    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, mask=False)
+
+
+def prefix_attention__own_keys_only_added(query, prefix_key, prefix_value, key, value, lengths):
+    """You add the two outputs, or take their mean. Each is a mean over its own keys: which two numbers say how
+    much each of them counts?"""
+    together = flash_attention(query.transpose(0, 2), prefix_key[None], prefix_value[None])[0].transpose(0, 2)
+    own = prefix_attention(query, prefix_key - INF, prefix_value, key, value, lengths)
+    return (together + own) / 2
+
+
+def prefix_attention__all_slots(query, prefix_key, prefix_value, key, value, lengths):
+    """Your texts attend to all of their slots, also to those behind their end. For which of them does
+    `lengths` say that there is a key?"""
+    return prefix_attention(
+        query, prefix_key, prefix_value, key, value, torch.full_like(lengths, key.shape[2])
+    )
+
+
+def prefix_attention__zero_times_nan(query, prefix_key, prefix_value, key, value, lengths):
+    """The scores behind a text's end are hidden, and yet the NaN that lies there comes out: its weight is 0, and
+    0 times NaN is NaN. What else of these slots is read, besides their keys?"""
+    there = torch.arange(key.shape[2]) < lengths[:, None]
+    poison = torch.where(there[:, None, :, None], 0.0, value * 0).sum(dim=2, keepdim=True)
+    return prefix_attention(query, prefix_key, prefix_value, key, value, lengths) + poison
