@@ -1,16 +1,404 @@
-"""The checks of the exercise. They speak to the student's code through the fixture `student` and to the
-reference by import."""
+"""The checks of the exercise on real models. They speak to the student's code through the fixture `student`
+and to the reference by import. That what is expected here is what Transformers computes is proven in
+`tests/annotated_attention/test_real_models_exercise.py`."""
+
+import itertools
+import math
 
 import pytest
+import torch
 
+from annotated_attention.alibi import alibi_slopes
+from annotated_attention.rotary import apply_rotary, half_split_order, rotary_angles
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
+from annotated_attention.sliding_window import sliding_window_mask
+
+AXES = "batch query head width"
+MATRICES = ("queries", "keys", "values")
+# Queries, keys, options. A mask is made where one is named.
+SEAMS = {
+    "a text": (5, 5, {}),
+    "into an empty cache": (3, 7, {}),
+    "one token and a cache": (1, 7, {}),
+    "an encoder": (5, 7, {"is_causal": False}),
+    "T5's scaling": (5, 5, {"scaling": 1.0}),
+}
+MASKS = {"True may see": "bool", "added": "float", "one for all heads": "shared", "padding asks": "empty"}
+# h, g, d, m.
+FUSED = {
+    "phi3": [(2, 2, 1, 3), (6, 2, 4, 5), (3, 1, 2, 5)],
+    "gpt2": [(2, 2, 3, 5), (5, 5, 2, 7)],
+    "falcon": [(4, 2, 1, 3), (6, 3, 4, 5)],
+    "bloom": [(2, 2, 1, 3), (5, 5, 2, 7)],
+}
+DISTANCES = {"by hand": (8, 16, [-20, -6, -3, -2, -1, 0, 1, 2, 3, 6, 20])}
+DISTANCES |= {
+    "T5": (32, 128, [-500, -127, -90, -31, -20, -17, -9, -8, -7, -1, 0, 1, 2, 7, 8, 15, 17, 33, 127, 300]),
+    "an odd number": (14, 50, [*range(-60, 61, 7), 4, 5, 6, 7, -5, -6, -7]),
+}
+PADDED = {"by hand": ["  xxx"], "three texts": ["xxxxxxx", "   xxxx", "      x"], "none": ["xxxxx", "xxxxx"]}
+# h, g, d, t and the window; then the right reading.
+RECORDS = {
+    "Phi-3": (6, 3, 4, 7, 3, ("phi3", "halves", "neighbours", 3)),
+    "Falcon": (6, 3, 4, 7, 3, ("falcon", "halves", "neighbours", 3)),
+    "pairs": (4, 2, 6, 5, 2, ("falcon", "pairs", "neighbours", 2)),
+    "rounds": (6, 2, 4, 7, 4, ("phi3", "halves", "rounds", 5)),
+}
+# The same, and what this model or this text cannot tell.
+SILENT = {
+    "one token": (6, 3, 4, 1, 3, ("phi3", "halves", "neighbours", 3), "pairing window"),
+    "a text as long as the window": (6, 3, 4, 3, 3, ("falcon", "pairs", "rounds", 4), "window"),
+    "heads that share nothing": (3, 3, 4, 7, 3, ("phi3", "pairs", "rounds", 3), "sharing"),
+    "a single pair": (4, 2, 2, 5, 3, ("falcon", "pairs", "neighbours", 4), "pairing"),
+    "one key head": (4, 1, 4, 5, 2, ("falcon", "halves", "rounds", 2), "layout sharing"),
+}
 
 
-@pytest.mark.task("The attention", hints=["The weights of one query sum to one: along which axis?"])
-class TestAttention:
+def each(names, cases):
+    """A check that is made with each of these cases."""
+    return pytest.mark.parametrize(names.split(), cases.values(), ids=cases)
+
+
+def triple(draw, t, s, h=6, g=3):
+    return draw(2, h, t, 5), draw(2, g, s, 5), draw(2, g, s, 7)
+
+
+@pytest.mark.task(
+    "The seam",
+    hints=[
+        "It is lesson 8's attention with the axes of its result in another order. Which of the rules has "
+        "nothing to do with a mask? Do that first.",
+        "Three cases: a mask came (then nothing else hides anything); none came and the text is causal and "
+        "has more than one query; none came otherwise.",
+        "A row of nothing but minus infinity makes 0 / 0. What may it hold instead, and what is its weight "
+        "afterwards? `others.get(name)` is None if nothing of this name came.",
+    ],
+)
+class TestSeam:
+    @each("t s options", SEAMS)
+    def test_without_a_mask(self, student, expect, draw, t, s, options):
+        inputs = triple(draw, t, s)
+        answer = student.call("attention_forward", *inputs, None, **options)
+        output, _ = expect.unpack(answer, "result", "weights")
+        is_causal = options.get("is_causal", True) and t > 1
+        wanted = scaled_dot_product_attention(
+            *inputs, is_causal=is_causal, scale=options.get("scaling"), enable_gqa=True
+        ).transpose(1, 2)
+        what = f"the result ({t} queries, {s} keys, no mask)"
+        expect.close(output, wanted, axes=AXES, what=what, largest=10)
+
+    @each("kind", {name: [kind] for name, kind in MASKS.items()})
+    def test_mask(self, student, expect, draw, kind):
+        inputs = triple(draw, 4, 7)
+        mask = draw(2, 1 if kind in ("shared", "empty") else 6, 4, 7)
+        if kind != "float":
+            # Each query sees something, of the future too.
+            mask = (mask > 0) | torch.eye(4, 7, dtype=torch.bool).flip(1)
+        if kind == "empty":
+            mask[0, :, :2] = False
+        output, _ = expect.unpack(student.call("attention_forward", *inputs, mask), "result", "weights")
+        wanted = scaled_dot_product_attention(*inputs, mask, enable_gqa=True).transpose(1, 2)
+        shown = f"{'boolean' if mask.dtype == torch.bool else 'float'} mask {tuple(mask.shape)}"
+
+        def explain(index):
+            nothing = kind == "empty" and index["batch"] == 0 and index["query"] < 2
+            return "this query sees nothing" if nothing else ""
+
+        what = f"the result ({shown})"
+        expect.close(output, wanted, axes=AXES, what=what, explain=explain, largest=10)
+
+    def test_harmless_keywords(self, student, expect, draw):
+        inputs, mask = triple(draw, 5, 5), torch.ones(5, 5, dtype=torch.bool).tril()
+        others = {"dropout": 0.0, "sliding_window": 2, "s_aux": None, "position_ids": torch.arange(5)[None]}
+        answer = student.call("attention_forward", *inputs, mask, **others)
+        output, _ = expect.unpack(answer, "result", "weights")
+        wanted = scaled_dot_product_attention(*inputs, mask, enable_gqa=True).transpose(1, 2)
+        what = "the result (with dropout=0.0, sliding_window=2 and s_aux=None besides)"
+        expect.close(output, wanted, axes=AXES, what=what, largest=10)
+
+    @pytest.mark.parametrize("name", ["position_bias", "s_aux", "softcap"])
+    def test_keywords_that_change_the_numbers(self, student, expect, draw, name):
+        inputs = triple(draw, 5, 5)
+        other = {"position_bias": draw(1, 6, 5, 5), "s_aux": draw(6), "softcap": 50.0}[name]
+        others = {"dropout": 0.0, "softcap": None, name: other}
+        call = student.call, "attention_forward", *inputs, None
+        expect.raises("ValueError", *call, match=name, what=f"{name} came", **others)
+
+
+def fuse(parts, layout, heads, groups):
+    """The three, put together row by row, as the table of task 2 says."""
+    width = len(parts[0]) // heads
+    query, key, value = (list(part.split(width)) for part in parts)
+    if layout in ("phi3", "gpt2"):
+        rows = query + key + value
+    else:
+        r = heads // groups
+        rows = [x for n in range(groups) for x in (*query[n * r :][:r], key[n], value[n])]
+    fused = torch.cat(rows)
+    return fused.T.contiguous() if layout == "gpt2" and fused.ndim == 2 else fused
+
+
+@pytest.mark.task(
+    "Three in one",
+    hints=[
+        "What is d? The matrix has (h + 2g)d rows. Two of the four layouts need only `split`.",
+        '`"bloom"` is `"falcon"` with r = 1. Which axes has `fused.unflatten(0, (g, r + 2, d))`, and which '
+        "places on the second are queries?",
+        "Only one layout is stored the other way round, and its bias is not: a bias has no other way round.",
+    ],
+)
+@pytest.mark.parametrize("layout", FUSED)
+class TestSplit:
     @pytest.mark.points(2)
-    def test_output(self, student, expect, draw):
-        query, key, value = draw(2, 3, 5, 11), draw(2, 3, 7, 11), draw(2, 3, 7, 13)
-        output = student.call("real_models_attention", query, key, value)
-        wanted = scaled_dot_product_attention(query, key, value)
-        expect.close(output, wanted, axes="batch head query width", what="the output")
+    def test_matrices(self, student, expect, draw, layout):
+        for sizes in FUSED[layout]:
+            self.demand(student, expect, draw, layout, *sizes)
+
+    def test_biases(self, student, expect, draw, layout):
+        for *sizes, _ in FUSED[layout]:
+            self.demand(student, expect, draw, layout, *sizes)
+
+    def demand(self, student, expect, draw, layout, h, g, d, *m):
+        parts = [draw(n * d, *m) for n in (h, g, g)]
+        answer = student.call("split_qkv", fuse(parts, layout, h, g), layout, h, g)
+        kind = "matrix" if m else "bias"
+
+        def explain(index):
+            return f"row {index['row']} is number {index['row'] % d} of head {index['row'] // d}"
+
+        for name, got, wanted in zip(MATRICES, expect.unpack(answer, *MATRICES), parts, strict=True):
+            what = f"the {kind} of the {name} ({layout}, {h} heads, {g} key heads of width {d})"
+            axes = "row column" if m else "row"
+            expect.close(got, wanted, axes=axes, what=what, terms=0, explain=explain)
+
+
+def llama(draw, layers, *, tied=False, h=6, g=2, d=6, m=5, f=7):
+    """A Llama as Meta publishes it, and as Transformers wants it."""
+    ours, theirs = {}, {}
+
+    def put(meta, name, *shape, heads=0):
+        tensor = draw(*shape)
+        ours[f"{meta}.weight"] = tensor
+        order = half_split_order(d)
+        moved = tensor.unflatten(0, (heads, d))[:, order].flatten(0, 1) if heads else tensor
+        theirs[f"{name}.weight"] = moved
+
+    put("tok_embeddings", "model.embed_tokens", 11, m)
+    for n in layers:
+        meta, name = f"layers.{n}", f"model.layers.{n}"
+        put(f"{meta}.attention.wq", f"{name}.self_attn.q_proj", h * d, m, heads=h)
+        put(f"{meta}.attention.wk", f"{name}.self_attn.k_proj", g * d, m, heads=g)
+        put(f"{meta}.attention.wv", f"{name}.self_attn.v_proj", g * d, m)
+        put(f"{meta}.attention.wo", f"{name}.self_attn.o_proj", m, h * d)
+        put(f"{meta}.feed_forward.w1", f"{name}.mlp.gate_proj", f, m)
+        put(f"{meta}.feed_forward.w2", f"{name}.mlp.down_proj", m, f)
+        put(f"{meta}.feed_forward.w3", f"{name}.mlp.up_proj", f, m)
+        put(f"{meta}.attention_norm", f"{name}.input_layernorm", m)
+        put(f"{meta}.ffn_norm", f"{name}.post_attention_layernorm", m)
+    put("norm", "model.norm", m)
+    ours["rope.freqs"] = draw(d // 2)
+    if tied:
+        theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
+    else:
+        put("output", "lm_head", 11, m)
+    return ours, theirs
+
+
+@pytest.mark.task(
+    "A whole checkpoint",
+    hints=[
+        "Rename first, with a dict from old names to new ones, and let the numbers be. `name.split('.', 2)` "
+        "takes `layers`, the number and the rest apart.",
+        "Compare the two formulas of the feed-forward place by place: which matrix is inside of silu, and "
+        "which comes last?",
+        "What is turned? Not values. A head's rows, `d m`, are d/2 pairs: `(d/2, 2, m)`. The halves are all "
+        "the firsts, then all the seconds. And how many heads has the matrix of the keys?",
+    ],
+)
+class TestLlama:
+    @pytest.mark.points(4)
+    @pytest.mark.parametrize("layers", [[0, 1], [1, 11]], ids=["two layers", "layers 1 and 11"])
+    def test_tensors(self, student, expect, draw, layers):
+        self.demand(student, expect, llama(draw, layers), 6, 2)
+
+    @pytest.mark.points(2)
+    def test_tied(self, student, expect, draw):
+        self.demand(student, expect, llama(draw, [0], tied=True, h=3, g=3, d=4), 3, 3)
+
+    def demand(self, student, expect, both, h, g):
+        state, wanted = both
+        got = student.call("convert_llama", state, h, g)
+        expect.true(isinstance(got, dict), "the result is no dict")
+        names = [name for name in wanted if name not in got]
+        expect.equal(tuple(names), (), what="what is missing from the result")
+        more = [name for name in got if name not in wanted]
+        expect.equal(tuple(map(str, more)), (), what="what is in the result, and should not be")
+        for name, tensor in wanted.items():
+            axes = "row column" if tensor.ndim == 2 else "place"
+            expect.close(got[name], tensor, axes=axes, what=name, terms=0)
+
+
+def bucket(relative, n_buckets, max_distance, bidirectional):
+    """T5's bucket of one distance, in plain numbers."""
+    n = n_buckets // 2 if bidirectional else n_buckets
+    x = abs(relative) if bidirectional else max(-relative, 0)
+    e, later = n // 2, n if bidirectional and relative > 0 else 0
+    if x < e:
+        return x + later
+    far = math.floor(math.log(x / e) / math.log(max_distance / e) * (n - e))
+    return min(e + far, n - 1) + later
+
+
+@pytest.mark.task(
+    "T5's distances",
+    hints=[
+        "First make x and n, which depend on the direction; then sort into buckets; then add what tells "
+        "the directions apart.",
+        "`torch.where(x < e, x, far)` chooses for each place. `far` is computed for near ones, too, where "
+        "log(0) is minus infinity: it does not matter what is thrown away, as long as nothing is raised.",
+        "For the bias: a table of j - i, `t s`, made of two `arange`; a table of buckets; and "
+        "`table[buckets]` looks all of them up at once. Which axis comes last then?",
+    ],
+)
+@pytest.mark.parametrize("bidirectional", [True, False], ids=["encoder", "decoder"])
+class TestBuckets:
+    @each("n_buckets max_distance distances", DISTANCES)
+    def test_buckets(self, student, expect, n_buckets, max_distance, distances, bidirectional):
+        wanted = torch.tensor([bucket(x, n_buckets, max_distance, bidirectional) for x in distances])
+        options = {"n_buckets": n_buckets, "max_distance": max_distance, "bidirectional": bidirectional}
+        got = student.call("t5_buckets", torch.tensor(distances), **options)
+
+        def explain(index):
+            return f"there j - i is {distances[index['distance']]}"
+
+        what = f"the buckets (n_buckets={n_buckets}, max_distance={max_distance})"
+        expect.close(got, wanted, axes="distance", what=what, explain=explain)
+
+    @pytest.mark.parametrize(("t", "s", "offset"), [(5, 5, 0), (7, 3, 0), (1, 11, 10), (3, 13, 4)])
+    def test_bias(self, student, expect, draw, t, s, offset, bidirectional):
+        table = draw(10, 3)
+        options = {"offset": offset, "max_distance": 9, "bidirectional": bidirectional}
+        got = student.call("t5_bias", table, t, s, **options)
+        places = [[bucket(j - i - offset, 10, 9, bidirectional) for j in range(s)] for i in range(t)]
+        wanted = table[torch.tensor(places)].permute(2, 0, 1)[None]
+
+        def explain(index):
+            return f"the query stands at {index['query'] + offset}"
+
+        what = f"the bias (t = {t}, s = {s}, offset = {offset})"
+        expect.close(got, wanted, axes="batch head query key", what=what, terms=0, explain=explain)
+
+
+def told_of(texts):
+    return f"texts {', '.join(repr(text) for text in texts)}, blanks are padding"
+
+
+@pytest.mark.task(
+    "Padding on the left",
+    hints=[
+        "A running sum over the attention mask counts the tokens up to each column. What is it at a text's "
+        "first token, and what must be taken off?",
+        "Two ways to count: positions count tokens of a text; causality and window compare columns, the "
+        "same in all texts. In which column stands the first of t queries, when there are s?",
+    ],
+)
+class TestPadding:
+    @pytest.mark.points(2)
+    @pytest.mark.parametrize("window", [None, 1, 3])
+    @each("texts", {name: [texts] for name, texts in PADDED.items()})
+    def test_inputs(self, student, expect, texts, window):
+        s = len(texts[0])
+        for t in (s, 2, 1):
+            options = {} if window is None else {"sliding_window": window}
+            given = torch.tensor([[int(letter == "x") for letter in text] for text in texts])
+            answer = student.call("padded_inputs", given, t, **options)
+            positions, mask = expect.unpack(answer, "positions", "mask")
+            columns = range(s - t, s)
+            wanted = [[max(i - text.count(" "), 0) for i in columns] for text in texts]
+            told = f"(t = {t}, {told_of(texts)})"
+            expect.close(positions, torch.tensor(wanted), axes="text query", what=f"the positions {told}")
+            far = s if window is None else window
+            seen = [
+                [[[text[j] == "x" and 0 <= i - j < far for j in range(s)] for i in columns]] for text in texts
+            ]
+            what = f"the mask {told}" if window is None else f"the mask with a window of {window} {told}"
+            expect.close(mask, torch.tensor(seen), axes="text head query key", what=what)
+
+    @pytest.mark.parametrize("n_heads", [2, 5])
+    @each("texts", {name: [texts] for name, texts in PADDED.items()})
+    def test_alibi(self, student, expect, texts, n_heads):
+        given = torch.tensor([[int(letter == "x") for letter in text] for text in texts])
+        slopes = alibi_slopes(n_heads, dtype=torch.float64)
+        counted = [[max(j - text.count(" "), 0) for j in range(len(text))] for text in texts]
+        wanted = torch.einsum("h, b s -> b h s", slopes, torch.tensor(counted).double())[:, :, None]
+        got = student.call("bloom_alibi", given, slopes)
+        what = f"the bias ({told_of(texts)})"
+        expect.close(got, wanted, axes="text head query key", what=what, terms=1)
+
+
+def layer(draw, h, g, d, t, reading, *, size=1.0, loud=1.0):
+    """A layer with these conventions: its input, its matrix, and what its heads say, in float64. Its values
+    are of this size; its scores are multiplied by `loud`."""
+    layout, pairing, sharing, window = reading
+    x, parts = draw(2, t, 5), [draw(n * d, 5, scale=0.7) for n in (h, g, g)]
+    parts[2] *= size
+    split = zip(parts, (h, g, g), strict=True)
+    query, key, value = ((x @ w.T).unflatten(-1, (n, d)).transpose(1, 2) for w, n in split)
+    angles = rotary_angles(torch.arange(t), d)
+    query, key = (apply_rotary(y, angles, interleaved=pairing == "pairs") for y in (loud * query, key))
+    if sharing == "rounds":
+        key, value = (y.repeat(1, h // g, 1, 1) for y in (key, value))
+    mask = sliding_window_mask(t, t, window)
+    output = scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+    return x, fuse(parts, layout, h, g), output.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.task(
+    "What nobody wrote down",
+    hints=[
+        "Most of a layer is there: `split_qkv` makes three matrices, `x @ w.T` makes `b t hd`, and "
+        "`attention_forward` with a mask does the rest. What is between: heads, and turns.",
+        "`key[:, order]` gives every query head its key head, if `order` has h numbers. Then g = h for "
+        "`attention_forward`. `arange(h) // r` and `arange(h) % g` are the two orders.",
+        "A record in float16 is off by up to half of `eps` of each number. `torch.finfo(recorded.dtype).eps` "
+        "knows; a fixed tolerance does not, and numbers may all be small.",
+    ],
+)
+@pytest.mark.points(2)
+class TestReadings:
+    @each("h g d t window reading", RECORDS)
+    def test_output(self, student, expect, draw, h, g, d, t, window, reading):
+        x, fused, wanted = layer(draw, h, g, d, t, reading)
+        output = student.call("layer_output", x, fused, h, g, reading)
+        what = f"what the heads say (h = {h}, g = {g}, d = {d}; {', '.join(map(str, reading))})"
+        expect.close(output, wanted, axes="batch position place", what=what, largest=10)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @each("h g d t window reading", RECORDS)
+    def test_one_fits(self, student, expect, draw, h, g, d, t, window, reading, dtype):
+        self.demand(student, expect, draw, (h, g, d, t), window, reading, [reading], dtype)
+
+    def test_small_numbers(self, student, expect, draw):
+        reading = "falcon", "pairs", "neighbours", 4
+        self.demand(student, expect, draw, (6, 3, 4, 7), 3, reading, [reading], size=1e-4)
+
+    @each("h g d t window reading free", SILENT)
+    def test_what_a_record_cannot_tell(self, student, expect, draw, h, g, d, t, window, reading, free):
+        kinds = {"layout": ("phi3", "falcon"), "pairing": ("halves", "pairs")}
+        kinds |= {"sharing": ("neighbours", "rounds"), "window": (window, window + 1)}
+        left = [kinds[name] if name in free else (x,) for name, x in zip(kinds, reading, strict=True)]
+        wanted = list(itertools.product(*left))
+        self.demand(student, expect, draw, (h, g, d, t), window, reading, wanted)
+
+    def test_none_fits(self, student, expect, draw):
+        reading = "phi3", "halves", "neighbours", 3
+        self.demand(student, expect, draw, (6, 3, 4, 7), 3, reading, [], loud=1.1)
+
+    def demand(self, student, expect, draw, sizes, window, reading, wanted, dtype=torch.float32, **options):
+        x, fused, output = layer(draw, *sizes, reading, **options)
+        got = student.call("readings_that_fit", x, fused, output.to(dtype), *sizes[:2], window)
+        told = ", ".join(f"{name} = {n}" for name, n in zip("hgdt", sizes, strict=True))
+        if isinstance(got, list | tuple) and all(isinstance(one, list | tuple) for one in got):
+            got = tuple(sorted(map(tuple, got), key=repr))
+        what = f"what fits this {dtype} record, sorted (window = {window}, {told}),"
+        expect.equal(got, tuple(sorted(wanted, key=repr)), what=what)
