@@ -90,21 +90,6 @@ def merge_attention__weighted_by_the_lse(output_a, lse_a, output_b, lse_b):
     return output, merge_attention(output_a, lse_a, output_b, lse_b)[1]
 
 
-def merge_attention__logarithms_added(output_a, lse_a, output_b, lse_b):
-    """You add the two logarithms, and that multiplies the denominators. Those of two sets of keys are added.
-    What is the log of a sum?"""
-    return merge_attention(output_a, lse_a, output_b, lse_b)[0], lse_a + lse_b
-
-
-def merge_attention__overflows(output_a, lse_a, output_b, lse_b):
-    """You take exp of an lse as it is, and exp(10,000) is no float. Only the ratio of the two counts. What may
-    be taken away from both?"""
-    a, b = torch.exp(lse_a), torch.exp(lse_b)
-    total = (a + b).masked_fill((lse_a == -INF) & (lse_b == -INF), 1.0)
-    output = (a / total)[..., None] * output_a + (b / total)[..., None] * output_b
-    return output, torch.log(a + b)
-
-
 def merge_attention__two_empties_are_nan(output_a, lse_a, output_b, lse_b):
     """Where both sides saw nothing, both lse are -inf, and their difference is NaN. What is the result of
     nothing and nothing?"""

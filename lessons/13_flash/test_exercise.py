@@ -2,6 +2,7 @@
 `student`; the reference is attention with all scores at hand, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,19 +10,22 @@ import torch
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
 
 LOG3, LOG6 = math.log(3), math.log(6)
-STATE, STATE_AXES = ("m", "l", "o"), ("text query", "text query", "text query width")
-RESULT, RESULT_AXES = ("output", "lse"), ("batch head query width", "batch head query")
-GRADIENTS = ("dq", "dk", "dv")
+# The parts of an answer, and their axes.
+STATE = {"m": "text query", "l": "text query", "o": "text query width"}
+SUMMED = {"output": "text query width", "lse": "text query"}
+RESULT = {"output": "batch head query width", "lse": "batch head query"}
+BACK = {"dq": "batch head query width", "dk": "batch head key width", "dv": "batch head key width"}
 # t, s, block_q, block_k.
 SHAPES = {
     "by hand": (5, 7, 2, 3),
     "one tile": (5, 7, 8, 8),
-    "tiles of one": (5, 3, 1, 1),
     "wide tiles": (11, 13, 2, 5),
     "high tiles": (13, 11, 5, 2),
     "more queries": (17, 5, 4, 3),
 }
 SOME_SHAPES = {name: SHAPES[name] for name in ("by hand", "wide tiles", "high tiles")}
+MORE_SHAPES = SHAPES | {"of one": (5, 3, 1, 1), "one key less": (5, 6, 2, 3), "two keys less": (5, 5, 2, 3)}
+f64 = partial(torch.tensor, dtype=torch.float64)
 each_kind = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 
 
@@ -30,14 +34,9 @@ def each(names, cases):
     return pytest.mark.parametrize(names.split(), cases.values(), ids=cases)
 
 
-def f64(numbers):
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def from_scores(scores, value):
     """Output and lse of attention with these scores; 0 and -inf where a query sees nothing."""
-    weights = scores.softmax(dim=-1).nan_to_num(0.0)
-    return weights @ value, scores.logsumexp(dim=-1)
+    return scores.softmax(dim=-1).nan_to_num(0.0) @ value, scores.logsumexp(dim=-1)
 
 
 def whole(query, key, value, is_causal=False):
@@ -49,8 +48,17 @@ def whole(query, key, value, is_causal=False):
 
 
 def inputs(draw, t, s, dtype=torch.float64, scale=1.5):
-    shapes = ((2, 3, t, 5), (2, 3, s, 5), (2, 3, s, 7))
+    shapes = (2, 3, t, 5), (2, 3, s, 5), (2, 3, s, 7)
     return [draw(*shape, dtype=dtype, scale=scale) for shape in shapes]
+
+
+def agree(expect, answer, wanted, axes, told, only="", largest=10.0, **bound):
+    """Each part of the answer is what it should be; `only` names the parts that are judged."""
+    answer = expect.unpack(answer, *axes)
+    for (name, words), got, expected in zip(axes.items(), answer, wanted, strict=True):
+        if name in only.split() or not only:
+            expect.close(got, expected, axes=words, what=f"{name} ({told})", largest=largest, **bound)
+    return answer
 
 
 @pytest.mark.task(
@@ -58,50 +66,42 @@ def inputs(draw, t, s, dtype=torch.float64, scale=1.5):
     hints=[
         "The new m first: the larger one of the old m and the block's largest. Every exponent is then taken "
         "relative to the new m, and none can be above 0.",
-        "What was summed against the old m is too large by exp(m_new - m_old): multiply by one over that. It "
-        "is the same for l and for o, but `o` has one more axis.",
+        "What was summed relative to the old m shrinks by the factor exp(m - m_new). It is the same for l and "
+        "for o, but `o` has one more axis.",
         "-inf - (-inf) is NaN. Where the new m is -inf take away 0 instead (`masked_fill`): exp(-inf) is 0, "
         "and that is just what is to be added.",
     ],
 )
 class TestBlocks:
-    def demand(self, student, expect, draw, blocks, values, largest=1.0):
+    def demand(self, student, expect, blocks, values, largest=10.0):
         """Feed the blocks, and compare what is remembered after each with all scores so far."""
-        shape = blocks[0].shape[:2]
-        zeros = torch.zeros(*shape, 7, dtype=torch.float64)
+        zeros = torch.zeros(*blocks[0].shape[:2], 7, dtype=torch.float64)
         state = zeros[..., 0] - torch.inf, zeros[..., 0], zeros
         for n, (scores, value) in enumerate(zip(blocks, values, strict=True)):
-            answer = expect.unpack(student.call("add_block", *state, scores, value), *STATE)
+            answer = student.call("add_block", *state, scores, value)
             seen, v = torch.cat(blocks[: n + 1], dim=-1), torch.cat(values[: n + 1], dim=-2)
             m = seen.amax(dim=-1)
             shares = torch.exp(seen - m.masked_fill(m == -torch.inf, 0.0)[..., None])
-            wanted = m, shares.sum(dim=-1), shares @ v
-            for name, axes, got, expected in zip(STATE, STATE_AXES, answer, wanted, strict=True):
-                what = f"{name} after {n + 1} block{'s' * (n > 0)}"
-                expect.close(got, expected, axes=axes, what=what, largest=largest)
-            state = wanted
-        answer = expect.unpack(student.call("finish", *state), *RESULT)
-        wanted, axes = from_scores(seen, v), STATE_AXES[:0:-1]
-        for name, axis, got, expected in zip(RESULT, axes, answer, wanted, strict=True):
-            expect.close(got, expected, axes=axis, what=f"the {name} after the last block", largest=largest)
+            state = m, shares.sum(dim=-1), shares @ v
+            agree(expect, answer, state, STATE, f"after block {n + 1} of {len(blocks)}", largest=largest)
+        answer = student.call("finish", *state)
+        agree(expect, answer, from_scores(seen, v), SUMMED, "after the last block", largest=largest)
 
     def test_by_hand(self, student, expect):
-        state, block = (f64([LOG3]), f64([4 / 3]), f64([[28 / 3]])), (f64([[LOG6]]), f64([[2]]))
-        answer = expect.unpack(student.call("add_block", *state, *block), *STATE)
-        wanted = f64([LOG6]), f64([5 / 3]), f64([[20 / 3]])
-        for name, axes, got, expected in zip(STATE, STATE_AXES, answer, wanted, strict=True):
-            expect.close(got, expected, axes=axes.removeprefix("text "), what=f"{name} of the example")
+        state, block = (f64([[LOG3]]), f64([[4 / 3]]), f64([[[28 / 3]]])), (f64([[[LOG6]]]), f64([[[2]]]))
+        answer = student.call("add_block", *state, *block)
+        agree(expect, answer, (f64([[LOG6]]), f64([[5 / 3]]), f64([[[20 / 3]]])), STATE, "the example")
 
     @pytest.mark.points(2)
     @pytest.mark.parametrize("sizes", [(5,), (2, 3, 1)], ids=["one block", "three blocks"])
     def test_blocks(self, student, expect, draw, sizes):
         blocks = [draw(2, 3, a, scale=2) for a in sizes]
-        self.demand(student, expect, draw, blocks, [draw(2, a, 7) for a in sizes])
+        self.demand(student, expect, blocks, [draw(2, a, 7) for a in sizes])
 
     @pytest.mark.parametrize("order", [1, -1], ids=["rising", "falling"])
     def test_large_scores(self, student, expect, draw, order):
-        blocks = [draw(2, 3, 5) + far for far in (-10_000.0, 0.0, 10_000.0)[::order]]
-        self.demand(student, expect, draw, blocks, [draw(2, 5, 7) for _ in blocks], largest=1e4)
+        blocks = [draw(2, 3, 5) + far for far in (-1e4, 0.0, 1e4)[::order]]
+        self.demand(student, expect, blocks, [draw(2, 5, 7) for _ in blocks], largest=1e4)
 
     @pytest.mark.points(2)
     def test_hidden_keys(self, student, expect, draw):
@@ -110,7 +110,7 @@ class TestBlocks:
         blocks[0][:, 0] = blocks[2][:, 1] = blocks[3][:, 1] = -torch.inf
         for block in blocks:
             block[0, 2] = block[1, 2, 3] = -torch.inf
-        self.demand(student, expect, draw, blocks, [draw(2, 5, 7) for _ in blocks])
+        self.demand(student, expect, blocks, [draw(2, 5, 7) for _ in blocks])
 
 
 @pytest.mark.task(
@@ -126,44 +126,35 @@ class TestBlocks:
 )
 class TestMerge:
     def parts(self, draw, far=0.0):
-        """Two results: some queries have seen nothing on one side, some on both."""
+        """Two results, and that of all keys. Query 0 sees nothing on one side, 1 nothing on the other, and
+        query 2 of head 1 nothing at all."""
         a, b = draw(2, 3, 5, 3, scale=2), draw(2, 3, 5, 4, scale=2) + far
         a[:, :, 0] = b[:, :, 1] = a[:, 1, 2] = b[:, 1, 2] = -torch.inf
         values = draw(2, 3, 3, 7), draw(2, 3, 4, 7)
         both = from_scores(torch.cat([a, b], dim=-1), torch.cat(values, dim=-2))
         return (*from_scores(a, values[0]), *from_scores(b, values[1])), both
 
-    def demand(self, expect, answer, wanted, told, largest=1.0):
-        answer = expect.unpack(answer, *RESULT)
-        for name, axes, got, expected in zip(RESULT, RESULT_AXES, answer, wanted, strict=True):
-            expect.close(got, expected, axes=axes, what=f"the {name} {told}", largest=largest)
+    def demand(self, student, expect, parts, both, told, queries=slice(None), **bound):
+        answer = student.call("merge_attention", *(x[:, :, queries] for x in parts))
+        agree(expect, answer, [x[:, :, queries] for x in both], RESULT, told, **bound)
 
     def test_by_hand(self, student, expect):
         a, b, both = ((f64([[[[x]]]]), f64([[[math.log(n)]]])) for x, n in ((4, 10), (9, 15), (7, 25)))
-        self.demand(expect, student.call("merge_attention", *a, *b), both, "of the example")
+        self.demand(student, expect, (*a, *b), both, "the example")
 
     @pytest.mark.points(2)
     def test_merge(self, student, expect, draw):
         parts, both = self.parts(draw)
-        # First without the queries that saw nothing, which are the first three.
-        some = [part[:, :, 3:] for part in parts]
-        self.demand(
-            expect, student.call("merge_attention", *some), [x[:, :, 3:] for x in both], "of two results"
-        )
-        some = [part[:, :, :2] for part in parts]
-        told = "where one side saw nothing"
-        self.demand(expect, student.call("merge_attention", *some), [x[:, :, :2] for x in both], told)
+        self.demand(student, expect, parts, both, "of two results", slice(3, None))
+        self.demand(student, expect, parts, both, "where one side saw nothing", slice(2))
 
     @pytest.mark.parametrize("far", [-1e4, 1e4])
     def test_far_apart(self, student, expect, draw, far):
-        parts, both = self.parts(draw, far)
-        parts, both = ([x[:, :, 3:] for x in xs] for xs in (parts, both))
-        self.demand(expect, student.call("merge_attention", *parts), both, f"of scores {far:.0f} apart", 1e4)
+        told = f"b's scores near {far:.0f}"
+        self.demand(student, expect, *self.parts(draw, far), told, slice(3, None), largest=1e4)
 
     def test_nothing_on_both_sides(self, student, expect, draw):
-        parts, both = self.parts(draw)
-        told = "where query 2 of head 1 saw nothing on both sides"
-        self.demand(expect, student.call("merge_attention", *parts), both, told)
+        self.demand(student, expect, *self.parts(draw), "query 2 of head 1 saw nothing on both sides")
 
     @pytest.mark.points(2)
     def test_gradients(self, student, expect, draw):
@@ -175,10 +166,8 @@ class TestMerge:
             share = torch.exp(log - lse).nan_to_num(0.0)
             wanted += [share[..., None] * grads[0]]
             wanted += [share * (((out - output) * grads[0]).sum(dim=-1) + grads[1])]
-        names = ("output_a", "lse_a", "output_b", "lse_b")
-        for name, got, expected in zip(names, ours, wanted, strict=True):
-            axes = RESULT_AXES[name.startswith("lse")]
-            expect.close(got, expected, axes=axes, what=f"the gradient of {name}", factor=3)
+        axes = {f"{name}_{side}": words for side in "ab" for name, words in RESULT.items()}
+        agree(expect, ours, wanted, axes, "its gradient", factor=3)
 
 
 @pytest.mark.task(
@@ -188,19 +177,21 @@ class TestMerge:
         "whether anything is seen in it? And which two whether all is?",
         "Something is seen if the last query sees the first key. All is seen if the first query sees the last "
         "key. The last of a tile at the end is not where a full tile would end.",
-        "`torch.arange(0, t, block_q)[:, None]` against `torch.arange(0, s, block_k)` compares every row of "
-        "tiles with every column.",
+        "`torch.arange(0, t, block_q)[:, None]` against `torch.arange(0, s, block_k)` is every row of tiles "
+        "against every column.",
     ],
 )
 class TestPlan:
-    @each_kind
-    @each("t s block_q block_k", SHAPES | {"as many": (5, 6, 2, 3), "a last whole tile": (5, 5, 2, 3)})
-    def test_plan(self, student, expect, t, s, block_q, block_k, is_causal):
-        plan = student.call("tile_plan", t, s, block_q, block_k, is_causal=is_causal)
-        seen = torch.ones(t, s, dtype=torch.bool)
-        seen = seen.tril() if is_causal else seen
-        rows = [rows.split(block_k, dim=1) for rows in seen.split(block_q)]
-        wanted = torch.tensor([[int(x.any()) * (2 - int(x.all())) for x in row] for row in rows])
+    def test_full(self, student, expect):
+        plan = student.call("tile_plan", 5, 7, 2, 3)
+        expect.close(plan, torch.ones(3, 3, dtype=torch.int64), axes="row column", what="the plan of all")
+
+    @each("t s block_q block_k", MORE_SHAPES)
+    def test_causal(self, student, expect, t, s, block_q, block_k):
+        plan = student.call("tile_plan", t, s, block_q, block_k, is_causal=True)
+        rows = torch.ones(t, s, dtype=torch.bool).tril().split(block_q)
+        tiles = [[(x.any(), x.all()) for x in row.split(block_k, dim=1)] for row in rows]
+        wanted = torch.tensor([[2 * int(some) - int(every) for some, every in row] for row in tiles])
 
         def explain(index):
             i, j = index["row"] * block_q, index["column"] * block_k
@@ -217,16 +208,11 @@ class TestPlan:
         "`finish`. The inner one is over tiles of keys, and calls `add_block`.",
         "`query.split(block_q, dim=2)` cuts the queries; the last piece may be short. The outputs are joined "
         "again with `torch.cat`.",
-        "A tile of kind 2 needs to know where it stands: its queries begin at n · block_q and its keys at "
+        "A tile of kind 2 needs to know where it stands: its queries begin at row · block_q and its keys at "
         "column · block_k. Where j > i the score is -inf.",
     ],
 )
 class TestForward:
-    def demand(self, expect, answer, wanted, told, **bound):
-        answer = expect.unpack(answer, *RESULT)
-        for name, axes, got, expected in zip(RESULT, RESULT_AXES, answer, wanted, strict=True):
-            expect.close(got, expected, axes=axes, what=f"the {name} ({told})", **bound)
-
     @pytest.mark.points(2)
     @each_kind
     @each("t s block_q block_k", SHAPES)
@@ -234,39 +220,36 @@ class TestForward:
         given, blocks = inputs(draw, t, s), {"block_q": block_q, "block_k": block_k}
         answer = student.call("flash_attention", *given, is_causal=is_causal, **blocks)
         told = f"{t} queries, {s} keys, tiles of {block_q} by {block_k}"
-        self.demand(expect, answer, whole(*given, is_causal), told, largest=10)
+        agree(expect, answer, whole(*given, is_causal), RESULT, told)
 
     def test_large_scores(self, student, expect, draw):
         given = inputs(draw, 5, 11, scale=100)
         answer = student.call("flash_attention", *given, block_q=2, block_k=3)
-        self.demand(expect, answer, whole(*given), "scores up to 10,000", largest=1e4)
+        agree(expect, answer, whole(*given), RESULT, "scores up to 10,000", largest=1e4)
 
     @pytest.mark.points(2)
     def test_what_is_left_out_is_not_read(self, student, expect, draw):
         given = inputs(draw, 11, 11)
         wanted = [x[:, :, :6] for x in whole(*given, is_causal=True)]
-        for x in given[1:]:
-            x[:, :, 8] = torch.nan
+        given[1][:, :, 8] = given[2][:, :, 8] = torch.nan
         answer = student.call("flash_attention", *given, is_causal=True, block_q=3, block_k=4)
-        answer = expect.unpack(answer, *RESULT)
-        shapes = tuple(getattr(x, "shape", None) for x in answer)
+        parts = expect.unpack(answer, *RESULT)
+        shapes = tuple(getattr(x, "shape", None) for x in parts)
         expect.equal(shapes, ((2, 3, 11, 7), (2, 3, 11)), what="the shapes of output and lse")
-        told = "queries 0 to 5, after key and value 8 became NaN: tiles of 3 by 4"
-        self.demand(expect, [x[:, :, :6] for x in answer], wanted, told, largest=10)
+        told = "queries 0 to 5, after key and value 8 became NaN; tiles of 3 by 4"
+        agree(expect, tuple(x[:, :, :6] for x in parts), wanted, RESULT, told)
 
     @pytest.mark.points(2)
     def test_half_precision(self, student, expect, draw):
         # Many small tiles: what is rounded after each of them adds up.
         given = inputs(draw, 5, 97, torch.float16)
         answer = student.call("flash_attention", *given, block_q=3, block_k=8)
-        output, lse = expect.unpack(answer, *RESULT)
-        exact = whole(*(x.double() for x in given))
+        dtypes = tuple(str(getattr(x, "dtype", None)) for x in expect.unpack(answer, *RESULT))
+        expect.equal(dtypes, ("float16", "float32"), what="the dtypes of output and lse for float16")
+        wanted, told = whole(*(x.double() for x in given)), "float16, 97 keys, tiles of 3 by 8"
+        agree(expect, answer, wanted, RESULT, told, "lse")
         peer = scaled_dot_product_attention(*given)
-        what = "the output in float16 (97 keys, tiles of 3 by 8)"
-        expect.close(output, exact[0], axes=RESULT_AXES[0], what=what, peer=peer)
-        dtypes = tuple(str(getattr(x, "dtype", None)) for x in (output, lse))
-        expect.equal(dtypes, ("float16", "float32"), what="the dtypes of output and lse, for float16,")
-        expect.close(lse, exact[1], axes=RESULT_AXES[1], what="the lse for float16", largest=10)
+        agree(expect, answer, wanted, RESULT, told, "output", peer=peer)
 
 
 @pytest.mark.task(
@@ -281,69 +264,53 @@ class TestForward:
     ],
 )
 class TestBackward:
-    def backward(self, student, expect, given, result, grad, **options):
-        answer = student.call("flash_backward", *given, *result, grad, **options)
-        return expect.unpack(answer, *GRADIENTS)
-
     def wanted(self, given, grad, is_causal=False):
         leaves = [x.clone().requires_grad_() for x in given]
         return torch.autograd.grad(whole(*leaves, is_causal)[0], leaves, grad)
-
-    def demand(self, expect, answer, wanted, told, names=GRADIENTS):
-        for name, got, expected in zip(GRADIENTS, answer, wanted, strict=True):
-            if name in names:
-                axes = f"batch head {'query' if name == 'dq' else 'key'} width"
-                expect.close(got, expected, axes=axes, what=f"{name} ({told})", factor=3, largest=10)
 
     @pytest.mark.parametrize("name", ["dv", "dk", "dq"])
     def test_by_hand(self, student, expect, name):
         query, key, value = f64([[2, 0, 0, 0]]), f64([[0, 0, 0, 0], [LOG3, 0, 0, 0]]), f64([[4], [8]])
         given, grad = [x[None, None] for x in (query, key, value)], f64([[[[1]]]])
-        answer = self.backward(student, expect, given, whole(*given), grad)
-        self.demand(expect, answer, self.wanted(given, grad), "the example", [name])
+        answer = student.call("flash_backward", *given, *whole(*given), grad)
+        agree(expect, answer, self.wanted(given, grad), BACK, "the example", name, factor=3)
 
     @pytest.mark.points(2)
     @each_kind
     @each("t s block_q block_k", SOME_SHAPES)
     def test_gradients(self, student, expect, draw, t, s, block_q, block_k, is_causal):
         given, grad = inputs(draw, t, s), draw(2, 3, t, 7)
+        result = whole(*given, is_causal)
         options = {"is_causal": is_causal, "block_q": block_q, "block_k": block_k}
-        answer = self.backward(student, expect, given, whole(*given, is_causal), grad, **options)
+        answer = student.call("flash_backward", *given, *result, grad, **options)
         told = f"{t} queries, {s} keys, tiles of {block_q} by {block_k}"
-        self.demand(expect, answer, self.wanted(given, grad, is_causal), told)
+        agree(expect, answer, self.wanted(given, grad, is_causal), BACK, told, factor=3)
 
     @pytest.mark.points(2)
     def test_pieces_of_a_text(self, student, expect, draw):
         given, grad = inputs(draw, 5, 11), draw(2, 3, 5, 7)
-        result, wanted = whole(*given), self.wanted(given, grad)
-        parts = []
-        for piece in (slice(0, 6), slice(6, 11)):
-            some = given[0], *(x[:, :, piece] for x in given[1:])
-            answer = self.backward(student, expect, some, result, grad, block_q=2, block_k=4)
-            told = f"keys {piece.start} to {piece.stop - 1} of 11, output and lse of all"
-            # What one piece contributes to dq is judged with the other.
-            expected = wanted[0], *(x[:, :, piece] for x in wanted[1:])
-            self.demand(expect, answer, expected, told, GRADIENTS[1:])
-            parts.append(answer[0])
-        expect.close(
-            sum(parts),
-            wanted[0],
-            axes="batch head query width",
-            what="the sum of both dq",
-            factor=3,
-            largest=10,
-        )
+        result, (dq, *rest), parts = whole(*given), self.wanted(given, grad), []
+        for first, last in ((0, 5), (6, 10)):
+            piece = slice(first, last + 1)
+            some = given[0], given[1][:, :, piece], given[2][:, :, piece]
+            answer = student.call("flash_backward", *some, *result, grad, block_q=2, block_k=4)
+            told = f"of keys {first} to {last} out of 11, with output and lse of all"
+            wanted = dq, *(x[:, :, piece] for x in rest)
+            parts.append(agree(expect, answer, wanted, BACK, told, "dk dv", factor=3)[0])
+        what = "dq, added up over two pieces of the keys"
+        expect.close(sum(parts), dq, axes=BACK["dq"], what=what, factor=3, largest=10)
 
     def test_what_is_left_out_is_not_read(self, student, expect, draw):
         given, grad = inputs(draw, 11, 11), draw(2, 3, 11, 7)
-        result, wanted = whole(*given, is_causal=True), self.wanted(given, grad, True)
-        for x in (*given[1:], *result[:1]):
-            x[:, :, 8] = torch.nan
+        result, (wanted, *_) = whole(*given, True), self.wanted(given, grad, True)
+        given[1][:, :, 8] = given[2][:, :, 8] = torch.nan
         options = {"is_causal": True, "block_q": 3, "block_k": 4}
-        answer = self.backward(student, expect, given, result, grad, **options)
-        told = "queries 0 to 5, after key and value 8 became NaN: tiles of 3 by 4"
-        dq = [x[:, :, :6] for x in (answer[0], wanted[0])]
-        expect.close(*dq, axes="batch head query width", what=f"dq ({told})", factor=3, largest=10)
+        answer = student.call("flash_backward", *given, *result, grad, **options)
+        dq = expect.unpack(answer, *BACK)[0]
+        expect.equal(getattr(dq, "shape", None), (2, 3, 11, 5), what="the shape of dq")
+        what = "dq (queries 0 to 5, after key and value 8 became NaN; tiles of 3 by 4)"
+        dq, wanted = dq[:, :, :6], wanted[:, :, :6]
+        expect.close(dq, wanted, axes=BACK["dq"], what=what, factor=3, largest=10)
 
 
 @pytest.mark.task(
@@ -353,7 +320,7 @@ class TestBackward:
         "stand in a row, as if they were those of one text: which axes must change places?",
         "`query.transpose(0, 2)` is `1 h b d`, and `prefix_key[None]` is `1 h s d`. What comes back is turned "
         "back in the same way.",
-        "For the second, one `add_block` from an empty start and `finish`. Hidden keys score -inf, and their "
+        "For the second, one `add_block` from an empty start, and `finish`. Hidden keys score -inf, and their "
         "values are filled with 0: a weight of 0 times NaN is NaN.",
     ],
 )
@@ -361,22 +328,17 @@ class TestPrefix:
     def demand(self, student, expect, draw, lengths, garbage=0.0, s=5):
         b, a = len(lengths), max(lengths) + 2
         query, prefix = draw(b, 3, 1, 5), (draw(3, s, 5), draw(3, s, 7))
-        own, lengths = (draw(b, 3, a, 5), draw(b, 3, a, 7)), torch.tensor(lengths)
-        wanted = []
-        for n, length in enumerate(lengths.tolist()):
-            text = [torch.cat([x, y[n, :, :length]], dim=1)[None] for x, y in zip(prefix, own, strict=True)]
-            wanted.append(whole(query[n : n + 1], *text)[0])
-            for x in own:
-                x[n, :, length:] += garbage
-        output = student.call("prefix_attention", query, *prefix, *own, lengths)
+        own, wanted = (draw(b, 3, a, 5), draw(b, 3, a, 7)), []
+        for n, length in enumerate(lengths):
+            text = [torch.cat([x, y[n, :, :length]], dim=1) for x, y in zip(prefix, own, strict=True)]
+            wanted.append(whole(query[n], *text)[0])
+            own[0][n, :, length:] += garbage
+            own[1][n, :, length:] += garbage
+        output = student.call("prefix_attention", query, *prefix, *own, torch.tensor(lengths))
+        what = "the output" + (" with NaN behind the ends" if garbage else "")
 
-        def explain(index):
-            return f"this text has {int(lengths[index['text']])} keys of its own"
-
-        what = "the output" + (" with NaN behind the texts" if garbage else "")
-        expect.close(
-            output, torch.cat(wanted), axes="text head query width", what=what, explain=explain, largest=10
-        )
+        axes, told = "text head query width", lambda at: f"its own keys are {lengths[at['text']]}"
+        expect.close(output, torch.stack(wanted), axes=axes, what=what, explain=told, largest=10)
 
     def test_one_length(self, student, expect, draw):
         self.demand(student, expect, draw, [4, 4, 4])
