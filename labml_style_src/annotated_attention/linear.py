@@ -1,6 +1,64 @@
 r"""# Linear attention
 
-Under construction: the public names work.
+Attention compares every query with every key. A text ten times as long costs a hundred times as much, and to
+write its next token, all keys and values must still be there.
+
+The softmax is to blame. $e^{\mathbf{q}_i^\top \mathbf{k}_j}$ knows $i$ and $j$ together, and cannot be pulled
+apart. Put a product in its place, $\varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)$, with a map $\varphi$ of
+each alone. Then what belongs to the query leaves the sum,
+
+$$\mathbf{o}_i = \frac{\sum_j \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\sum_j
+\varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)} = \frac{\varphi(\mathbf{q}_i)^\top \sum_j
+\varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\varphi(\mathbf{q}_i)^\top \sum_j \varphi(\mathbf{k}_j)}\,,$$
+
+and what is left in it is the same for all queries: a matrix of $f \times e$ numbers and a vector of $f$,
+however long the text is.
+
+![The same three factors, multiplied in two orders. Above: every pair of a query and a key. Below: keys and
+values first, and nothing that is as wide as the text is long.](figure:orders)
+
+## What came before
+
+Schmidhuber (1992) let one network write into the weights of another, as sums of outer products. Shen et al.
+(2018, arXiv:1812.01243) multiplied keys with values first, to attend over the pixels of large images, and Tsai
+et al. (2019, arXiv:1908.11775) read attention as a kernel. Katharopoulos et al. (2020) put the two together,
+with a causal mask: the sum then runs up to $i$, and the transformer is a recurrent network. Schlag et al.
+(2021, arXiv:2102.11174) closed the circle: it is that of 1992.
+
+## The map
+
+$\varphi(x) = \operatorname{elu}(x) + 1$ of each number: $x + 1$ above 0, $e^x$ below. It is never negative, so
+the weights of a row are not and sum to one, and outputs lie between the values
+[check:test_outputs_are_means]. It is no approximation of the softmax, and does not mean to be;
+[the next page](../linear_features/index.md) has maps that are. There is no `scale` either: a factor within the
+exponential made softmax sharper or flatter, and here is a part of the map
+[check:test_a_scale_belongs_to_the_map].
+
+## Three forms
+
+A causal query sees the keys $j \le i$, so its sums end at $i$:
+
+$$S_i = \sum_{j \le i} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, \qquad \mathbf{z}_i = \sum_{j \le i}
+\varphi(\mathbf{k}_j), \qquad \mathbf{o}_i = \frac{\varphi(\mathbf{q}_i)^\top S_i}{\varphi(\mathbf{q}_i)^\top
+\mathbf{z}_i}\,.$$
+
+**Parallel**: all weights $A_{ij} = \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)$, half of them masked. No
+step waits for another, and the cost is that of softmax.
+
+**Recurrent**: $S_i = S_{i-1} + \varphi(\mathbf{k}_i)\, \mathbf{v}_i^\top$. The least work, but $t$ steps, each
+waiting for the one before, none larger than an outer product. And on the way back all $t$ states are wanted.
+
+**Chunked**: cut the text into chunks of $u$ tokens. A sum up to $i$ is the sum up to the chunk and that
+within it. The first is a state, the second is the parallel form of $u$ tokens:
+
+$$\varphi(\mathbf{q}_i)^\top S_i = \varphi(\mathbf{q}_i)^\top S_{\text{before the chunk}} + \sum_{j \le i
+\text{ in the chunk}} A_{ij}\, \mathbf{v}_j^\top .$$
+
+With $u = 1$ this is the recurrent form, with $u = t$ the parallel one, and they are all one function
+[check:test_forms_are_one_function].
+
+![Weights of a causal text. Strong: chunks, where weights are computed. What lies to their left, one state
+stands for.](figure:chunks)
 
 ## Notation
 
@@ -9,11 +67,20 @@ Under construction: the public names work.
 | $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
 | $\mathbf{k}_j$ | `key` | `b h s d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b h s e` | what position $j$ gives |
+| $\varphi$ | `feature_map` | – | from $d$ numbers to $f$ features |
+| $A_{ij}$ | `weights` | `b h t s` | product of features, before the division |
+| $S$ | `matrix` | `b h f e` | sum of $\varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top$ over what was read |
+| $\mathbf{z}$ | `normaliser` | `b h f` | sum of $\varphi(\mathbf{k}_j)$ over what was read |
+| $\mathbf{o}_i$ | `output` | `b h t e` | the blend of values |
+| $u$ | `chunk_size` | scalar | tokens in a chunk |
+| $n$ | – | scalar | a chunk, counted from 0 |
 
-**Source.** Katharopoulos et al. (2020), arXiv:2006.16236.
+**Source.** Katharopoulos et al. (2020), arXiv:2006.16236: our first formula is their equations 4 and 5, the
+causal one 10 to 12, `elu_plus_one` 7; their $Z_i$ is our $\mathbf{z}_i$. In chunks: Hua et al. (2022),
+arXiv:2202.10447, and Sun et al. (2023), arXiv:2307.08621, equation 7, without the decay.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +90,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from annotated_attention.linear_features import (
+    FeatureMap,
+    elu_plus_one,
     positive_random_features,
     relu_features,
     taylor_features,
@@ -30,15 +99,20 @@ from annotated_attention.linear_features import (
 from annotated_attention.scaled_dot_product import check_inputs
 
 __all__ = ["LinearState", "elu_plus_one", "linear_attention"]
-__all__ += ["linear_attention_step", "linear_chunks", "ratio"]
-__all__ += ["positive_random_features", "relu_features", "taylor_features"]
+__all__ += ["linear_attention_piece", "linear_attention_step", "linear_cost"]
+__all__ += ["merge_states", "positive_random_features", "ratio", "read"]
+__all__ += ["relu_features", "state_of", "taylor_features"]
 
-FeatureMap = Callable[[Tensor], Tensor]
 FORMS = ("parallel", "recurrent", "chunked")
+CHUNKS_AT_ONCE = 16
 
 
 class LinearState(NamedTuple):
-    """All that was read."""
+    """## The state
+
+    All that is kept of what was read, in float32 or wider. In bf16, a sum of ones ends at 256, for 257 has no
+    place there; in float32 at 16.8 million [check:test_a_sum_in_bf16_ends_at_256].
+    """
 
     matrix: Float[Tensor, "b h f e"]
     normaliser: Float[Tensor, "b h f"]
@@ -48,9 +122,115 @@ class LinearState(NamedTuple):
         return self.matrix.nbytes + self.normaliser.nbytes
 
 
-def elu_plus_one(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-    r"""## A map that is positive"""
-    return x.clamp(max=0).exp() + x.relu()
+def state_of(
+    k: Float[Tensor, "b h s f"],
+    v: Float[Tensor, "b h s e"],
+) -> LinearState:
+    r"""Of any keys: $S = \sum_j \varphi(\mathbf{k}_j)\,\mathbf{v}_j^\top$ and $\mathbf{z} = \sum_j
+    \varphi(\mathbf{k}_j)$, from features `k`. A sum has no order [check:test_keys_have_no_order].
+    """
+    return LinearState(torch.einsum("b h s f, b h s e -> b h f e", k, v), k.sum(2))
+
+
+def merge_states(a: LinearState, b: LinearState) -> LinearState:
+    r"""Two pieces of a text are read as one if their states are added [check:test_states_add]. Lesson 13's
+    merge had to weigh its parts by their sums; these are not divided yet.
+    """
+    return LinearState(a.matrix + b.matrix, a.normaliser + b.normaliser)
+
+
+def read(
+    q: Float[Tensor, "b h t f"],
+    state: LinearState,
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
+    r"""Numerator and denominator, $\varphi(\mathbf{q}_i)^\top S$ and $\varphi(\mathbf{q}_i)^\top \mathbf{z}$."""
+    blend = torch.einsum("b h t f, b h f e -> b h t e", q, state.matrix)
+    return blend, torch.einsum("b h t f, b h f -> b h t", q, state.normaliser)
+
+
+def ratio(
+    blend: Float[Tensor, "b h t e"],
+    total: Float[Tensor, "b h t"],
+) -> Float[Tensor, "b h t e"]:
+    r"""And their ratio. Where nothing was seen the denominator is 0: no keys, or features that are all 0, as
+    those of ReLU can be, and of elu at $-10^4$. Such a row is divided by infinity: it gives 0, and sends 0
+    back [check:test_rows_that_see_nothing_are_zero]. To add a small $\varepsilon$ to all denominators, as is
+    often done, changes every row a little, and one with small features a lot.
+    """
+    nothing = total.abs() < torch.finfo(total.dtype).tiny
+    return blend / total.masked_fill(nothing, torch.inf)[..., None]
+
+
+def linear_attention_piece(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b h t d"],
+    value: Float[Tensor, "b h t e"],
+    state: LinearState | None = None,
+    *,
+    feature_map: FeatureMap = elu_plus_one,
+    chunk_size: int = 64,
+) -> tuple[Float[Tensor, "b h t e"], LinearState]:
+    r"""## Chunks
+
+    A piece of a text, behind all that `state` has read: its outputs, and the state after it. Where the cuts
+    are cannot be seen [check:test_a_text_in_pieces_is_the_text].
+    """
+    q, k, v, start = prepared(query, key, value, state, feature_map)
+
+    # Chunks join the heads: for all but the states, a chunk is a text of its own. Behind the last token stand
+    # *features* of 0, which add nothing. A key of 0 would not do: its features are 1.
+    t = q.shape[2]
+    u = min(chunk_size, max(t, 1))
+    n = max(1, -(-t // u))
+    if n * u > t:
+        q, k, v = (F.pad(x, (0, 0, 0, n * u - t)) for x in (q, k, v))
+    q, k, v = (rearrange(x, "b h (n u) c -> b (h n) u c", u=u) for x in (q, k, v))
+
+    # The sums of each chunk, and by adding them up, from the state that came in, the state before each chunk
+    # and that behind the last. To add up all and take off a chunk's own would let large keys of the future
+    # leave their rounding in the past [check:test_future_moves_nothing].
+    own = state_of(k, v)
+    matrix = rearrange(own.matrix, "b (h n) f e -> b h n f e", n=n)
+    normaliser = rearrange(own.normaliser, "b (h n) f -> b h n f", n=n)
+    matrix = torch.cat([start.matrix[:, :, None], matrix], dim=2).cumsum(2)
+    normaliser = torch.cat([start.normaliser[:, :, None], normaliser], dim=2)
+    normaliser = normaliser.cumsum(2)
+    before = LinearState(
+        rearrange(matrix[:, :, :n], "b h n f e -> b (h n) f e"),
+        rearrange(normaliser[:, :, :n], "b h n f -> b (h n) f"),
+    )
+    blend, total = read(q, before)
+
+    # Within a chunk, the parallel form.
+    weights = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
+    blend = blend + torch.einsum("b h u a, b h a e -> b h u e", weights, v)
+    total = total + weights.sum(-1)
+    output = rearrange(ratio(blend, total), "b (h n) u e -> b h (n u) e", n=n)
+
+    # A view of the last state would keep all the others in memory.
+    after = LinearState(matrix[:, :, n].clone(), normaliser[:, :, n].clone())
+    return output[:, :, :t].to(query.dtype), after
+
+
+def linear_attention_step(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b h t d"],
+    value: Float[Tensor, "b h t e"],
+    state: LinearState | None,
+    *,
+    feature_map: FeatureMap = elu_plus_one,
+) -> tuple[Float[Tensor, "b h t e"], LinearState]:
+    r"""## One token
+
+    $t = 1$: write, then read. `state` is None before the first token. Time and memory are the same at every
+    step [check:test_a_step_is_a_step].
+    """
+    if query.shape[2] != 1:
+        came = f"query has shape {tuple(query.shape)}"
+        raise ValueError(f"{came}: one token, b h 1 d, is wanted")
+    q, k, v, state = prepared(query, key, value, state, feature_map)
+    state = merge_states(state, state_of(k, v))
+    return ratio(*read(q, state)).to(query.dtype), state
 
 
 def linear_attention(
@@ -63,137 +243,125 @@ def linear_attention(
     form: str = "chunked",
     chunk_size: int = 64,
 ) -> Float[Tensor, "b h t e"]:
-    r"""## One function, three forms"""
+    r"""## Attention
+
+    It agrees with the plain formula in every form and dtype [check:test_agrees_with_the_plain_formula], and so
+    do its gradients [check:test_gradcheck].
+
+    **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`; the result is `b h t e`.
+    `is_causal` is aligned top-left.
+
+    **Raises.** `ValueError` if shapes, dtypes, `form` or `chunk_size` do not fit
+    [check:test_wrong_input_is_refused].
+    """
     check_inputs(query, key, value, None, is_causal)
     if form not in FORMS or chunk_size < 1:
         came = f"form is {form!r}, chunk_size is {chunk_size}"
         raise ValueError(f"{came}: one of {FORMS}, and at least 1, is wanted")
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k = feature_map(query.to(wide)), feature_map(key.to(wide))
-    v, t = value.to(wide), query.shape[2]
-
+    phi = partial(features, feature_map=feature_map)
+    wide = torch.promote_types(value.dtype, torch.float32)
     if form == "parallel":
-        weights = torch.einsum("b h t f, b h s f -> b h t s", q, k)
-        if is_causal:
-            weights = weights.tril()
-        blend = torch.einsum("b h t s, b h s e -> b h t e", weights, v)
-        output = ratio(blend, weights.sum(-1))
+        weights = torch.einsum("b h t f, b h s f -> b h t s", phi(query), phi(key))
+        weights = weights.tril() if is_causal else weights
+        blend = torch.einsum("b h t s, b h s e -> b h t e", weights, value.to(wide))
+        return ratio(blend, weights.sum(-1)).to(query.dtype)
 
-    # Without a mask all queries read one state.
-    elif not is_causal:
-        matrix = torch.einsum("b h s f, b h s e -> b h f e", k, v)
-        output = ratio(*look_up(q, LinearState(matrix, k.sum(2))))
+    # Of a piece, only its outputs and one state are left. Python takes as long for a piece of one token as for
+    # one of hundreds, so the recurrent form is slow here, though it has the fewest operations.
+    size = 1 if form == "recurrent" else CHUNKS_AT_ONCE * chunk_size
+    chunked = partial(linear_attention_piece, chunk_size=chunk_size)
+    do = linear_attention_step if form == "recurrent" else chunked
 
-    elif form == "recurrent":
-        state, outputs = empty_state(k, v), []
-        steps = (fit(x, max(t, 1)).split(1, dim=2) for x in (q, k, v))
-        for q_i, k_i, v_i in zip(*steps, strict=True):
-            state = add_token(k_i, v_i, state)
-            outputs.append(ratio(*look_up(q_i, state)))
-        output = torch.cat(outputs, dim=2)[:, :, :t]
-    else:
-        output, _ = linear_chunks(q, k, v, chunk_size)
-    return output.to(query.dtype)
+    # Nothing is read yet, and a sum over no keys is 0. As many queries as have a key of their own are causal.
+    state = state_of(phi(key[:, :, :0]), value[:, :, :0].to(wide))
+    n, outputs = min(query.shape[2], key.shape[2]) if is_causal else 0, []
+    pieces = (x[:, :, :n].split(size, dim=2) for x in (query, key, value))
+    for piece in zip(*pieces, strict=True) if n else ():
+        output, state = do(*piece, state, feature_map=feature_map)
+        outputs.append(output)
 
-
-def linear_chunks(
-    q: Float[Tensor, "b h t f"],
-    k: Float[Tensor, "b h s f"],
-    v: Float[Tensor, "b h s e"],
-    chunk_size: int,
-    state: LinearState | None = None,
-) -> tuple[Float[Tensor, "b h t e"], LinearState]:
-    r"""## Chunks: features in, outputs and the state after them out."""
-    t, start = q.shape[2], empty_state(k, v) if state is None else state
-    u = min(chunk_size, max(t, 1))
-    n = max(1, -(-t // u))
-    q = rearrange(fit(q, n * u), "b h (n u) f -> b h n u f", n=n)
-    k = rearrange(fit(k, n * u), "b h (n u) f -> b h n u f", n=n)
-    v = rearrange(fit(v, n * u), "b h (n u) e -> b h n u e", n=n)
-
-    weights = torch.einsum("b h n u f, b h n a f -> b h n u a", q, k)
-    weights = weights.tril()
-    blend = torch.einsum("b h n u a, b h n a e -> b h n u e", weights, v)
-
-    added = torch.einsum("b h n u f, b h n u e -> b h n f e", k, v)
-    matrices = torch.cat([start.matrix[:, :, None], added], dim=2).cumsum(2)
-    added = k.sum(3)
-    normalisers = torch.cat([start.normaliser[:, :, None], added], dim=2).cumsum(2)
-
-    past = matrices[:, :, :-1]
-    blend = blend + torch.einsum("b h n u f, b h n f e -> b h n u e", q, past)
-    past = normalisers[:, :, :-1]
-    total = weights.sum(-1) + torch.einsum("b h n u f, b h n f -> b h n u", q, past)
-    output = rearrange(ratio(blend, total), "b h n u e -> b h (n u) e")
-    after = LinearState(matrices[:, :, -1].clone(), normalisers[:, :, -1].clone())
-    return output[:, :, :t], after
+    # Without a mask, one state of all keys is read by all queries. It is also what is left to do for causal
+    # queries that stand behind the last key.
+    pieces = (x.split(size, dim=2) for x in (key, value))
+    for k, v in zip(*pieces, strict=True) if not is_causal else ():
+        state = merge_states(state, state_of(phi(k), v.to(wide)))
+    for q in query[:, :, n:].split(size, dim=2):
+        outputs.append(ratio(*read(phi(q), state)).to(query.dtype))
+    return torch.cat(outputs, dim=2)
 
 
-def linear_attention_step(
-    query: Float[Tensor, "b h 1 d"],
-    key: Float[Tensor, "b h 1 d"],
-    value: Float[Tensor, "b h 1 e"],
-    state: LinearState | None,
-    *,
-    feature_map: FeatureMap = elu_plus_one,
-) -> tuple[Float[Tensor, "b h 1 e"], LinearState]:
-    r"""## One token"""
+def features(x: Float[Tensor, "b h t d"], feature_map: FeatureMap) -> Float[Tensor, "b h t f"]:
+    """In float32 or wider: what is rounded here is rounded in every sum."""
+    mapped = feature_map(x.to(torch.promote_types(x.dtype, torch.float32)))
+    if mapped.ndim != 4 or mapped.shape[:3] != x.shape[:3]:
+        came = f"feature_map made {tuple(mapped.shape)} of {tuple(x.shape)}"
+        raise ValueError(f"{came}: b h t f is wanted")
+    return mapped
+
+
+def prepared(query, key, value, state, feature_map) -> tuple[Tensor, Tensor, Tensor, LinearState]:
+    """Features, values and a state that fits them."""
     check_inputs(query, key, value, None, False)
-    if query.shape[2] != 1 or key.shape[2] != 1:
-        came = f"query has {query.shape[2]} tokens, key {key.shape[2]}"
-        raise ValueError(f"{came}: 1 is wanted")
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k = feature_map(query.to(wide)), feature_map(key.to(wide))
-    v = value.to(wide)
-    state = empty_state(k, v) if state is None else state
-    wanted = (*k.shape[:2], k.shape[3], v.shape[3])
-    if tuple(state.matrix.shape) != wanted:
-        came = f"state has a matrix {tuple(state.matrix.shape)}"
-        raise ValueError(f"{came}: {wanted} is wanted")
-    state = add_token(k, v, state)
-    return ratio(*look_up(q, state)).to(query.dtype), state
+    if query.shape[2] != key.shape[2]:
+        came = f"query has {query.shape[2]} tokens, key has {key.shape[2]}"
+        raise ValueError(f"{came}: the same tokens are wanted")
+    q, k = features(query, feature_map), features(key, feature_map)
+    v = value.to(q.dtype)
+    empty = state_of(k[:, :, :0], v[:, :, :0])
+    if state is None:
+        return q, k, v, empty
+    for name, came, wanted in zip(state._fields, state, empty, strict=True):
+        if came.shape != wanted.shape or came.dtype != wanted.dtype:
+            came = f"state.{name} is {came.dtype} of shape {tuple(came.shape)}"
+            raise ValueError(f"{came}: {wanted.dtype}, {tuple(wanted.shape)}, is wanted")
+    return q, k, v, state
 
 
-def ratio(
-    blend: Float[Tensor, "*rows e"],
-    total: Float[Tensor, "*rows"],
-) -> Float[Tensor, "*rows e"]:
-    r"""## Nothing in sight"""
-    empty = total.abs() < torch.finfo(total.dtype).tiny
-    return blend / total.masked_fill(empty, torch.inf)[..., None]
+def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
+    r"""## What it costs, and when it fails
 
+    Returns the operations of one causal head and the numbers of the states that the way back needs,
 
-def empty_state(k: Tensor, v: Tensor) -> LinearState:
-    b, h, _, f = k.shape
-    return LinearState(k.new_zeros(b, h, f, v.shape[3]), k.new_zeros(b, h, f))
+    $$2\,t\,\big(u\,(f + e) + 2 f e + f\big) \qquad\text{and}\qquad \frac tu\, f\,(e + 1)$$
 
+    for chunks of $u$ that fill the text [check:test_cost_counts_the_products]. Both are linear in $t$, as is
+    memory, forwards and back [check:test_memory_is_linear]. Within the chunks the work grows with $u$, between
+    them memory grows with $1/u$. At $u = f = e$ the products are of one size, and the states together are
+    as large as the values. With $d = f = e = u = 64$ that is 32,896 operations a token, and softmax, if it
+    skips what is masked, needs more from 257 tokens on [check:test_softmax_needs_more_from_257_tokens].
 
-def add_token(k: Tensor, v: Tensor, state: LinearState) -> LinearState:
-    return LinearState(
-        state.matrix + torch.einsum("b h t f, b h t e -> b h f e", k, v),
-        state.normaliser + k.sum(2),
-    )
+    - *Its weights have a low rank.* $A$ is a product of $t \times f$ and $f \times s$; softmax has no such limit
+      [check:test_weights_have_rank_f]. To look up one of many keys needs it:
+      [recall](../linear_recall/index.md).
+    - *Nothing is forgotten on purpose.* Every key stays in the sums with the same weight. The answer are
+      [decays](../linear_decay/index.md).
+    - *The ratio is steep.* Make the features of a query $c$ times as small, and its output stays, while the
+      gradient is $1/c$ times as large [check:test_the_gradient_has_no_bound]. Qin et al. (2022,
+      arXiv:2210.10340) saw training diverge, left the denominator out and normalised outputs instead. So do
+      RetNet, GLA and Lightning Attention.
+    - *It needs a mask for order.* Two-sided, it is a sum without places, as softmax is.
 
-
-def look_up(q: Tensor, state: LinearState) -> tuple[Tensor, Tensor]:
-    return (
-        torch.einsum("b h t f, b h f e -> b h t e", q, state.matrix),
-        torch.einsum("b h t f, b h f -> b h t", q, state.normaliser),
-    )
-
-
-def fit(x: Tensor, n: int) -> Tensor:
-    """Exactly `n` tokens: zeros behind, or the first of them."""
-    missing = n - x.shape[2]
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
+    **In production.** SDPA has nothing of the kind. **FlexAttention** can check it, not speed it up: of
+    features, with `score_mod=log` and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
+    [check:test_flex_attention_agrees]. **flash-linear-attention** has the kernels,
+    `chunk_linear_attn(q, k, v, scale=None, normalize=True)`, for *features*, laid out `b t h d`. Until September
+    2025 its denominator was summed over heads, not tokens (pull request 594); until May 2026 it sent no
+    gradient to the keys (875). Both gave plausible numbers: compare with the plain formula. **Transformers** and
+    **vLLM** run MiniMax-01 (seven layers of Lightning Attention to one of softmax), Qwen3-Next and Kimi Linear
+    (three of a gated delta rule to one), where the softmax layers look up what the states have lost.
+    MiniMax-M2 went back to softmax alone.
+    """
+    operations = 2 * t * (chunk_size * (f + e) + 2 * f * e + f)
+    return operations, -(-t // chunk_size) * f * (e + 1)
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, h, t, s, d, e = (axes[name] for name in "bhtsde")
+    """Chunks of `u`, `n` of them: the shapes beside the code are read off this run."""
+    b, h, t, s, d, e, n, u = (axes[name] for name in "bhtsdenu")
     query, key, value = torch.randn(b, h, t, d), torch.randn(b, h, s, d), torch.randn(b, h, s, e)
-    for form in FORMS:
-        linear_attention(query, key, value, form=form)
-    linear_attention(query, key, value, is_causal=False)
-    query, key, value = (x[:, :, :1] for x in (query, key, value))
-    linear_attention_step(query, key, value, None)
+    linear_attention(query, key, value, form="parallel")
+    linear_attention(query, key, value)
+    linear_attention_step(query[:, :, :1], key[:, :, :1], value[:, :, :1], None)
+    query, value = torch.randn(b, h, n * u, d), torch.randn(b, h, n * u, e)
+    linear_attention_piece(query, query, value, chunk_size=u)
+    linear_cost(t, d, e, u)

@@ -16,39 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from annotated_attention.linear import (
-    FeatureMap,
     LinearState,
-    elu_plus_one,
-    linear_attention_step,
-    linear_chunks,
+    linear_attention_piece,
+    merge_states,
 )
+from annotated_attention.linear_features import FeatureMap, elu_plus_one
 from annotated_attention.multi_head import merge_heads, split_heads
 
 __all__ = ["LinearCache", "LinearSelfAttention", "linear_attention_piece"]
 __all__ += ["linear_state_bytes", "merge_states"]
-
-
-def merge_states(a: LinearState, b: LinearState) -> LinearState:
-    r"""## Two pieces of a text"""
-    return LinearState(a.matrix + b.matrix, a.normaliser + b.normaliser)
-
-
-def linear_attention_piece(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b h t d"],
-    value: Float[Tensor, "b h t e"],
-    state: LinearState | None,
-    *,
-    feature_map: FeatureMap = elu_plus_one,
-    chunk_size: int = 64,
-) -> tuple[Float[Tensor, "b h t e"], LinearState]:
-    r"""## A piece of a text"""
-    if query.shape[2] == 1:
-        return linear_attention_step(query, key, value, state, feature_map=feature_map)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k = feature_map(query.to(wide)), feature_map(key.to(wide))
-    output, state = linear_chunks(q, k, value.to(wide), chunk_size, state)
-    return output.to(query.dtype), state
 
 
 class LinearCache:

@@ -17,7 +17,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["positive_random_features", "relu_features", "taylor_features"]
+__all__ = ["FeatureMap", "elu_plus_one", "positive_random_features"]
+__all__ += ["relu_features", "taylor_features"]
+
+FeatureMap = Callable[[Tensor], Tensor]
+
+
+def elu_plus_one(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    r"""## A map that is positive
+
+    $\varphi(x) = \operatorname{elu}(x) + 1$, number by number: $x + 1$ above 0 and $e^x$ below. Not negative,
+    so that the weights are not; and not flat below 0, as $\operatorname{ReLU}$ is, so that a feature that is
+    small can still learn (section 3.2.1 of the paper).
+
+    Computed as it is written, most of the small features are lost: elu comes close to $-1$, where float32
+    has steps of $6 \cdot 10^{-8}$, and at $x = -20$ the sum is 0. Below, it is $e^{-20}$
+    [check:test_small_features_are_not_rounded_away].
+
+    There is no `scale`. A factor in front of $\mathbf{q}_i^\top \mathbf{k}_j$ made the softmax sharper or
+    flatter. Here it is part of the map, `lambda x: elu_plus_one(x / 2)`; and of a map such as ReLU, for which
+    $\varphi(cx) = c\,\varphi(x)$, it cancels in the ratio [check:test_a_scale_belongs_to_the_map].
+    """
+    return x.clamp(max=0).exp() + x.relu()
 
 
 def relu_features(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
