@@ -1,6 +1,52 @@
 r"""# Flash
 
-Lesson 1's formula writes a matrix of scores to memory, reads it, writes weights, and reads them.
+One head, 4,096 tokens, width 64, in bf16: queries, keys and values are 1.5 MiB together, the output is half
+of one. In between, lesson 1's formula writes 16 million scores to memory, reads them for the softmax, writes
+the weights and reads those: 128 MiB [check:test_traffic_of_one_head|128 MiB]. An A100 (1.5 TB/s, 312 TFLOP/s)
+needs 90 µs to move them, and 14 for all the arithmetic [check:test_traffic_of_one_head|90 and 14 µs]. It waits.
+
+Nobody wants the scores. Each is needed for a moment, to weigh one value. So let none of them reach memory: go
+through the keys tile by tile, and keep for each query what is true of all keys so far, the largest score $m$,
+the sum $\ell$ of exponentials and the sum $\mathbf{o}$ of the values that they weigh. A key with a score of
+$S_j$ makes of them
+
+$$\begin{aligned} m' &= \max(m,\, S_j), \\
+\ell' &= e^{m - m'}\,\ell + e^{S_j - m'}, \\
+\mathbf{o}' &= e^{m - m'}\,\mathbf{o} + e^{S_j - m'}\,\mathbf{v}_j, \end{aligned}$$
+
+and after the last key, $\mathbf{o}/\ell$ is the answer: the same function as ever, in linear memory.
+
+![Scores of 24 queries and keys, tile by tile. One tile exists at a time; beside it, what each query keeps.
+Causal, a tile above the diagonal is never made.](figure:tiles)
+
+## What came before
+
+Milakov and Gimelshein (2018, arXiv:1805.02867) found the first two lines, to save the softmax one of its
+passes over memory. Rabe and Staats (2021, arXiv:2112.05682) had all three, in chunks, to save memory.
+FlashAttention (2022) put them into one kernel that never leaves the chip, to save *traffic*: of GPT-2 medium's
+attention, forward and backward on an A100, 40.3 GB became 4.4, and 41.7 ms became 7.3, though it computes more
+(figure 2). FlashAttention-2 (2023) went over the queries outside and divided once, 1.7 to 3.0 times as fast;
+the third (2024, arXiv:2407.08608) was made for the H100 and reached 75% of what that can do in fp16.
+
+## Three passes, two, one
+
+The softmax of lesson 1 reads a row of scores three times, for the maximum, for the sum, and to divide. The
+sum waits for the maximum, since every exponent contains it. But a sum over the keys before $j$ that was made
+with a maximum of $m$ can be put right when $m'$ turns up:
+
+$$e^{m - m'} \sum_{k<j} e^{S_k - m} = \sum_{k<j} e^{S_k - m'},$$
+
+as if $m'$ had been known all along. So one pass finds maximum and sum, and a second divides: the *online*
+softmax [check:test_online_softmax_is_softmax]. And attention does not even want the weights. It wants a sum
+of values, and what puts $\ell$ right puts $\mathbf{o}$ right. One pass is enough
+[check:test_any_block_size_is_the_same]. No exponent is above 0, so nothing overflows
+[check:test_agrees_with_pytorch|scores of 10,000].
+
+![A query meets six keys, one by one. When a larger score comes, all that was kept shrinks by
+$e^{m - m'}$.](figure:steps)
+
+Nothing here asks for one key at a time. With $u$ queries and $a$ keys, the new maximum is taken over $a$
+scores, the sums go over $a$ terms, and two matrix products do the work.
 
 ## Notation
 
@@ -10,8 +56,16 @@ Lesson 1's formula writes a matrix of scores to memory, reads it, writes weights
 | $\mathbf{k}_j$ | `key` | `b g s d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b g s e` | what position $j$ gives |
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
+| $S_{ij}$ | `scores` | tile | $\lambda\,\mathbf{q}_i^\top \mathbf{k}_j$ |
+| $m$, $m'$ | `m`, `larger` | a query | largest score so far, and after a tile. (Elsewhere $m$ is a width.) |
+| $\ell$ | `l` | a query | sum so far of $e^{S_{ij} - m}$ |
+| $\mathbf{o}$ | `o` | a query | sum so far of $e^{S_{ij} - m}\,\mathbf{v}_j$, not divided yet |
+| $L_i$ | `lse` | `b h t` | $\ln \sum_j e^{S_{ij}} = m + \ln \ell$, after the last key |
+| $u$ | `block_q` | scalar | queries in a tile, as `u` in the last one |
+| $a$ | `block_k` | scalar | keys in a tile |
 
-**Source.** Dao et al. (2022), arXiv:2205.14135.
+**Source.** Dao et al. (2022), arXiv:2205.14135, sections 2 and 3; their $N$ is our $t = s$, $B_r$ is $u$, $B_c$
+is $a$. Dao (2023), arXiv:2307.08691, algorithm 1; its $L$ is ours, its $\tilde{\mathbf{O}}$ our $\mathbf{o}$.
 """
 
 import torch
@@ -28,15 +82,24 @@ __all__ = ["FlashAttention", "flash_attention", "flash_forward"]
 __all__ += ["flash_traffic", "merge_attention", "online_softmax"]
 
 
-def online_softmax(scores: Float[Tensor, "... s"]) -> Float[Tensor, "... s"]:
-    r"""## Two lines"""
+def online_softmax(
+    scores: Float[Tensor, "... s"],
+) -> Float[Tensor, "... s"]:
+    r"""## The first two lines
+
+    Softmax in two passes, one key at a time. It is the softmax [check:test_online_softmax_is_softmax], and 0
+    where all scores are $-\infty$.
+    """
     m = scores.new_full(scores.shape[:-1], torch.finfo(scores.dtype).min)
     l = torch.zeros_like(m)
     for score in scores.unbind(dim=-1):
         larger = torch.maximum(m, score)
         l = l * torch.exp(m - larger) + torch.exp(score - larger)
         m = larger
-    return torch.exp(scores - m[..., None]) / l.clamp(min=1.0)[..., None]
+
+    # The largest score has added $e^0$. A sum below 1 is that of a row with no key at all.
+    l = l.clamp(min=1.0)
+    return torch.exp(scores - m[..., None]) / l[..., None]
 
 
 def flash_forward(
@@ -48,9 +111,16 @@ def flash_forward(
     block_q: int,
     block_k: int,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## Tile by tile"""
+    r"""## Tile by tile
+
+    Outside over the queries, inside over the keys, as FlashAttention-2 does it: $m$, $\ell$ and $\mathbf{o}$
+    stay where they are until they are done. The first FlashAttention had the loops the other way round, and
+    wrote and read them once for each tile of keys.
+    """
     (b, h, t, _), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
     wide, r = torch.promote_types(query.dtype, torch.float32), h // g
+
+    # A group of $r$ heads is one head with more queries (lesson 8), and no key is repeated.
     queries = rearrange(query.to(wide), "b (g r) t d -> (b g) r t d", g=g)
     keys, values = key.to(wide).flatten(0, 1), value.to(wide).flatten(0, 1)
     output = query.new_empty(b * g, r, t, e)
@@ -62,23 +132,32 @@ def flash_forward(
         m = q.new_full((b * g, r * u, 1), -torch.inf)
         l, o = torch.zeros_like(m), q.new_zeros(b * g, r * u, e)
 
+        # The last of these queries is at $i + u - 1$ and sees no key behind it. So tiles above the diagonal
+        # are not masked but left out [check:test_skipped_tiles_cost_nothing]. The last tiles may be smaller
+        # than the rest: nothing is padded [check:test_any_block_size_is_the_same].
         stop = min(i + u, s) if is_causal else s
         for j in range(0, stop, block_k):
-            tile = slice(j, min(j + block_k, stop))
-            k, v = keys[:, tile], values[:, tile]
+            a = min(block_k, stop - j)
+            k, v = keys[:, j : j + a], values[:, j : j + a]
             scores = torch.bmm(q, k.mT).mul_(scale)
-            if is_causal and tile.stop - 1 > i:
-                a = tile.stop - j
-                future = torch.ones(u, a, dtype=torch.bool, device=q.device)
-                future = future.triu_(i - j + 1)
-                scores.unflatten(1, (r, u)).masked_fill_(future, -torch.inf)
 
+            # Only a tile that the diagonal crosses needs a mask. Key 0 is in the first tile and seen by all,
+            # so $m$ is finite from there on, and no row of $-\infty$ can make a NaN.
+            if is_causal and j + a - 1 > i:
+                future = torch.ones_like(scores[0, :u], dtype=torch.bool)
+                future.triu_(i - j + 1)
+                by_head = scores.unflatten(1, (r, u))
+                by_head.masked_fill_(future, -torch.inf)
+
+            # The three lines. No graph is recorded here, so the scores may become weights where they are.
             larger = torch.maximum(m, scores.amax(dim=-1, keepdim=True))
-            shrink, weights = torch.exp(m - larger), scores.sub_(larger).exp_()
-            l = l * shrink + weights.sum(dim=-1, keepdim=True)
-            o = torch.baddbmm(o * shrink, weights, v)
+            weights, shrink = scores.sub_(larger).exp_(), torch.exp(m - larger)
+            l = shrink * l + weights.sum(dim=-1, keepdim=True)
+            o = torch.baddbmm(shrink * o, weights, v)
             m = larger
 
+        # Divided and rounded once. Where there is no key, $0/1$ and $-\infty + \ln 0$
+        # [check:test_no_keys_at_all].
         o = o / l.clamp(min=1.0)
         output[:, :, i : i + u] = o.unflatten(1, (r, u))
         lse[:, :, i : i + u] = (m + l.log()).view(b * g, r, u)
@@ -87,7 +166,12 @@ def flash_forward(
 
 
 class FlashAttention(torch.autograd.Function):
-    r"""## What is kept"""
+    r"""## What is kept
+
+    Left to itself, autograd would keep every tile of weights, and with them all $t\,s$ numbers. So the forward
+    pass runs where it does not look, and keeps the output and one number a query; the backward pass computes
+    the tiles anew (the next page). Neither makes a tensor of $t\,s$ numbers [check:test_memory_is_linear].
+    """
 
     @staticmethod
     def forward(ctx, query, key, value, *options):
@@ -99,8 +183,7 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output, grad_lse):
-        grads = (grad_output, grad_lse)
-        gradients = flash_backward(*grads, *ctx.saved_tensors, *ctx.options)
+        gradients = flash_backward(grad_output, grad_lse, *ctx.saved_tensors, *ctx.options)
         return *gradients, None, None, None, None
 
 
@@ -114,7 +197,19 @@ def flash_attention(
     block_q: int = 256,
     block_k: int = 512,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## The function"""
+    r"""## The function
+
+    Attention, and the logarithm of each query's sum. It agrees with PyTorch's in every dtype, in outputs and
+    gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]; the logarithm is float32 or wider, the
+    same that PyTorch's kernel keeps to itself [check:test_lse_is_that_of_pytorch], and may be differentiated
+    as well. Whoever has both can attend to further keys later: see the merge.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with $h$ a multiple of $g$; any
+    $t$ and $s$. `is_causal` is aligned top-left [check:test_the_future_moves_nothing]. The results are
+    `b h t e` and `b h t`. Without keys they are 0 and $-\infty$ [check:test_no_keys_at_all].
+
+    **Raises.** `ValueError` if shapes or blocks do not fit [check:test_wrong_input_is_refused].
+    """
     check_inputs(query, key, value, None, is_causal, enable_gqa=True)
     if min(block_q, block_k) < 1:
         came = f"block_q is {block_q}, block_k is {block_k}"
@@ -133,9 +228,36 @@ def flash_traffic(
     is_causal: bool = False,
     block_q: int = 256,
 ) -> tuple[int, int]:
-    r"""## What it costs"""
-    naive = 4 * t * s + (t + s) * (d + e)
+    r"""## What it costs, and when it fails
+
+    Returns how many numbers one head reads and writes, by lesson 1's formula and by tiles:
+
+    $$4\,ts + (t + s)(d + e) \qquad\text{and}\qquad t\,(d + e + 1) + \Big\lceil\frac tu\Big\rceil\, s\,(d + e).$$
+
+    Each tile of queries reads all keys and values [check:test_traffic_is_what_tiles_read], so traffic falls by
+    $4u/(d+e)$: eight times for 256 queries of width 64 [check:test_traffic_falls_with_the_block]. $u$ is as
+    large as the chip's own memory allows: it must hold $u(d + e) + a(d + e) + u\,a$ numbers at a time.
+
+    - *Arithmetic stays quadratic.* Twice the text is four times the work; only causality halves it
+      [check:test_skipped_tiles_cost_nothing]. Linear memory is not linear time (lesson 14).
+    - *A kernel is rigid.* What enters the scores must enter the kernel: a bias or mask of another kind needs
+      its own. FlexAttention compiles one from a function of indices.
+    - *Bits differ.* Sums in another order are rounded otherwise [check:test_bits_depend_on_the_blocks].
+    - *Here, nothing stays on a chip.* In PyTorch each line is a kernel, and tiles go through the caches of the
+      processor. That is enough to keep up with PyTorch's fused kernel on a CPU, and to leave lesson 1's
+      formula far behind (`benchmarks/bench_flash.py`). On a GPU it takes a kernel.
+
+    **In production.** **SDPA** picks FlashAttention by itself where it can;
+    `with sdpa_kernel(SDPBackend.FLASH_ATTENTION):` makes it, or fails. It keeps $L$ to itself;
+    `torch.ops.aten._scaled_dot_product_flash_attention_for_cpu` returns both, and is private.
+    **FlexAttention** returns $L$ with `return_lse=True`, since 2.9 with `return_aux=AuxRequest(lse=True)`
+    [check:test_flex_attention_returns_the_same]. **flash-attn** wants `b t h d`, is causal bottom-right, returns
+    `softmax_lse` with `return_attn_probs=True`, and takes texts of different lengths end to end, with
+    `cu_seqlens`, in `flash_attn_varlen_func`. **Transformers** calls it under
+    `attn_implementation="flash_attention_2"`, vLLM for prompts and steps alike.
+    """
     seen = [min(i + block_q, s) if is_causal else s for i in range(0, t, block_q)]
+    naive = 4 * t * s + (t + s) * (d + e)
     return naive, t * (d + e + 1) + sum(seen) * (d + e)
 
 
@@ -144,5 +266,6 @@ def example(axes: dict[str, int]) -> None:
     b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
     online_softmax(torch.randn(b, t, s))
-    flash_attention(query, key, value, is_causal=True, block_q=2, block_k=3)
+    flash_forward(query, key, value, False, 1.0, t, s)
+    flash_attention(query, key, value, is_causal=True)
     flash_traffic(t, s, d, e)

@@ -1,12 +1,71 @@
 r"""# Back through the tiles
 
-The backward pass wants the weights.
+The backward pass wants the weights. Every formula of lesson 1 has $P$ in it, all $t\,s$ numbers, and the
+forward pass has just taken care that they never were in memory. To keep them for this moment would undo it.
+
+But they are easily made again. All that the softmax needed was the maximum and the sum of a row, and with
+those known, a tile of weights takes one matrix product and one exponential. To compute them twice is quicker
+than to fetch them.
+
+![For each query the forward pass keeps its output and one number; the backward pass makes the tiles once
+more.](figure:kept)
+
+## What came before
+
+Checkpointing (Chen et al. 2016, arXiv:1604.06174) drops what autograd would keep, and runs that part of the
+forward pass again when it is asked for. Rabe and Staats did so with their chunks of attention. FlashAttention
+went on from there: it wrote the gradient down by hand, and so it does not run the forward pass again but only
+one product of it, since the other was there to make an output that is known.
+
+## One number a row
+
+Lesson 1's weight is $e^{S_{ij} - m_i}/\ell_i$. Put the denominator into the exponent:
+
+$$P_{ij} = e^{S_{ij} - L_i}, \qquad L_i = m_i + \ln \ell_i = \ln \sum_j e^{S_{ij}} .$$
+
+FlashAttention kept $m$ and $\ell$; FlashAttention-2 noticed that $L$ is enough
+[check:test_weights_from_one_number].
+
+## One more number a row
+
+Lesson 1 found $dS_{ij} = P_{ij}\big(dP_{ij} - \sum_k P_{ik}\, dP_{ik}\big)$. The sum goes over a whole row,
+of which a tile has only a part. But $dP_{ik} = \mathbf{v}_k^\top d\mathbf{o}_i$, and so
+
+$$D_i = \sum_k P_{ik}\, \mathbf{v}_k^\top d\mathbf{o}_i
+= \Big(\sum_k P_{ik}\, \mathbf{v}_k\Big)^{\!\top} d\mathbf{o}_i = \mathbf{o}_i^\top d\mathbf{o}_i :$$
+
+known before the first tile, if the output was kept [check:test_row_sum_needs_no_weights].
+
+## The logarithm has a gradient too
+
+$L$ is a result, and when results are merged the loss depends on it. A softmax is the gradient of its
+logarithm, $\partial L_i / \partial S_{ij} = P_{ij}$, so each score receives $P_{ij}\, dL_i$ more:
+
+$$dS_{ij} = P_{ij}\,\big(dP_{ij} - (D_i - dL_i)\big).$$
+
+One subtraction for each query, outside of all tiles, is all that it takes
+[check:test_gradient_through_the_logarithm]. The rest is linear:
+
+$$\begin{aligned} d\mathbf{v}_j &= \sum_i P_{ij}\, d\mathbf{o}_i, &
+d\mathbf{q}_i &= \lambda \sum_j dS_{ij}\,\mathbf{k}_j, &
+d\mathbf{k}_j &= \lambda \sum_i dS_{ij}\,\mathbf{q}_i . \end{aligned}$$
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $L_i$ | `lse` | `b h t` | logarithm of the sum |
+| $\mathbf{q}_i$, $\mathbf{k}_j$, $\mathbf{v}_j$ | `query`, `key`, `value` | | as before |
+| $\mathbf{o}_i$ | `output` | `b h t e` | what the forward pass returned |
+| $L_i$ | `lse` | `b h t` | and its logarithm |
+| $d\mathbf{o}_i$ | `grad_output` | `b h t e` | gradient at the output |
+| $dL_i$ | `grad_lse` | `b h t` | gradient at the logarithm |
+| $D_i - dL_i$ | `shift` | `b h t` | what is subtracted in a row |
+| $P_{ij}$ | `weights` | tile | made once more |
+| $dS_{ij}$ | `ds` | tile | gradient at the scores |
+| $d\mathbf{q}_i$, $d\mathbf{k}_j$, $d\mathbf{v}_j$ | `dq`, `dk`, `dv` | | gradients at the three |
+
+**Source.** Dao et al. (2022), arXiv:2205.14135, section 3.1 and appendix B; Dao (2023), arXiv:2307.08691,
+algorithm 2. The papers return no $L$ and have no $dL$.
 """
 
 import torch
@@ -14,7 +73,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["flash_backward"]
+__all__ = ["flash_backward", "flash_backward_cost"]
 
 
 def flash_backward(
@@ -34,49 +93,104 @@ def flash_backward(
     Float[Tensor, "b g s d"],
     Float[Tensor, "b g s e"],
 ]:
-    r"""## The gradient"""
-    (b, h, t, _), (g, s) = query.shape, key.shape[1:3]
-    wide, r = lse.dtype, h // g
+    r"""## The gradient
 
-    # $D_i - dL_i$, one number for each query.
+    The same walk over the same tiles, those above the diagonal left out
+    [check:test_skipped_tiles_cost_nothing]. It is the gradient of attention [check:test_gradcheck], and as
+    near to it as that of PyTorch's fused kernel, in every dtype [check:test_as_exact_as_the_fused_kernel].
+    """
+    g, s = key.shape[1:3]
+    t, r = query.shape[2], query.shape[1] // g
+    wide = lse.dtype
+
+    def by_group(x: Tensor) -> Tensor:
+        x = x.to(wide)
+        return rearrange(x, "b (g r) t d -> (b g) r t d", g=g)
+
+    # $D_i - dL_i$, before any tile.
     shift = (grad_output.to(wide) * output.to(wide)).sum(dim=-1) - grad_lse
-
-    def fold(x: Tensor) -> Tensor:
-        return rearrange(x.to(wide), "b (g r) t d -> (b g) r t d", g=g)
-
-    rows = [fold(x) for x in (query, grad_output, lse[..., None], shift[..., None])]
+    queries, grads = by_group(query), by_group(grad_output)
+    lses, shifts = by_group(lse[..., None]), by_group(shift[..., None])
     keys, values = key.to(wide).flatten(0, 1), value.to(wide).flatten(0, 1)
-    dq = torch.empty_like(rows[0])
-    dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
 
+    # A query meets its keys within one turn of the outer loop, a key its queries in all of them: `dk` and
+    # `dv` collect, in float32 even if the keys are not.
+    dq = torch.empty_like(queries)
+    dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
     for i in range(0, t, block_q):
         u = min(block_q, t - i)
-        q, do, l, c = (x[:, :, i : i + u].flatten(1, 2) for x in rows)
-        stop = min(i + u, s) if is_causal else s
-        dq_tile = torch.zeros_like(q)
+        q = queries[:, :, i : i + u].flatten(1, 2)
+        do = grads[:, :, i : i + u].flatten(1, 2)
+        l = lses[:, :, i : i + u].flatten(1, 2)
+        c = shifts[:, :, i : i + u].flatten(1, 2)
+
+        stop, dq_tile = min(i + u, s) if is_causal else s, torch.zeros_like(q)
         for j in range(0, stop, block_k):
             tile = slice(j, min(j + block_k, stop))
             k, v = keys[:, tile], values[:, tile]
 
-            # $P_{ij} = e^{\lambda\,\mathbf{q}_i^\top\mathbf{k}_j - L_i}$.
+            # $P_{ij} = e^{S_{ij} - L_i}$, and 0 for the future. `baddbmm` adds a product to its first
+            # argument, so the logarithm is subtracted on the way.
             weights = torch.baddbmm(-l, q, k.mT, alpha=scale).exp_()
             if is_causal and tile.stop - 1 > i:
                 weights.unflatten(1, (r, u)).tril_(i - j)
 
-            # $dS = P \circ (dO\,V^\top - D + dL)$.
+            # $dS_{ij} = P_{ij}\,(dP_{ij} - (D_i - dL_i))$.
             ds = torch.baddbmm(-c, do, v.mT).mul_(weights)
             dv[:, tile].baddbmm_(weights.mT, do)
             dk[:, tile].baddbmm_(ds.mT, q, alpha=scale)
             dq_tile.baddbmm_(ds, k, alpha=scale)
         dq[:, :, i : i + u] = dq_tile.unflatten(1, (r, u))
+
     dq = rearrange(dq, "(b g) r t d -> b (g r) t d", g=g)
-    dk, dv = dk.unflatten(0, (b, g)), dv.unflatten(0, (b, g))
+    dk = rearrange(dk, "(b g) s d -> b g s d", g=g)
+    dv = rearrange(dv, "(b g) s e -> b g s e", g=g)
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
+def flash_backward_cost(
+    b: int,
+    h: int,
+    t: int,
+    s: int,
+    d: int,
+    e: int,
+) -> tuple[int, int]:
+    r"""## What it costs, and when it fails
+
+    Returns the operations of the backward pass with all keys in sight, and the numbers that are kept for it
+    beside the inputs:
+
+    $$2\,bhts\,(3d + 2e) \qquad\text{and}\qquad bht\,(e + 1).$$
+
+    Five products, where autograd with all weights at hand has four: a sixth more work forward and backward
+    together, if $d = e$ [check:test_five_products_instead_of_four]. And $e + 1$ numbers a query instead of
+    $s$.
+
+    - *Large scores lose digits.* An $L$ near 10,000 is rounded to 1/1024 in float32, and a weight recomputed
+      from it is off by as much as 0.05%; $m$ and $\ell$, kept apart, would not be
+      [check:test_one_number_is_rounded]. Fused kernels share this.
+    - *Zeros are not quite zero.* A row with a single key has $P = 1$, whatever its score, and no gradient. Here
+      $dP$ and $D$ are the same number by different sums, and a rounding error is left
+      [check:test_a_row_with_one_key]. Below float32 it is larger, for $D$ is made of an output that was
+      rounded.
+    - *Once only.* The gradient has no gradient; to ask for it is a `RuntimeError`
+      [check:test_not_twice_differentiable].
+    - *Order matters on a GPU.* There, many tiles work at once. FlashAttention-2 goes over keys outside, so
+      that each worker owns its `dk` and `dv`, and adds to a `dq` of all with atomic operations: in another
+      order each time, with other bits. flash-attn has `deterministic=True`, slower and larger; this loop is
+      deterministic [check:test_the_same_bits_every_time].
+
+    **In production** the pair of passes is one `autograd.Function`, as here: flash-attn's `FlashAttnFunc`, and
+    in PyTorch the backward of SDPA's fused backends.
+    """
+    return 2 * b * h * t * s * (3 * d + 2 * e), b * h * t * (e + 1)
+
+
 def example(axes: dict[str, int]) -> None:
-    """Run once: the shapes beside the code are read off this run."""
+    """Run once on primes: the shapes beside the code are read off this run."""
     b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
     output, lse = torch.randn(b, g * r, t, e), torch.randn(b, g * r, t)
-    flash_backward(output, lse, query, key, value, output, lse, True, 1.0, 2, 3)
+    flash_backward(output, lse, query, key, value, output, lse, False, 1.0, t, s)
+    flash_backward_cost(b, g * r, t, s, d, e)
