@@ -267,7 +267,7 @@ def decayed_backward(
         d_value[:, :, i] = (R.mT @ key[:, :, i, :, None]).squeeze(-1)
         R = decay[:, :, i] * R
     # Let c_i be the sum of logarithms up to i. All that the output knows of c is q_i exp(c_i) and
-    # k_j exp(-c_j), so its gradient by c_i is a product of two vectors, and log a_i is part of c_i, c_i+1, ...
+    # k_j exp(-c_j): so these are the gradients by c. And log a_i is part of c_i, c_i+1, ...
     by_sum = (query * d_query - key * d_key).sum(dim=-1)
     return d_query, d_key, d_value, by_sum.flip(-1).cumsum(dim=-1).flip(-1)
     ### END SOLUTION

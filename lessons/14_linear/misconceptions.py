@@ -59,7 +59,7 @@ def read__heads_mixed(query, state):
 
 
 def linear_attention_step__reads_first(query, key, value, state):
-    """You read before you write, so a token does not see itself, and the first finds 0/0. Which comes first?"""
+    """You read before you write: a token does not see itself, and the first finds 0/0. Which comes first?"""
     S, z = store(key, value)
     return read(query, state), (state[0] + S, state[1] + z)
 
@@ -137,8 +137,8 @@ def linear_attention__partial_chunk_dropped(query, key, value, *, chunk_size=64)
 
 
 def linear_attention__one_table(query, key, value, *, chunk_size=64):
-    """Your output is right, but it comes from one table of all pairs, most of it masked: 0 times NaN is NaN, so
-    one bad value spoils the text before it. What do tokens need to know of earlier chunks, other than S, z?"""
+    """Your output is right, but it comes from one table of all pairs, most of it masked: 0 times NaN is NaN,
+    so one bad value spoils the text before it. What do tokens need of earlier chunks, other than S and z?"""
     return _chunked(query, key, value, query.shape[2])
 
 
@@ -165,7 +165,7 @@ def decay_mask__difference(log_decay):
 
 def decayed_attention__hidden_too_late(query, key, value, log_decay):
     """Your output is right, the gradient is NaN. Above the diagonal your exponents are positive: exp
-    overflows before you put 0 there, and on the way back 0 times infinity is NaN. What may be hidden first?"""
+    overflows before you put 0 there, and on the way back 0 times infinity is NaN. What is hidden first?"""
     total = log_decay.cumsum(dim=-1)
     table = (total[..., :, None] - total[..., None, :]).exp()
     hidden = torch.ones_like(table, dtype=torch.bool).triu(1)

@@ -205,7 +205,7 @@ class TestChunks:
         "running sums. But -∞ minus -∞ is NaN. Instead let every column j have a running sum of its own, "
         "which begins below the diagonal: put the logarithm of aᵢ at (i, j) for j < i and 0 elsewhere, then "
         "`cumsum` down the columns.",
-        "What is above the diagonal must be hidden *before* the exponential, as -∞. If it is hidden after it, "
+        "What is above the diagonal must be hidden *before* the exponential, as -∞. If it is hidden after, "
         "exp may overflow there, and 0 times infinity is NaN on the way back.",
     ],
 )
@@ -309,7 +309,7 @@ class TestHalves:
     "The way back",
     hints=[
         "oᵢ = Sᵢᵀqᵢ, so the gradient by qᵢ is Sᵢ gᵢ: a pass from the left. What does Sⱼ matter to the loss? "
-        "Through every later query, R = Σᵢ≥ⱼ (decays from j to i) qᵢ gᵢᵀ: a pass from the right. The gradients "
+        "Through every query from j on, R = Σᵢ≥ⱼ Dᵢⱼ qᵢ gᵢᵀ: a pass from the right. The gradients "
         "by kⱼ and vⱼ are R vⱼ and Rᵀkⱼ. When does R fade, before or after token j adds to it?",
         "For the decays: let cᵢ be the sum of the logarithms up to i. Then Dᵢⱼ = exp(cᵢ) exp(-cⱼ). Give one "
         "factor to the query, the other to the key. What is the gradient by cᵢ, if those by qᵢ and kᵢ are "
