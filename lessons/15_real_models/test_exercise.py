@@ -59,8 +59,13 @@ def each(names, cases):
     return pytest.mark.parametrize(names.split(), cases.values(), ids=cases)
 
 
-def triple(draw, t, s, h=6, g=3):
-    return draw(2, h, t, 5), draw(2, g, s, 5), draw(2, g, s, 7)
+def three(draw, t, s):
+    return draw(2, 6, t, 5), draw(2, 3, s, 5), draw(2, 3, s, 7)
+
+
+def attend(inputs, mask=None, **options):
+    """Lesson 1's attention, with time before heads."""
+    return scaled_dot_product_attention(*inputs, mask, enable_gqa=True, **options).transpose(1, 2)
 
 
 @pytest.mark.task(
@@ -75,50 +80,43 @@ def triple(draw, t, s, h=6, g=3):
     ],
 )
 class TestSeam:
+    def demand(self, student, expect, inputs, mask, wanted, told, **options):
+        answer = student.call("attention_forward", *inputs, mask, **options)
+        output, _ = expect.unpack(answer, "result", "weights")
+
+        def explain(index):
+            dark = mask is not None and mask.dtype == torch.bool
+            dark = dark and not mask[index["batch"], :, index["query"]].any()
+            return "this query sees nothing" if dark else ""
+
+        expect.close(output, wanted, axes=AXES, what=f"the result ({told})", explain=explain, largest=10)
+
     @each("t s options", SEAMS)
     def test_without_a_mask(self, student, expect, draw, t, s, options):
-        inputs = triple(draw, t, s)
-        answer = student.call("attention_forward", *inputs, None, **options)
-        output, _ = expect.unpack(answer, "result", "weights")
-        is_causal = options.get("is_causal", True) and t > 1
-        wanted = scaled_dot_product_attention(
-            *inputs, is_causal=is_causal, scale=options.get("scaling"), enable_gqa=True
-        ).transpose(1, 2)
-        what = f"the result ({t} queries, {s} keys, no mask)"
-        expect.close(output, wanted, axes=AXES, what=what, largest=10)
+        inputs, is_causal = three(draw, t, s), options.get("is_causal", True) and t > 1
+        wanted = attend(inputs, is_causal=is_causal, scale=options.get("scaling"))
+        self.demand(student, expect, inputs, None, wanted, f"{t} queries, {s} keys, no mask", **options)
 
     @each("kind", {name: [kind] for name, kind in MASKS.items()})
     def test_mask(self, student, expect, draw, kind):
-        inputs = triple(draw, 4, 7)
-        mask = draw(2, 1 if kind in ("shared", "empty") else 6, 4, 7)
+        inputs, mask = three(draw, 4, 7), draw(2, 1 if kind in ("shared", "empty") else 6, 4, 7)
         if kind != "float":
             # Each query sees something, of the future too.
             mask = (mask > 0) | torch.eye(4, 7, dtype=torch.bool).flip(1)
         if kind == "empty":
             mask[0, :, :2] = False
-        output, _ = expect.unpack(student.call("attention_forward", *inputs, mask), "result", "weights")
-        wanted = scaled_dot_product_attention(*inputs, mask, enable_gqa=True).transpose(1, 2)
-        shown = f"{'boolean' if mask.dtype == torch.bool else 'float'} mask {tuple(mask.shape)}"
-
-        def explain(index):
-            nothing = kind == "empty" and index["batch"] == 0 and index["query"] < 2
-            return "this query sees nothing" if nothing else ""
-
-        what = f"the result ({shown})"
-        expect.close(output, wanted, axes=AXES, what=what, explain=explain, largest=10)
+        told = f"{'float' if kind == 'float' else 'boolean'} mask {tuple(mask.shape)}"
+        self.demand(student, expect, inputs, mask, attend(inputs, mask), told)
 
     def test_harmless_keywords(self, student, expect, draw):
-        inputs, mask = triple(draw, 5, 5), torch.ones(5, 5, dtype=torch.bool).tril()
+        inputs, mask = three(draw, 5, 5), torch.ones(2, 1, 5, 5).tril().bool()
         others = {"dropout": 0.0, "sliding_window": 2, "s_aux": None, "position_ids": torch.arange(5)[None]}
-        answer = student.call("attention_forward", *inputs, mask, **others)
-        output, _ = expect.unpack(answer, "result", "weights")
-        wanted = scaled_dot_product_attention(*inputs, mask, enable_gqa=True).transpose(1, 2)
-        what = "the result (with dropout=0.0, sliding_window=2 and s_aux=None besides)"
-        expect.close(output, wanted, axes=AXES, what=what, largest=10)
+        told = "with dropout=0.0, sliding_window=2 and s_aux=None besides"
+        self.demand(student, expect, inputs, mask, attend(inputs, mask), told, **others)
 
     @pytest.mark.parametrize("name", ["position_bias", "s_aux", "softcap"])
     def test_keywords_that_change_the_numbers(self, student, expect, draw, name):
-        inputs = triple(draw, 5, 5)
+        inputs = three(draw, 5, 5)
         other = {"position_bias": draw(1, 6, 5, 5), "s_aux": draw(6), "softcap": 50.0}[name]
         others = {"dropout": 0.0, "softcap": None, name: other}
         call = student.call, "attention_forward", *inputs, None
@@ -161,46 +159,41 @@ class TestSplit:
     def demand(self, student, expect, draw, layout, h, g, d, *m):
         parts = [draw(n * d, *m) for n in (h, g, g)]
         answer = student.call("split_qkv", fuse(parts, layout, h, g), layout, h, g)
-        kind = "matrix" if m else "bias"
+        kind, axes = ("matrix", "row column") if m else ("bias", "row")
 
         def explain(index):
             return f"row {index['row']} is number {index['row'] % d} of head {index['row'] // d}"
 
         for name, got, wanted in zip(MATRICES, expect.unpack(answer, *MATRICES), parts, strict=True):
             what = f"the {kind} of the {name} ({layout}, {h} heads, {g} key heads of width {d})"
-            axes = "row column" if m else "row"
             expect.close(got, wanted, axes=axes, what=what, terms=0, explain=explain)
 
 
 def llama(draw, layers, *, tied=False, h=6, g=2, d=6, m=5, f=7):
     """A Llama as Meta publishes it, and as Transformers wants it."""
-    ours, theirs = {}, {}
-
-    def put(meta, name, *shape, heads=0):
-        tensor = draw(*shape)
-        ours[f"{meta}.weight"] = tensor
-        order = half_split_order(d)
-        moved = tensor.unflatten(0, (heads, d))[:, order].flatten(0, 1) if heads else tensor
-        theirs[f"{name}.weight"] = moved
-
-    put("tok_embeddings", "model.embed_tokens", 11, m)
+    inner = {
+        "attention.wq": ("self_attn.q_proj", h * d, m),
+        "attention.wk": ("self_attn.k_proj", g * d, m),
+        "attention.wv": ("self_attn.v_proj", g * d, m),
+        "attention.wo": ("self_attn.o_proj", m, h * d),
+        "feed_forward.w1": ("mlp.gate_proj", f, m),
+        "feed_forward.w2": ("mlp.down_proj", m, f),
+        "feed_forward.w3": ("mlp.up_proj", f, m),
+        "attention_norm": ("input_layernorm", m),
+        "ffn_norm": ("post_attention_layernorm", m),
+    }
+    table = {"tok_embeddings": ("model.embed_tokens", 11, m), "norm": ("model.norm", m)}
+    table |= {} if tied else {"output": ("lm_head", 11, m)}
     for n in layers:
-        meta, name = f"layers.{n}", f"model.layers.{n}"
-        put(f"{meta}.attention.wq", f"{name}.self_attn.q_proj", h * d, m, heads=h)
-        put(f"{meta}.attention.wk", f"{name}.self_attn.k_proj", g * d, m, heads=g)
-        put(f"{meta}.attention.wv", f"{name}.self_attn.v_proj", g * d, m)
-        put(f"{meta}.attention.wo", f"{name}.self_attn.o_proj", m, h * d)
-        put(f"{meta}.feed_forward.w1", f"{name}.mlp.gate_proj", f, m)
-        put(f"{meta}.feed_forward.w2", f"{name}.mlp.down_proj", m, f)
-        put(f"{meta}.feed_forward.w3", f"{name}.mlp.up_proj", f, m)
-        put(f"{meta}.attention_norm", f"{name}.input_layernorm", m)
-        put(f"{meta}.ffn_norm", f"{name}.post_attention_layernorm", m)
-    put("norm", "model.norm", m)
-    ours["rope.freqs"] = draw(d // 2)
+        table |= {f"layers.{n}.{k}": (f"model.layers.{n}.{v[0]}", *v[1:]) for k, v in inner.items()}
+    ours, theirs = {"rope.freqs": draw(d // 2)}, {}
+    for meta, (name, *shape) in table.items():
+        ours[f"{meta}.weight"] = theirs[f"{name}.weight"] = tensor = draw(*shape)
+        if meta.endswith(("wq", "wk")):
+            rows = tensor.unflatten(0, (-1, d))[:, half_split_order(d)]
+            theirs[f"{name}.weight"] = rows.flatten(0, 1)
     if tied:
         theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
-    else:
-        put("output", "lm_head", 11, m)
     return ours, theirs
 
 
@@ -229,10 +222,10 @@ class TestLlama:
         state, wanted = both
         got = student.call("convert_llama", state, h, g)
         expect.true(isinstance(got, dict), "the result is no dict")
-        names = [name for name in wanted if name not in got]
-        expect.equal(tuple(names), (), what="what is missing from the result")
-        more = [name for name in got if name not in wanted]
-        expect.equal(tuple(map(str, more)), (), what="what is in the result, and should not be")
+        missing = tuple(name for name in wanted if name not in got)
+        expect.equal(missing, (), what="what is missing from the result")
+        more = tuple(str(name) for name in got if name not in wanted)
+        expect.equal(more, (), what="what is in the result, and should not be")
         for name, tensor in wanted.items():
             axes = "row column" if tensor.ndim == 2 else "place"
             expect.close(got[name], tensor, axes=axes, what=name, terms=0)
@@ -267,12 +260,14 @@ class TestBuckets:
         wanted = torch.tensor([bucket(x, n_buckets, max_distance, bidirectional) for x in distances])
         options = {"n_buckets": n_buckets, "max_distance": max_distance, "bidirectional": bidirectional}
         got = student.call("t5_buckets", torch.tensor(distances), **options)
-
-        def explain(index):
-            return f"there j - i is {distances[index['distance']]}"
-
         what = f"the buckets (n_buckets={n_buckets}, max_distance={max_distance})"
-        expect.close(got, wanted, axes="distance", what=what, explain=explain)
+        expect.close(
+            got,
+            wanted,
+            axes="distance",
+            what=what,
+            explain=lambda at: f"there j - i is {distances[at['distance']]}",
+        )
 
     @pytest.mark.parametrize(("t", "s", "offset"), [(5, 5, 0), (7, 3, 0), (1, 11, 10), (3, 13, 4)])
     def test_bias(self, student, expect, draw, t, s, offset, bidirectional):
@@ -281,16 +276,8 @@ class TestBuckets:
         got = student.call("t5_bias", table, t, s, **options)
         places = [[bucket(j - i - offset, 10, 9, bidirectional) for j in range(s)] for i in range(t)]
         wanted = table[torch.tensor(places)].permute(2, 0, 1)[None]
-
-        def explain(index):
-            return f"the query stands at {index['query'] + offset}"
-
         what = f"the bias (t = {t}, s = {s}, offset = {offset})"
-        expect.close(got, wanted, axes="batch head query key", what=what, terms=0, explain=explain)
-
-
-def told_of(texts):
-    return f"texts {', '.join(repr(text) for text in texts)}, blanks are padding"
+        expect.close(got, wanted, axes="batch head query key", what=what, terms=0)
 
 
 @pytest.mark.task(
@@ -302,38 +289,34 @@ def told_of(texts):
         "same in all texts. In which column stands the first of t queries, when there are s?",
     ],
 )
+@each("texts", {name: [texts] for name, texts in PADDED.items()})
 class TestPadding:
+    def given(self, texts):
+        """The attention mask, and how the texts are shown: `..xxx`."""
+        shown = ", ".join(text.replace(" ", ".") for text in texts)
+        return torch.tensor([[int(letter == "x") for letter in text] for text in texts]), shown
+
     @pytest.mark.points(2)
     @pytest.mark.parametrize("window", [None, 1, 3])
-    @each("texts", {name: [texts] for name, texts in PADDED.items()})
     def test_inputs(self, student, expect, texts, window):
-        s = len(texts[0])
+        (given, shown), s = self.given(texts), len(texts[0])
         for t in (s, 2, 1):
             options = {} if window is None else {"sliding_window": window}
-            given = torch.tensor([[int(letter == "x") for letter in text] for text in texts])
             answer = student.call("padded_inputs", given, t, **options)
             positions, mask = expect.unpack(answer, "positions", "mask")
-            columns = range(s - t, s)
+            told, columns = f"({shown}; t = {t}, window {window})", range(s - t, s)
             wanted = [[max(i - text.count(" "), 0) for i in columns] for text in texts]
-            told = f"(t = {t}, {told_of(texts)})"
             expect.close(positions, torch.tensor(wanted), axes="text query", what=f"the positions {told}")
-            far = s if window is None else window
-            seen = [
-                [[[text[j] == "x" and 0 <= i - j < far for j in range(s)] for i in columns]] for text in texts
-            ]
-            what = f"the mask {told}" if window is None else f"the mask with a window of {window} {told}"
-            expect.close(mask, torch.tensor(seen), axes="text head query key", what=what)
+            seen = sliding_window_mask(t, s, window or s, offset=s - t) & given.bool()[:, None, None]
+            expect.close(mask, seen, axes="text head query key", what=f"the mask {told}")
 
     @pytest.mark.parametrize("n_heads", [2, 5])
-    @each("texts", {name: [texts] for name, texts in PADDED.items()})
     def test_alibi(self, student, expect, texts, n_heads):
-        given = torch.tensor([[int(letter == "x") for letter in text] for text in texts])
-        slopes = alibi_slopes(n_heads, dtype=torch.float64)
+        (given, shown), slopes = self.given(texts), alibi_slopes(n_heads, dtype=torch.float64)
         counted = [[max(j - text.count(" "), 0) for j in range(len(text))] for text in texts]
         wanted = torch.einsum("h, b s -> b h s", slopes, torch.tensor(counted).double())[:, :, None]
         got = student.call("bloom_alibi", given, slopes)
-        what = f"the bias ({told_of(texts)})"
-        expect.close(got, wanted, axes="text head query key", what=what, terms=1)
+        expect.close(got, wanted, axes="text head query key", what=f"the bias ({shown})", terms=1)
 
 
 def layer(draw, h, g, d, t, reading, *, size=1.0, loud=1.0):
