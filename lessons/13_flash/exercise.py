@@ -1,7 +1,7 @@
 """# Exercise: flash
 
 Six tasks, each a little harder than the one before, and the last is not answered on the page. In the end you
-have FlashAttention, forward and backward, and with its parts a thing that it cannot do alone.
+have flash attention, forward and backward, and know what can be done with its results, and what cannot.
 
 Axes are named as everywhere here: `b` batch, `h` heads, `t` queries, `s` keys, `d` and `e` widths; a tile has
 `u` queries and `a` keys. You need `torch` only. Write the attention out: `scaled_dot_product_attention` would
@@ -227,45 +227,36 @@ def flash_backward(
     ### END SOLUTION
 
 
-def prefix_attention(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor,
-) -> Tensor:
-    """Task 6: a thousand texts with one beginning.
+def leave_one_out(outputs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Task 6: without each of them.
 
-    Many users, one long system prompt: their texts are different, but all begin with the same tokens. Each
-    text now writes its next token, so it has one query. That attends to the keys of the beginning, which lie in
-    memory once, and then to those of its own text.
+    A model was shown n documents, and each query attended to all of their keys. What would it have taken in
+    without the first document? And without the second? Of each there is the result of attention to its keys
+    alone, and its lse. Say, for each document, what attention to all the others returns.
 
-    The beginning is not to be copied for each text, nor read once for each: to the keys it makes no
-    difference from which text a query comes. (The checks cannot see this. On a GPU, it is the point.)
+    It may be that nearly everything was taken from one document, so that its lse is 10,000 above the others;
+    it is just then that one would like to know. A document may have nothing to be seen: 0 and -∞. If there is
+    only one, the others are nothing.
 
-    Text b has `lengths[b]` keys of its own, maybe none. Behind them lies whatever was in memory before, and
-    that may be NaN.
+    To merge all others anew for each document takes n² merges. About 3n are enough. (The checks do not count.)
 
-    Two texts, all queries 0, the values of the beginning 1 and 2, and of their own 6 and none, by hand: the
-    outputs are (1 + 2 + 6) / 3 = 3 and 1.5.
+    Three documents with the lse ln 1, ln 2 and ln 3 and the outputs 6, 3 and 2, by hand: without the first,
+    the output is (2 · 3 + 3 · 2) / 5 = 2.4 and the lse ln 5; without the second 3 and ln 4; without the third
+    4 and ln 3.
 
-    **Shapes.** `query` is `b h 1 d`; `prefix_key` is `h s d`, at least one key, and `prefix_value` is `h s e`;
-    `key` is `b h a d` and `value` is `b h a e`; `lengths` is `b`, whole numbers from 0 to a.
+    **Shapes.** `outputs` is `n b h t e`, `lses` is `n b h t`.
 
-    **Returns** the output, `b h 1 e`.
+    **Returns** (outputs, lses) in the same shapes: entry k is without document k.
     """
     ### BEGIN SOLUTION
-    # The texts become the queries of one text: they never look at one another anyway.
-    together = query.transpose(0, 2)
-    shared = flash_attention(together, prefix_key[None], prefix_value[None])
-    shared_output, shared_lse = (x.transpose(0, 2) for x in shared)
-
-    hidden = torch.arange(key.shape[2]) >= lengths[:, None, None, None]
-    scores = (query @ key.mT * query.shape[3] ** -0.5).masked_fill(hidden, float("-inf"))
-    m, l = torch.full_like(query[..., 0], float("-inf")), torch.zeros_like(query[..., 0])
-    # A weight of 0 is no shelter: 0 times NaN is NaN.
-    value = value.masked_fill(hidden.mT, 0.0)
-    own = finish(*add_block(m, l, torch.zeros_like(shared_output), scores, value))
-    return merge_attention(shared_output, shared_lse, *own)[0]
+    # A merge cannot be undone: the sum of a large number and a small one has forgotten the small one. So it
+    # is not done in the first place. What comes before each document and what comes after it grow side by side.
+    parts = list(zip(outputs, lses, strict=True))
+    nothing = torch.zeros_like(outputs[0]), torch.full_like(lses[0], float("-inf"))
+    before, after = [nothing], [nothing]
+    for k in range(1, len(parts)):
+        before.append(merge_attention(*before[-1], *parts[k - 1]))
+        after.append(merge_attention(*parts[-k], *after[-1]))
+    merged = [merge_attention(*a, *b) for a, b in zip(before, reversed(after), strict=True)]
+    return torch.stack([output for output, _ in merged]), torch.stack([lse for _, lse in merged])
     ### END SOLUTION

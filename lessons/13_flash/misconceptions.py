@@ -301,25 +301,47 @@ def flash_backward__mask_forgotten(
     return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, mask=False)
 
 
-def prefix_attention__own_keys_only_added(query, prefix_key, prefix_value, key, value, lengths):
-    """You add the two outputs, or take their mean. Each is a mean over its own keys: which two numbers say how
-    much each of them counts?"""
-    together = flash_attention(query.transpose(0, 2), prefix_key[None], prefix_value[None])[0].transpose(0, 2)
-    own = prefix_attention(query, prefix_key - INF, prefix_value, key, value, lengths)
-    return (together + own) / 2
+def _without(outputs, lses):
+    """Of each document, what is left if it is taken away from the result of all."""
+    lse = lses.logsumexp(dim=0)
+    shares = torch.exp(lses - lse.masked_fill(lse == -INF, 0.0))[..., None]
+    return (shares * outputs).sum(dim=0) - shares * outputs, 1 - shares, lse
 
 
-def prefix_attention__all_slots(query, prefix_key, prefix_value, key, value, lengths):
-    """Your texts attend to all of their slots, also to those behind their end. For which of them does
-    `lengths` say that there is a key?"""
-    return prefix_attention(
-        query, prefix_key, prefix_value, key, value, torch.full_like(lengths, key.shape[2])
-    )
+def leave_one_out__taken_away(outputs, lses):
+    """You take each document away from the result of all. Where it was nearly everything, what is left is the
+    difference of two numbers that are almost equal, and its digits were lost when it was added. Can you do
+    without the sum of all?"""
+    rest, share, lse = _without(outputs, lses)
+    output = rest / share
+    return output.masked_fill(share == 0, 0.0), lse + torch.log(share[..., 0])
 
 
-def prefix_attention__zero_times_nan(query, prefix_key, prefix_value, key, value, lengths):
-    """The scores behind a text's end are hidden, and yet the NaN that lies there comes out: its weight is 0, and
-    0 times NaN is NaN. What else of these slots is read, besides their keys?"""
-    there = torch.arange(key.shape[2]) < lengths[:, None]
-    poison = torch.where(there[:, None, :, None], 0.0, value * 0).sum(dim=2, keepdim=True)
-    return prefix_attention(query, prefix_key, prefix_value, key, value, lengths) + poison
+def leave_one_out__shares_stay(outputs, lses):
+    """You drop the document's term and leave the shares of the others as they are. They are shares of a
+    denominator in which its keys still count. What do they sum to?"""
+    return _without(outputs, lses)[0], leave_one_out(outputs, lses)[1]
+
+
+def leave_one_out__with_itself(outputs, lses):
+    """Each document is still there: what comes before it, in your lists, includes it. Which entry of the first
+    list belongs to the first document?"""
+    before = list(zip(outputs, lses, strict=True))
+    for k in range(1, len(before)):
+        before[k] = merge_attention(*before[k - 1], *before[k])
+    rest = [(torch.zeros_like(outputs[0]), torch.full_like(lses[0], -INF))]
+    for k in range(len(before) - 1, 0, -1):
+        rest.insert(0, merge_attention(*rest[0], outputs[k], lses[k]))
+    merged = [merge_attention(*a, *b) for a, b in zip(before, rest, strict=True)]
+    return tuple(torch.stack(x) for x in zip(*merged, strict=True))
+
+
+def leave_one_out__only_those_before(outputs, lses):
+    """You stop at the document that is left out: what comes after it is missing. Which documents has the first
+    one after it, and the last one?"""
+    rest = torch.zeros_like(outputs[0]), torch.full_like(lses[0], -INF)
+    merged = []
+    for part in zip(outputs, lses, strict=True):
+        merged.append(rest)
+        rest = merge_attention(*rest, *part)
+    return tuple(torch.stack(x) for x in zip(*merged, strict=True))

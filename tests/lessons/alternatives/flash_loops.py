@@ -100,13 +100,13 @@ def flash_backward(query, key, value, output, lse, grad_output, *, is_causal=Fal
     return dq, dk, dv
 
 
-def prefix_attention(query, prefix_key, prefix_value, key, value, lengths):
-    outputs = []
-    for n, length in enumerate(lengths.tolist()):
-        q = query[n : n + 1]
-        result = flash_attention(q, prefix_key[None], prefix_value[None])
-        if length > 0:
-            own = flash_attention(q, key[n : n + 1, :, :length], value[n : n + 1, :, :length])
-            result = merge_attention(*result, *own)
-        outputs.append(result[0])
-    return torch.cat(outputs)
+def leave_one_out(outputs, lses):
+    """All others, merged anew for each."""
+    results = []
+    for left_out in range(len(lses)):
+        result = torch.zeros_like(outputs[0]), torch.full_like(lses[0], NOTHING)
+        for k in range(len(lses)):
+            if k != left_out:
+                result = merge_attention(*result, outputs[k], lses[k])
+        results.append(result)
+    return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results])

@@ -82,10 +82,9 @@ def flash_backward(query, key, value, output, lse, grad_output, *, is_causal=Fal
     return dq, *(torch.cat(x, 2) for x in zip(*dkv, strict=True))
 
 
-def prefix_attention(query, prefix_key, prefix_value, key, value, lengths):
-    scale = query.size(3) ** -0.5
-    shared = one(torch.einsum("bhtd,hsd->bhts", query, prefix_key) * scale, prefix_value)
-    there = (torch.arange(key.size(2)) < lengths[:, None])[:, None, :, None]
-    key, value = key.where(there, 0.0), value.where(there, 0.0)
-    own = one((query @ key.mT * scale).where(there.mT, -INF), value)
-    return merge_attention(*shared, *own)[0]
+def leave_one_out(outputs, lses):
+    """Attention among documents, in which none sees itself."""
+    others = ~torch.eye(len(lses), dtype=torch.bool)
+    scores = lses.movedim(0, -1).unsqueeze(-2).where(others, torch.full((), -INF).to(lses))
+    result = one(scores, outputs.movedim(0, -2))
+    return result[0].movedim(-2, 0), result[1].movedim(-1, 0)
