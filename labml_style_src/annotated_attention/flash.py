@@ -151,7 +151,8 @@ def flash_forward(
 
             # The three lines. No graph is recorded here, so the scores may become weights where they are.
             larger = torch.maximum(m, scores.amax(dim=-1, keepdim=True))
-            weights, shrink = scores.sub_(larger).exp_(), torch.exp(m - larger)
+            shrink = torch.exp(m - larger)
+            weights = scores.sub_(larger).exp_()
             l = shrink * l + weights.sum(dim=-1, keepdim=True)
             o = torch.baddbmm(shrink * o, weights, v)
             m = larger
@@ -182,8 +183,9 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output, grad_lse):
-        gradients = flash_backward(grad_output, grad_lse, *ctx.saved_tensors, *ctx.options)
+    def backward(ctx, *grad_outputs):  # pyright: ignore
+        saved = ctx.saved_tensors
+        gradients = flash_backward(*grad_outputs, *saved, *ctx.options)
         return *gradients, None, None, None, None
 
 
@@ -256,7 +258,8 @@ def flash_traffic(
     `cu_seqlens`, in `flash_attn_varlen_func`. **Transformers** calls it under
     `attn_implementation="flash_attention_2"`, vLLM for prompts and steps alike.
     """
-    seen = [min(i + block_q, s) if is_causal else s for i in range(0, t, block_q)]
+    stops = range(block_q, t + block_q, block_q)
+    seen = [min(stop, s) if is_causal else s for stop in stops]
     naive = 4 * t * s + (t + s) * (d + e)
     return naive, t * (d + e + 1) + sum(seen) * (d + e)
 

@@ -124,7 +124,8 @@ def flash_backward(
         l = lses[:, :, i : i + u].flatten(1, 2)
         c = shifts[:, :, i : i + u].flatten(1, 2)
 
-        stop, dq_tile = min(i + u, s) if is_causal else s, torch.zeros_like(q)
+        dq_tile = torch.zeros_like(q)
+        stop = min(i + u, s) if is_causal else s
         for j in range(0, stop, block_k):
             tile = slice(j, min(j + block_k, stop))
             k, v = keys[:, tile], values[:, tile]

@@ -1,12 +1,43 @@
-r"""# Many readers of one text
+r"""# Many readers
 
-One new token has one query.
+A model that writes has one query, and in front of it a cache of 100,000 keys. There is no second row of tiles
+for a second worker: with the loops of this lesson, each head is one worker's job, key after key, and most of
+the chip looks on. An A100 has 108 multiprocessors, and FlashAttention, shared out by blocks of queries and
+texts of a batch, was found to use less than 1% of it for a single text.
+
+So cut the other way. Deal the *keys* out to $n$ readers, let each attend to its part alone, and merge what
+they bring back:
+
+$$\mathbf{o} = \sum_n e^{L_n - L}\,\mathbf{o}_n, \qquad L = \ln \sum_n e^{L_n} .$$
+
+Each brings $e + 1$ numbers, whether its part was long or short. That is next to nothing beside the keys.
+
+![One query, 24 keys. Above: one reader, one tile after another. Below: four readers at once, and a merge. The
+height of a bar is the weight of a key; a reader knows its own keys' only up to a factor.](figure:readers)
+
+## What came before
+
+To split the sum in a matrix product, *split-K*, is what kernels do when the result is small and the sum is
+long. Flash-Decoding (Dao, Haziza, Massa, Sizov, October 2023) is that for attention, and needs the merge
+because the parts are not sums but averages. Its authors report up to 8 times the speed of writing for long
+texts, and an attention that hardly slows down up to 64,000 tokens.
+
+Hydragen (Juravsky et al. 2024, arXiv:2402.05099) and FlashInfer's cascade (Ye et al. 2024) cut where a shared
+beginning ends.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $n$ | `n_splits` | scalar | parts |
+| $\mathbf{q}_i$ | `query` | `b h t d` | mostly one a text: $t = 1$ |
+| $\mathbf{k}_j$, $\mathbf{v}_j$ | `key`, `value` | `b g s d`, `b g s e` | a cache |
+| $n$ | `n_splits` | scalar | readers |
+| $\mathbf{o}_n$, $L_n$ | `parts` | `b h t e`, `b h t` | what a reader brings back |
+| $p$ | – | scalar | length of a shared beginning, in `prefix_key` and `prefix_value` |
+| $i$, $j$ | `i`, `j` | `... t`, `... s` | where queries and keys stand (lesson 3) |
+
+**Source.** *Flash-Decoding for long-context inference*, pytorch.org, October 2023: three steps, of which the
+second writes *the log-sum-exp of the attention values*, our $L_n$. Juravsky et al., section 3.
 """
 
 from functools import reduce
@@ -19,9 +50,9 @@ from torch import Tensor
 
 from annotated_attention.flash import flash_attention, merge_attention
 from annotated_attention.language_model import causal_mask
-from annotated_attention.sliding_window import is_run
 
-__all__ = ["causal_flash_attention", "shared_prefix_attention", "split_attention"]
+__all__ = ["causal_flash_attention", "first_of_run"]
+__all__ += ["shared_prefix_attention", "split_attention"]
 
 
 def split_attention(
@@ -32,14 +63,28 @@ def split_attention(
     *,
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## Split-K"""
+    r"""## The keys dealt out
+
+    Attention to all keys, and its logarithm, for any number of readers
+    [check:test_any_number_of_readers_is_one] and in any order of merging
+    [check:test_readers_may_return_in_any_order]. It is not masked: in decoding, a cache holds nothing but the
+    past. Here the readers come one after another, so nothing is won by it; on a GPU they are side by side.
+
+    **Shapes.** As `flash_attention`. There are at most $n$ parts, of $\lceil s/n \rceil$ keys but for the last.
+
+    **Raises.** `ValueError` if `n_splits` is below 1, or shapes do not fit [check:test_wrong_input_is_refused].
+    """
     if n_splits < 1:
         raise ValueError(f"n_splits is {n_splits}: at least 1 is wanted")
-    size = max(-(-key.shape[2] // n_splits), 1)
+    size = max(1, -(-key.shape[2] // n_splits))
+    keys, values = key.split(size, dim=2), value.split(size, dim=2)
+
+    # What is merged stays in float32 until the last merge, whatever the cache is stored in.
     wide = torch.promote_types(query.dtype, torch.float32)
-    q = query.to(wide)
-    pairs = zip(key.split(size, 2), value.split(size, 2), strict=True)
-    parts = [flash_attention(q, k.to(wide), v.to(wide), scale=scale) for k, v in pairs]
+    parts, q = [], query.to(wide)
+    for k, v in zip(keys, values, strict=True):
+        k, v = k.to(wide), v.to(wide)
+        parts.append(flash_attention(q, k, v, scale=scale))
     output, lse = reduce(lambda a, b: merge_attention(*a, *b), parts)
     return output.to(query.dtype), lse
 
@@ -54,16 +99,30 @@ def shared_prefix_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## A beginning that all share"""
-    b = query.shape[0]
-    together = rearrange(query, "b h t d -> 1 h (b t) d")
-    output, lse = flash_attention(together, prefix_key, prefix_value, scale=scale)
-    shared = (
-        rearrange(output, "1 h (b t) e -> b h t e", b=b),
-        rearrange(lse, "1 h (b t) -> b h t", b=b),
-    )
-    own = flash_attention(query, key, value, is_causal=is_causal, scale=scale)
-    return merge_attention(*shared, *own)
+    r"""## A beginning that all share
+
+    A thousand conversations begin with the same instructions. In each step each of them reads their keys
+    again: $b\,(p + s)$ keys a head, of which $b\,p$ are the same $p$. But to the beginning, the queries of all
+    texts are just so many queries of *one*: it is read once, by a matrix product where there were $b$ products
+    of a matrix and a vector. Then each text reads its own, and two answers are merged.
+
+    It is attention to the beginning and what follows, for each text
+    [check:test_a_shared_prefix_is_a_longer_text]. `is_causal` holds among the texts' own tokens; the beginning
+    lies before all of them. The gradient of the beginning is that of all texts together.
+
+    **Raises.** `ValueError` if shapes do not fit [check:test_wrong_input_is_refused].
+    """
+    b, wide = len(query), torch.promote_types(query.dtype, torch.float32)
+    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    own = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
+
+    q = rearrange(q, "b h t d -> 1 h (b t) d")
+    k, v = prefix_key.to(wide), prefix_value.to(wide)
+    output, lse = flash_attention(q, k, v, scale=scale)
+    output = rearrange(output, "1 h (b t) e -> b h t e", b=b)
+    lse = rearrange(lse, "1 h (b t) -> b h t", b=b)
+    output, lse = merge_attention(output, lse, *own)
+    return output.to(query.dtype), lse
 
 
 def causal_flash_attention(
@@ -73,24 +132,72 @@ def causal_flash_attention(
     i: Int[Tensor, "... t"],
     j: Int[Tensor, "... s"],
 ) -> Float[Tensor, "b h t e"]:
-    r"""## In a model"""
-    if is_run(i) and is_run(j) and i[0] >= j[0]:
-        past = min(int(i[0] - j[0]), key.shape[2])
-        old_key, new_key = key.split([past, key.shape[2] - past], dim=2)
-        old_value, new_value = value.split([past, key.shape[2] - past], dim=2)
-        own = flash_attention(query, new_key, new_value, is_causal=True)
-        if not past:
-            return own[0]
-        return merge_attention(*flash_attention(query, old_key, old_value), *own)[0]
-    attend = F.scaled_dot_product_attention
-    return attend(query, key, value, causal_mask(i, j), enable_gqa=True)
+    r"""## In a model
+
+    For lesson 3's slot, `SelfAttention(m, h, attend=causal_flash_attention)`: who sees whom is said by
+    positions, and the result is that of a mask, wherever queries and keys stand
+    [check:test_slot_is_by_position]. A model trains with it, in memory that grows like $t$, and writes the
+    same [check:test_a_model_trains_and_writes_the_same] [check:test_training_memory_is_linear].
+
+    A piece of a text behind a cache is the case that PyTorch's `is_causal` cannot express, being aligned
+    top-left, and two readers can: one for the past, which needs no mask, and one for the piece itself, which
+    begins where its queries do.
+    """
+    first, start = first_of_run(i), first_of_run(j)
+    if first is None or start is None or first < start:
+        # Keys in the order of a ring, padding, rows of their own positions.
+        mask, attend = causal_mask(i, j), F.scaled_dot_product_attention
+        return attend(query, key, value, mask, enable_gqa=True)
+
+    # A single query has nothing to mask: all up to itself.
+    past, t, s = first - start, query.shape[2], key.shape[2]
+    if t == 1:
+        seen = key[:, :, : past + 1], value[:, :, : past + 1]
+        return flash_attention(query, *seen)[0]
+    if past == 0:
+        return flash_attention(query, key, value, is_causal=True)[0]
+
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    sizes = [min(past, s), max(s - past, 0)]
+    old_k, new_k = k.split(sizes, dim=2)
+    old_v, new_v = v.split(sizes, dim=2)
+    old = flash_attention(q, old_k, old_v)
+    new = flash_attention(q, new_k, new_v, is_causal=True)
+    return merge_attention(*old, *new)[0].to(query.dtype)
+
+
+def first_of_run(positions: Int[Tensor, "... n"]) -> int | None:
+    r"""## What it costs, and when it fails
+
+    The first position, if they follow one another without a gap and are the same for all texts; else None. (On
+    a GPU, Python waits for the answer.)
+
+    - *Every reader has a price.* It writes $e + 1$ numbers a query in float32, and a merge reads them. A short
+      cache, or a batch that fills the chip by itself, is better left whole.
+    - *Bits depend on $n$* [check:test_bits_depend_on_the_number_of_readers]. Where a kernel chooses $n$ by the
+      size of its batch, the same text has other bits in other company, and at a near tie another next token.
+    - *The keys are still read, all of them.* Splitting spreads the work, it does not shrink it: that takes
+      fewer key heads (lesson 8), a window (9), or a shared beginning.
+
+    **In production.** flash-attn's `flash_attn_with_kvcache` splits, `num_splits=0` lets it choose. PyTorch's
+    **FlexAttention** has a decoding kernel of its own that does. **FlashInfer** merges levels of shared
+    beginnings; **vLLM** calls that *cascade attention*. **SDPA** takes one query against a cache as any other.
+    """
+    rows = positions.reshape(-1, positions.shape[-1])
+    if rows.numel() == 0:
+        return None
+    first = rows[0, 0]
+    run = first + torch.arange(rows.shape[1], device=rows.device)
+    return int(first) if bool((first >= 0) & (rows == run).all()) else None
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
+    """A cache, a beginning, a piece of a text: the shapes beside the code are read off this run."""
+    b, g, r, t, s, d, e, p = (axes[letter] for letter in "bgrtsdeu")
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
     split_attention(query, key, value, 2)
-    shared_prefix_attention(query, key[:1], value[:1], key, value)
+    shared_prefix_attention(query, torch.randn(1, g, p, d), torch.randn(1, g, p, e), key, value)
     i, j = torch.arange(t), torch.arange(s)
     causal_flash_attention(query, key, value, i + 1, j)
+    causal_flash_attention(query, key, value, i.flip(0), j)

@@ -137,16 +137,16 @@ def merge_attention(
     """
     pairs = {"a": (output_a, lse_a), "b": (output_b, lse_b)}
     for name, (output, lse) in pairs.items():
-        fits = output.shape == output_a.shape and lse.shape == output.shape[:-1]
-        wide = lse.dtype in (torch.float32, torch.float64)
-        if not (fits and wide and output.dtype == output_a.dtype):
-            came = (
-                f"output_{name} is {output.dtype} of shape "
-                f"{tuple(output.shape)}, lse_{name} {lse.dtype} of shape "
-                f"{tuple(lse.shape)}"
+        alike = output_a.dtype, output_a.shape, output_a.shape[:-1]
+        is_wide = lse.dtype in (torch.float32, torch.float64)
+        came = output.dtype, output.shape, lse.shape
+        if came != alike or not is_wide:
+            named = (
+                f"output_{name} is {output.dtype} {tuple(output.shape)}, "
+                f"lse_{name} {lse.dtype} {tuple(lse.shape)}"
             )
-            wanted = "outputs ... t e alike, lse ... t in float32 or float64"
-            raise ValueError(f"{came}: {wanted}, are wanted")
+            wanted = "two outputs alike, and lse ... t of float32 or wider"
+            raise ValueError(f"{named}: {wanted} are wanted")
 
     # Any $m$ gives the same, so none of it enters the gradient. Two times $-\infty$ would leave no number to
     # subtract.
