@@ -5,8 +5,8 @@ Axes are named as everywhere here: `b` batch, `h` heads, `t` queries, `s` keys, 
 examples with one text and one head, the axes `b` and `h` are left out. You need `torch` only. A task may use
 the functions of the tasks before it.
 
-No task needs a table with a row for each query of a text and a column for each key, except task 4, which
-asks for one. Elsewhere the checks notice it, where they can.
+Only task 4 asks for a table of all pairs of a text, queries by keys. Nothing else needs one, and the checks
+notice it where they can.
 
 Check your work as often as you like: `attn check linear` says what is wrong and where, and
 `attn check linear --hint` gives one hint at a time.

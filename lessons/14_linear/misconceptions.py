@@ -72,13 +72,6 @@ def linear_attention_step__z_forgotten(query, key, value, state):
     return read(query, state), state
 
 
-def linear_attention_step__state_replaced(query, key, value, state):
-    """Your step forgets what came in: its state is that of the newest token alone. What does "add up" mean
-    for S and for z?"""
-    state = store(key, value)
-    return read(query, state), state
-
-
 def _chunked(
     query, key, value, chunk_size, *, mask=True, itself=False, alone=False, apart=False, total=False
 ):
@@ -177,6 +170,20 @@ def summary__nothing_fades(key, value, log_decay):
     return log_decay.sum(dim=-1), torch.einsum("b h t d, b h t e -> b h d e", key, value)
 
 
+def summary__product_of_decays(key, value, log_decay):
+    """You return A itself. Asked for is its logarithm, which does not vanish when a text is long: what becomes
+    of 0.9 to the power of 10,000?"""
+    total, state = summary(key, value, log_decay)
+    return total.exp(), state
+
+
+def summary__difference(key, value, log_decay):
+    """You take differences of running sums, which are NaN behind a decay of 0. What is left of token j can be
+    had without subtraction: from which side would you add?"""
+    total = log_decay.cumsum(dim=-1)
+    return total[..., -1], (key * (total[..., -1:] - total).exp()[..., None]).mT @ value
+
+
 def join__nothing_fades(first, second):
     """You add the two states. Without decay that would be right. But while the second piece was read, what
     became of what the first one had left?"""
@@ -192,6 +199,11 @@ def join__first_fades_by_itself(first, second):
     """The state of the first piece fades, but by the decays of the first piece, which are in it already. What
     came after it?"""
     return first[0] + second[0], first[0].exp()[..., None, None] * first[1] + second[1]
+
+
+def join__multiplies_logarithms(first, second):
+    """You multiply two logarithms. It is the decays that are multiplied. What does that do to their logarithms?"""
+    return first[0] * second[0], second[0].exp()[..., None, None] * first[1] + second[1]
 
 
 def _decayed(query, key, value, log_decay, chunk_size, since):
