@@ -109,14 +109,14 @@ print(f"at {lengths[-1]:,} tokens: {left[-1] / right[-1]:,.0f} times fewer")
 # %% [markdown]
 # They cross at $t = d$, and from there the ratio is $t/d$. A softmax stands between the two products and
 # forbids the second bracket: $\exp(\mathbf{q}^\top \mathbf{k})$ is no product of a vector made of
-# $\mathbf{q}$ and one made of $\mathbf{k}$, of any finite length. $\phi(\mathbf{q})^\top \phi(\mathbf{k})$
-# is.
+# $\mathbf{q}$ and one made of $\mathbf{k}$, of any finite length.
+# $\varphi(\mathbf{q})^\top \varphi(\mathbf{k})$ is.
 #
 # ## 2. What the weights look like
 #
 # **Predict.** The same queries and keys, 40 tokens of width 8, all large. On the left the weights of a
-# softmax, in the middle those of $\phi(x) = \operatorname{elu}(x) + 1$. Which picture is sharper? As matrices
-# without a mask: what are their ranks?
+# softmax, in the middle those of $\varphi(x) = \operatorname{elu}(x) + 1$. Which picture is sharper? As
+# matrices without a mask: what are their ranks?
 #
 # <details markdown="1"><summary>Answer</summary>
 #
@@ -212,8 +212,8 @@ print(f"error {error:.0e}; numbers kept after 1, 20, 40 tokens: {held[0]:,}, {he
 # `KVCache` holds as many after eight and a half tokens.
 #
 # **Predict.** In a real model a head is 128 wide, its cache is in bfloat16, and the state, being a sum over
-# the whole text, in float32. After how many tokens is the state the smaller? And what if the features are $1,
-# x, x^2$, which are $1 + 128 + 128^2$?
+# the whole text, in float32. After how many tokens is the state the smaller? And what if the features are
+# $1, x, x^2$, which are $1 + 128 + 128^2$?
 
 # %%
 lengths = [2**n for n in range(3, 21)]
@@ -243,9 +243,9 @@ plt.show()
 # A text of $n$ pairs of a key and a value, then questions: each key once more, in any order. Keys and values
 # are random vectors of width 32, not trained. A state of 32 by 32 numbers has to answer for all of them.
 #
-# **Predict.** Order them by how many pairs they can hold: a softmax, `elu + 1`, the bare sum of $\mathbf{k}
-# \mathbf{v}^\top$ without features or denominator, the features $1, x, x^2$, and the delta rule, which before
-# it writes takes out what the state says already.
+# **Predict.** Order them by how many pairs they can hold: a softmax, `elu + 1`, the bare sum of
+# $\mathbf{k} \mathbf{v}^\top$ without features or denominator, the features $1, x, x^2$, and the delta rule,
+# which before it writes takes out what the state says already.
 #
 # <details markdown="1"><summary>Answer</summary>
 #

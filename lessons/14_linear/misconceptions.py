@@ -13,6 +13,12 @@ def elu_plus_one__without_one(x):
     return F.elu(x)
 
 
+def elu_plus_one__rounded_away(x):
+    """You take away 1 and add it again. elu(-40) is exp(-40) - 1, which is rounded to -1, so φ becomes 0. Can
+    you have exp(x) below 0 and x + 1 above as a sum that never goes through -1?"""
+    return F.elu(x) + 1
+
+
 def elu_plus_one__both_sides_computed(x):
     """Your features are right, but their gradient is NaN where x is large. `torch.where` computes both
     sides, and on the way back 0 times infinity is NaN. Which side overflows though nobody wants it?"""
