@@ -9,7 +9,8 @@
 # %% [markdown]
 # # Flash, hands on
 #
-# What this notebook lets you see.
+# Attention divides by the sum of a row, so it seems to need the whole row: a table of scores that grows with the
+# square of the text. Flash attention gives the same and holds one tile of it. Here you take it apart.
 
 # %% jupyter={"source_hidden": true}
 # On a machine that lacks the course (Colab, for one) this installs it; elsewhere it does nothing.
@@ -68,3 +69,282 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(plt.MaxNLocator("auto", integer=True))
     ax.grid(False)
+
+
+# %%
+from functools import reduce
+
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from annotated_attention.flash import flash_attention, merge_attention
+from annotated_attention.scaled_dot_product import scaled_dot_product_attention
+
+# %% [markdown]
+# ## 1. A maximum that is not known yet
+#
+# `exp(12)` is no float16, and `exp(89)` no float32. So a softmax takes the largest score away from all before
+# `exp`. To know it, one must have seen all keys; to use it, one sees them again. Must the scores be kept, then?
+# No: the largest *so far* will do, if what was summed relative to it is put right whenever a larger one comes.
+# With $m$ for the largest and $\ell$ for the sum of $e^{z - m}$, a new score $z$ makes
+#
+# $$m' = \max(m, z), \qquad \ell' = e^{m - m'}\,\ell + e^{z - m'}.$$
+#
+# **Predict.** Below are the scores of one query and 40 keys, in the order in which they come. At which keys
+# is $\ell$ multiplied by something other than 1? Can it fall?
+
+# %%
+torch.manual_seed(2)
+z = 2 * torch.randn(40, dtype=torch.float64)
+m, l, steps = torch.tensor(-torch.inf), torch.tensor(0.0), []
+for score in z:
+    larger = torch.maximum(m, score)
+    factor = torch.exp(m - larger)
+    m, l = larger, factor * l + torch.exp(score - larger)
+    steps.append((m, l, factor))
+ms, ls, factors = torch.tensor(steps).T
+
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 3.8), sharex=True)
+top.plot(z, ".", color=SOFT, label="score")
+top.step(range(40), ms, where="post", color=QUERY, label="m, the largest so far")
+bottom.plot(ls, "o-", color=WEIGHTS, markersize=3, label="l, the sum relative to m")
+bottom.bar(range(1, 40), 1 - factors[1:], color=BIAS, alpha=0.5, label="share of l that is lost")
+for ax in (top, bottom):
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+bottom.set(xlabel="key")
+plt.show()
+print(f"at the end: m + ln l = {m + l.log():.12f}, logsumexp = {z.logsumexp(0):.12f}")
+
+# %% [markdown]
+# At each new record of $m$, and nowhere else. A high record shrinks the past, and $\ell$ falls. The sum of the
+# values, $o$, shrinks by the same factors. In the end $o / \ell$ is the output, and $m + \ln \ell$ the logarithm
+# of the denominator, the *lse*.
+#
+# **Predict.** Random scores, 4,096 keys. How often is there a record?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# Key $j$ is a record if it is the largest of the first $j$: one time in $j$. So there are
+# $1 + \tfrac12 + \tfrac13 + \dots \approx \ln s + 0.58$ on average, about nine.
+#
+# </details>
+
+# %%
+best = torch.randn(500, 4096).cummax(dim=-1).values
+records = 1 + (best[:, 1:] > best[:, :-1]).sum(dim=-1).float()
+print(f"records: {records.mean():.2f}, 1 + 1/2 + ... + 1/4096: {(1 / torch.arange(1, 4097)).sum():.2f}")
+
+# %% [markdown]
+# ## 2. Any order, and no way back
+#
+# All that is known of some keys is (output, lse), and `merge_attention` makes one of two. A text is cut into 8
+# pieces.
+#
+# **Predict.** By how much do the results differ if the pieces are merged from left to right, from right to
+# left, or in a random order?
+
+# %%
+query, key, value = torch.randn(3, 1, 2, 64, 8, dtype=torch.float64)
+whole = flash_attention(query, key, value)
+pieces = [flash_attention(query, k, v) for k, v in zip(key.split(8, 2), value.split(8, 2), strict=True)]
+orders = {"left to right": range(8), "right to left": range(7, -1, -1), "random": torch.randperm(8)}
+for name, order in orders.items():
+    output, lse = reduce(lambda a, b: merge_attention(*a, *b), [pieces[n] for n in order])
+    print(f"{name:13}  {(output - whole[0]).abs().max():.0e}  {(lse - whole[1]).abs().max():.0e}")
+
+# %% [markdown]
+# By rounding. A merge is commutative and associative, like a sum, and the empty result, (0, $-\infty$), is its
+# zero. So pieces may come one after the other on one chip, or at once on many (split-K decoding, lesson 16).
+#
+# A sum has a difference. Has a merge? Take $b$ away again: $o_a = (o - w\, o_b) / (1 - w)$, with the share
+# $w = e^{L_b - L}$.
+#
+# **Predict.** In float32, how large is the error of $o_a$ if $a$ had half of the weight? A thousandth?
+# $10^{-8}$?
+
+# %%
+shares, errors = 10.0 ** torch.arange(-0.5, -9, -0.25), []
+output_a, output_b, lse_b = torch.randn(1000, 8), torch.randn(1000, 8), torch.zeros(1000)
+for share in shares:
+    lse_a = lse_b + torch.log(share / (1 - share))
+    output, lse = merge_attention(output_a, lse_a, output_b, lse_b)
+    w = torch.exp(lse_b - lse)[:, None]
+    errors.append(((output - w * output_b) / (1 - w) - output_a).abs().median())
+
+fig, ax = plt.subplots(figsize=(7, 2.4))
+ax.plot(shares, errors, "o-", color=VALUE, markersize=4)
+ax.axvline(torch.finfo(torch.float32).eps, color=SOFT, linewidth=0.8, linestyle=":")
+ax.set(xscale="log", yscale="log", xlabel="share of what should come back", ylabel="error of it")
+ax.set(xlim=(1, 1e-9), ylim=(1e-8, 9))
+ax.text(1e-8, 1e-5, "0 / 0", color=VALUE, ha="center")
+plt.show()
+
+# %% [markdown]
+# The error is that of rounding divided by the share. Beyond the dotted line nothing comes back: beside a number
+# ten million times as large, it was never there. A merge forgets. (Task 6 of the exercise seems to need the
+# way back.)
+#
+# ## 3. Tiles
+#
+# The queries are cut as well: a tile of keys, once loaded, serves all queries of a tile.
+#
+# **Predict.** 4,096 tokens, causal, tiles of 256 queries and 512 keys: 16 by 8. How many are skipped, and how
+# many need a mask?
+
+
+# %%
+def kinds(t, block_q, block_k):
+    """Of each tile: 0 if nothing is seen, 2 if all is, 1 if it crosses the diagonal."""
+    i, j = torch.arange(0, t, block_q)[:, None], torch.arange(0, t, block_k)
+    return (j < i + block_q).int() + (j + block_k - 1 <= i).int()
+
+
+fig, axes = plt.subplots(1, 4, figsize=(7, 2.5))
+for ax, (u, a) in zip(axes, ((256, 512), (512, 512), (256, 256), (128, 128)), strict=True):
+    tiles = kinds(4096, u, a)
+    skipped, masked = (int((tiles == kind).sum()) for kind in (0, 1))
+    heatmap(ax, tiles / 2, WEIGHTS)
+    computed = f"{1 - skipped / tiles.numel():.0%} computed"
+    ax.set(title=f"{u} × {a}", xlabel=f"{skipped} skipped, {masked} masked\n{computed}")
+    ax.set(xticks=[], yticks=[], ylabel="", aspect=u / a)
+plt.show()
+
+# %% [markdown]
+# 56 and 16. The tiles on the diagonal are computed whole, half of them for nothing, so smaller tiles compute
+# less. But what is loaded serves fewer queries: 128 at a time read the keys twice as often as 256.
+#
+# ## 4. What is in memory
+#
+# A hook sees each tensor that an operation makes. Watch the largest of a forward and a backward pass.
+#
+# **Predict.** From 512 to 2,048 tokens: how does it grow with all scores at once, and how with tiles?
+
+
+# %%
+class Watch(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor, and counts the work of products of matrices."""
+
+    nbytes = products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for x in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(x, torch.Tensor):
+                self.nbytes = max(self.nbytes, x.nbytes)
+        if "mm" in function.__name__:
+            self.products += made.numel() * args[-1].shape[-2]
+        return made
+
+
+def inputs(t, d=32, dtype=torch.float32, grad=True):
+    return [torch.randn(1, 1, t, d).to(dtype).requires_grad_(grad) for _ in range(3)]
+
+
+def tiled(query, key, value):
+    return flash_attention(query, key, value)[0]
+
+
+lengths, seen = (512, 1024, 2048), {}
+for name, attend in (("all scores", scaled_dot_product_attention), ("tiles", tiled)):
+    for t in lengths:
+        given, kept = inputs(t), []
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x)
+        with Watch() as watch:
+            with keep:
+                output = attend(*given)
+            output.sum().backward()
+        seen[name, t] = watch.nbytes / 2**20, kept, watch.products / (32 * t * t)
+
+fig, ax = plt.subplots(figsize=(7, 2.4))
+for name, colour in (("all scores", MASK), ("tiles", WEIGHTS)):
+    ax.plot(lengths, [seen[name, t][0] for t in lengths], "o-", color=colour, label=name)
+ax.set(xlabel="tokens", ylabel="largest tensor, MiB", xticks=lengths)
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# All scores: 16 times. Tiles: not at all. The largest thing there is a tile of 256 by 512 scores, until the
+# text itself is larger.
+#
+# ## 5. What is kept for the way back
+#
+# The backward pass needs the weights, and autograd keeps them. Flash keeps queries, keys, values, output, and
+# one number a query: the lse $L_i$. It makes each tile of weights anew, $P_{ij} = e^{S_{ij} - L_i}$.
+#
+# **Predict.** The forward pass is two products of matrices, $QK^\top$ and $PV$. How many is the backward pass if
+# the weights were kept, and how many if not?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# Four: $dV = P^\top dO$, $dP = dO\,V^\top$, $dQ = dS\,K$, $dK = dS^\top Q$. And five, since $QK^\top$ is made
+# once more: 7 products instead of 6.
+#
+# </details>
+
+# %%
+for name in ("all scores", "tiles"):
+    _, kept, products = seen[name, 2048]
+    mebibytes = sum({x.data_ptr(): x.nbytes for x in kept}.values()) / 2**20
+    print(f"{name:10} keep {mebibytes:4.1f} MiB and take {products:.0f} products")
+
+# %% [markdown]
+# 32 times as much is kept, in each head of each layer. A sixth more work is the price, and a causal text makes
+# it a gain: nearly half of the tiles are skipped.
+#
+# ## 6. Is it the same result?
+#
+# Nothing is left out. Compare with the formula in float64: the same formula wholly in the dtype at hand, our
+# tiles, and PyTorch's kernel. The bars are root mean square errors.
+#
+# **Predict.** Which is the most exact in float32? And in half precision, do the many sums of the tiles harm?
+
+
+# %%
+def plain(query, key, value):
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1) @ value
+
+
+ways = {"plain": plain, "tiles": tiled, "PyTorch": F.scaled_dot_product_attention}
+fig, axes = plt.subplots(1, 3, figsize=(7, 2))
+for ax, dtype in zip(axes, (torch.float32, torch.bfloat16, torch.float16), strict=True):
+    given = inputs(1024, 32, dtype, grad=False)
+    given[0] *= 4
+    exact = plain(*(x.double() for x in given))
+    errors = [(attend(*given) - exact).square().mean().sqrt().item() for attend in ways.values()]
+    ax.bar(list(ways), errors, color=[MASK, WEIGHTS, QUERY])
+    ax.set(title=str(dtype).removeprefix("torch."))
+plt.show()
+
+# %% [markdown]
+# In float32 they are alike. In half precision the plain formula is about nine times as far off, since it
+# rounds all scores and all weights. A tile is never written out, so it can be in float32 for free.
+#
+# ## 7. Many texts with one beginning
+#
+# Eight texts begin with the same 512 tokens, then each has 32 of its own. Each is to write its next token.
+#
+# **Predict.** How many keys are read if each text has a cache of its own? If the beginning is there once?
+
+# %%
+prefix, own = torch.randn(2, 1, 2, 512, 16).double(), torch.randn(2, 8, 2, 32, 16).double()  # keys, values
+query = torch.randn(8, 2, 1, 16).double()
+
+# Eight texts with a query each, or one text with eight queries: to the keys it is all the same.
+shared = flash_attention(query.transpose(0, 2), *prefix)
+merged, _ = merge_attention(*(x.transpose(0, 2) for x in shared), *flash_attention(query, *own))
+
+separate = F.scaled_dot_product_attention(query, *torch.cat([prefix.expand(2, 8, -1, -1, -1), own], dim=3))
+print(f"largest difference: {(merged - separate).abs().max():.0e}")
+print(f"keys read: {8 * (512 + 32):,} and {512 + 8 * 32:,}")
+
+# %% [markdown]
+# A sixth, and the more texts, the less. Decoding waits for memory, so this is time.
+#
+# ## Now you
+#
+# - In section 1, sort the scores, up and then down. How often is $\ell$ rescaled, and how large does it become?
+# - In section 3, which tiles does a sliding window of 512 need? Change `kinds`, and count.
+# - In section 4, go on to 8,192 tokens with the tiles alone. Where does the line bend, and what is it then?
+# - In section 6, let `given[0]` be 40 times as large, not 4 times. Which errors grow, and why?
+# - Then write it yourself: `attn start flash` puts six tasks into your working folder, and `attn check flash`
+#   tells you how far you are.
