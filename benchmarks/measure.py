@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,14 +31,18 @@ def forward_backward(function: Function, inputs: Sequence[torch.Tensor]) -> Any:
 
 def compare(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int = ROUNDS) -> dict[str, float]:
     """Median milliseconds of one call of each, and their ratio: below 1 ours is faster."""
-    contenders = {"ours_ms": ours, "peer_ms": peer}
+    times = medians({"ours_ms": ours, "peer_ms": peer}, rounds)
+    return {**times, "ratio": times["ours_ms"] / times["peer_ms"]}
+
+
+def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median milliseconds of one call of each."""
     loops = {name: _loops(function) for name, function in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
             samples[name].append(_time(function, loops[name]))
-    medians = {name: 1e3 * statistics.median(times) for name, times in samples.items()}
-    return {**medians, "ratio": medians["ours_ms"] / medians["peer_ms"]}
+    return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
 
 
 def _loops(function: Callable[[], Any]) -> int:

@@ -1,0 +1,165 @@
+"""All mechanisms of the course on the same inputs, for the guide `docs/choose.md`: a whole text read at once, forward
+and with the gradients; and one more token behind a text, with the bytes of the cache that it needs.
+
+Dense attention is PyTorch's fused kernel under a causal mask. Where a mechanism only changes what the kernel is given
+(fewer key heads, turned queries, another context), the same kernel stands behind it. The others are the course's own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from annotated_attention.alibi import alibi_attention, alibi_slopes
+from annotated_attention.attention_sinks import SinkKVCache, streaming_rotary
+from annotated_attention.bigbird import bigbird_attention, bigbird_plan
+from annotated_attention.flash import flash_attention
+from annotated_attention.kv_cache import KVCache
+from annotated_attention.linear import LinearState, linear_attention, linear_attention_step
+from annotated_attention.linear_decay import (
+    decayed_linear_attention,
+    decayed_linear_attention_step,
+    retention_log_decay,
+)
+from annotated_attention.longformer import longformer_attention
+from annotated_attention.rotary import rotary_attention
+from annotated_attention.scaled_dot_product import scaled_dot_product_attention
+from annotated_attention.sliding_window import RollingKVCache, sliding_window_attention
+from benchmarks.growth import HEADS, WIDTH, once, peak_mib
+from benchmarks.measure import Function, device, medians
+
+KEY_HEADS, WINDOW, SINKS, REACH, BLOCK, CONTEXT = 2, 512, 4, 257, 64, 1500
+LENGTHS, TRAINED = (1024, 2048, 4096, 8192, 16384), (2048, 8192)
+
+# Those that make a number for every pair of tokens end where memory does.
+ROUNDS, ALL_PAIRS, LAST_OF_ALL_PAIRS = 3, ("weights", "sinks", "alibi"), 4096
+
+
+def contenders(t: int) -> dict[str, Function]:
+    """Functions of query, key and value, each `1 h t d`."""
+    i = torch.arange(t, device=device())
+    causal = partial(F.scaled_dot_product_attention, is_causal=True)
+    everything = {
+        "dense": causal,
+        "weights": partial(scaled_dot_product_attention, is_causal=True),
+        "flash": partial(flash, is_causal=True),
+        "grouped": grouped,
+        "window": partial(sliding_window_attention, window=WINDOW),
+        "sinks": partial(streaming_rotary, i=i, j=i, n_sinks=SINKS, window=WINDOW - SINKS),
+        "longformer": partial(longformer_attention, window=REACH, global_mask=i[None] == 0),
+        "bigbird": partial(
+            bigbird_attention,
+            block_size=BLOCK,
+            plan=bigbird_plan(t // BLOCK, n_window=3, n_global=2, n_random=3, seed=0),
+        ),
+        "alibi": alibi_attention,
+        "coordinate": partial(alibi_in_the_kernel, slopes=alibi_slopes(HEADS, device=device())),
+        "rotary": partial(rotary_attention, i=i, j=i, attend=lambda q, k, v, i, j: causal(q, k, v)),
+        "linear": linear_attention,
+        "decayed": partial(decayed_linear_attention, log_decay=decays(t)),
+        "cross": cross,
+    }
+    return {
+        name: function
+        for name, function in everything.items()
+        if name not in ALL_PAIRS or t <= LAST_OF_ALL_PAIRS
+    }
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
+    return flash_attention(query, key, value, is_causal=is_causal)[0]
+
+
+def grouped(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    key, value = key[:, :KEY_HEADS], value[:, :KEY_HEADS]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+
+def alibi_in_the_kernel(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+    """Lesson 6's bias as one more coordinate of each key, for a kernel that knows no bias; values get a 0, for on a CPU
+    the fused kernel wants all three of one width."""
+    bias = slopes[:, None, None] * torch.arange(key.shape[2], device=key.device)[:, None]
+    key = torch.cat([key, bias[None]], dim=-1)
+    query, value = F.pad(query, (0, 1), value=WIDTH**0.5), F.pad(value, (0, 1))
+    scale = WIDTH**-0.5
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)[..., :-1]
+
+
+def decays(t: int) -> Tensor:
+    return retention_log_decay(HEADS, device=device())[None, :, None].expand(1, HEADS, t)
+
+
+def cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A context of its own length, the first tokens of `key`, for all queries."""
+    return F.scaled_dot_product_attention(query, key[:, :, :CONTEXT], value[:, :, :CONTEXT])
+
+
+def whole_texts() -> Iterator[dict[str, Any]]:
+    for what, lengths in (("forward", LENGTHS), ("both", TRAINED)):
+        for t in lengths:
+            inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
+            calls = {
+                name: partial(once, function, inputs, what == "both")
+                for name, function in contenders(t).items()
+            }
+            memory = {name: peak_mib(call, inputs) for name, call in calls.items()}
+            times = medians(calls, ROUNDS)
+            for name in calls:
+                shown = {"ms": times[name], "ratio": times[name] / times["dense"], "mib": memory[name]}
+                yield {"pass": what, "t": t, "variant": name, **shown}
+
+
+def next_tokens() -> Iterator[dict[str, Any]]:
+    """Bytes of what one layer keeps of `t` tokens, and milliseconds of attention for the token behind them."""
+    attend = F.scaled_dot_product_attention
+    rings = {"window": RollingKVCache(WINDOW), "sinks": SinkKVCache(SINKS, WINDOW - SINKS)}
+    one = torch.randn(3, 1, HEADS, 1, WIDTH, device=device()).unbind()
+    state, faded = states(*one)
+    read = 0
+    for t in LENGTHS:
+        caches = {"dense": KVCache(t), "grouped": KVCache(t), **rings, "cross": KVCache(CONTEXT)}
+        sizes: dict[str, int] = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, cache in caches.items():
+            heads = KEY_HEADS if name == "grouped" else HEADS
+            new = CONTEXT if name == "cross" else t - read if name in rings else t
+            keys, values = torch.randn(2, 1, heads, new, WIDTH, device=device())
+
+            # A ring with sinks takes one token at a time, once it is full.
+            piece = 1 if name == "sinks" else new
+            for key, value in zip(keys.split(piece, 2), values.split(piece, 2), strict=True):
+                held = cache.update(key, value)
+            if isinstance(cache, RollingKVCache):
+                held = cache.keys, cache.values
+
+            # A group of heads is one head with more queries.
+            calls[name] = partial(attend, one[0].view(1, heads, -1, WIDTH), *held)
+            sizes[name] = cache.nbytes
+        read = t
+        calls["linear"] = partial(linear_attention_step, *one, state)
+        calls["decayed"] = partial(decayed_linear_attention_step, *one, decays(1), faded)
+        sizes |= {"linear": state.nbytes, "decayed": faded.nbytes}
+        times = medians(calls)
+        for name, ms in times.items():
+            yield {"pass": "next", "t": t, "variant": name, "ms": ms, "bytes": sizes[name]}
+
+
+def states(query: Tensor, key: Tensor, value: Tensor) -> tuple[LinearState, Tensor]:
+    """What linear attention keeps of any number of tokens, without decay and with it."""
+    _, state = linear_attention_step(query, key, value, None)
+    _, faded = decayed_linear_attention_step(query, key, value, decays(1))
+    return state, faded
+
+
+def run() -> list[dict]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        steps = list(next_tokens())
+    sizes: Mapping[str, int] = {
+        "b": 1, "h": HEADS, "g": KEY_HEADS, "d": WIDTH, "window": WINDOW, "n_sinks": SINKS,
+        "longformer_window": REACH, "block_size": BLOCK, "context": CONTEXT,
+    }  # fmt: skip
+    return [{"pass": "sizes", **sizes}, *whole_texts(), *steps]

@@ -1,0 +1,141 @@
+"""The figures of the hand-written pages, drawn from what was measured. Each function returns one SVG."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+Points = Sequence[tuple[float, float]]
+
+# One colour a family, and the label at the end of the line.
+FAMILIES = {
+    "dense": ("ink", "dense"),
+    "weights": ("weights", "weights written out"),
+    "flash": ("weights", "flash"),
+    "grouped": ("key", "grouped"),
+    "rotary": ("bias", "rotary"),
+    "coordinate": ("bias", "ALiBi, a coordinate"),
+    "alibi": ("bias", "ALiBi, written out"),
+    "sinks": ("key", "sinks"),
+    "window": ("key", "window"),
+    "longformer": ("value", "Longformer"),
+    "bigbird": ("value", "BigBird"),
+    "linear": ("query", "linear"),
+    "decayed": ("query", "decayed"),
+    "cross": ("mask", "cross"),
+}
+
+
+def measured() -> list[dict]:
+    return json.loads((RESULTS / "choose.json").read_text("utf-8"))["cases"]
+
+
+def text(x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="13"'
+    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
+
+
+def stroke(points: Points, colour: str, width: float = 2, dash: str = "") -> str:
+    marks = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<polyline points="{marks}" fill="none" stroke="var(--{colour})" stroke-width="{width:g}"{dashes}/>'
+    )
+
+
+def chart(
+    title: str,
+    lines: Mapping[str, tuple[str, str, Points, str]],
+    ticks: Mapping[float, str],
+    name: Callable[[float], str],
+) -> str:
+    """Lines on two logarithmic axes, each with its label beside its end: label, colour, points, dashes."""
+    left, top, width, height, room = 52, 10, 250, 330, 142
+    every = [point for _, _, points, _ in lines.values() for point in points]
+    lengths = sorted({t for t, _ in every})
+    low, high = min(ticks), max(ticks)
+
+    def place(t: float, y: float) -> tuple[float, float]:
+        across = math.log(t / lengths[0]) / math.log(lengths[-1] / lengths[0])
+        up = math.log(y / low) / math.log(high / low)
+        return left + width * across, top + height * (1 - up)
+
+    parts = []
+    for y, label in ticks.items():
+        row = place(lengths[0], y)[1]
+        parts.append(stroke([(left, row), (left + width, row)], "line", 1))
+        parts.append(text(left - 8, row + 4, label, anchor="end"))
+    for t in lengths[::2]:
+        parts.append(text(place(t, low)[0], top + height + 20, name(t)))
+    parts.append(text(left + width / 2, top + height + 40, "tokens"))
+
+    ends = []
+    for label, colour, points, dash in lines.values():
+        drawn = [place(t, y) for t, y in points]
+        parts.append(stroke(drawn, colour, 2, dash))
+        ends.append((drawn[-1], label, colour))
+    parts += labels(ends, left + width + 16, top, top + height)
+    return f'<svg viewBox="0 0 {left + width + room} {top + height + 48}"><title>{title}</title>{"".join(parts)}</svg>'
+
+
+def labels(
+    ends: Sequence[tuple[tuple[float, float], str, str]], x: float, top: float, bottom: float
+) -> list[str]:
+    """Labels in one column, pushed apart until none covers another, each tied to the end of its line."""
+    step = 17.0
+    ends = sorted(ends, key=lambda end: end[0][1])
+    rows = [y for (_, y), _, _ in ends]
+    for _ in range(200):
+        for k in range(len(rows) - 1):
+            short = step - (rows[k + 1] - rows[k])
+            if short > 0:
+                rows[k] -= short / 2
+                rows[k + 1] += short / 2
+        rows = [min(max(row, top + 4), bottom + 4) for row in rows]
+    parts = []
+    for (end, label, colour), row in zip(ends, rows, strict=True):
+        parts.append(
+            f'<path d="M{end[0]:.1f} {end[1]:.1f}L{x - 3:.1f} {row:.1f}" fill="none" '
+            f'stroke="var(--{colour})" stroke-width="1" stroke-opacity="0.5"/>'
+        )
+        parts.append(text(x, row + 4, label, anchor="start", colour="ink"))
+    return parts
+
+
+def reading() -> str:
+    """Time of a forward pass against that of dense attention."""
+    cases = [case for case in measured() if case["pass"] == "forward"]
+    lines = {}
+    for variant, (colour, label) in FAMILIES.items():
+        points = [(case["t"], case["ratio"]) for case in cases if case["variant"] == variant]
+        lines[variant] = (label, colour, points, "")
+    most = max(case["ratio"] for case in cases)
+    least = min(case["ratio"] for case in cases)
+    steps = [10.0**k for k in range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)]
+    ticks = {y: f"{y:g}" for y in steps}
+    title = (
+        "Mechanisms that score all pairs stay level; a window, Longformer, BigBird and linear attention fall"
+    )
+    return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
+
+
+def caches() -> str:
+    """Bytes that one layer keeps, and those of latent attention by its formula."""
+    cases = [case for case in measured() if case["pass"] == "next"]
+    lines = {}
+    for variant in ("dense", "grouped", "window", "cross", "linear"):
+        colour, label = FAMILIES[variant]
+        points = [(case["t"], case["bytes"]) for case in cases if case["variant"] == variant]
+        lines[variant] = (label, colour, points, "")
+    lines["window"] = ("window, sinks", *lines["window"][1:])
+    lines["linear"] = ("linear, decayed", *lines["linear"][1:])
+
+    # DeepSeek-V2 keeps 4 d + d / 2 numbers of a token, for all heads together.
+    d = next(case["d"] for case in measured() if case["pass"] == "sizes")
+    latent = [(t, 4 * (4 * d + d // 2) * t) for t, _ in lines["dense"][2]]
+    lines["latent"] = ("latent", "weights", latent, "5 4")
+    ticks = {2.0**k: label for k, label in ((16, "64 KiB"), (20, "1 MiB"), (24, "16 MiB"), (28, "256 MiB"))}
+    title = "A cache grows with the text, slower with grouped heads; a window and a linear state stop growing"
+    return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
