@@ -25,12 +25,6 @@ def elu_plus_one__both_sides_computed(x):
     return torch.where(x > 0, x + 1, x.exp())
 
 
-def elu_plus_one__softmax(x):
-    """Your features share a sum of 1 among them. The softmax of softmax attention is over the keys. What does
-    φ do to one number, all by itself?"""
-    return x.softmax(dim=-1)
-
-
 def store__raw_keys(key, value):
     """You store the keys themselves, not their features. Then the weights can be negative. What stands in
     front of vⱼᵀ in the formula for S?"""
@@ -147,6 +141,12 @@ def decay_mask__fades_at_once(log_decay):
     return decay_mask(log_decay) * log_decay.exp()[..., None, :]
 
 
+def decay_mask__one_too_early(log_decay):
+    """Your products begin at token j and end before token i. Each decay belongs to the token that brings it, and
+    is for what was there before: which tokens came after j, up to i?"""
+    return decay_mask(F.pad(log_decay[..., :-1], (1, 0)))
+
+
 def decay_mask__ratio(log_decay):
     """You divide two running products, or multiply by exp of a positive number: that overflows, and infinity
     times 0 is NaN. Which sums of logarithms are never positive?"""
@@ -169,6 +169,12 @@ def decayed_attention__hidden_too_late(query, key, value, log_decay):
     table = (total[..., :, None] - total[..., None, :]).exp()
     hidden = torch.ones_like(table, dtype=torch.bool).triu(1)
     return (query @ key.mT * table.masked_fill(hidden, 0.0)) @ value
+
+
+def decayed_attention__softmax(query, key, value, log_decay):
+    """Your scores pass through a softmax. Here are no exponentials, only products: what may be multiplied by the
+    mask, and may be negative?"""
+    return (query @ key.mT).softmax(dim=-1) * decay_mask(log_decay) @ value
 
 
 def summary__nothing_fades(key, value, log_decay):
@@ -208,7 +214,8 @@ def join__first_fades_by_itself(first, second):
 
 
 def join__multiplies_logarithms(first, second):
-    """You multiply two logarithms. It is the decays that are multiplied. What does that do to their logarithms?"""
+    """You multiply two logarithms. It is the decays that are multiplied: what does that do to their
+    logarithms?"""
     return first[0] * second[0], second[0].exp()[..., None, None] * first[1] + second[1]
 
 
@@ -216,7 +223,8 @@ def _decayed(query, key, value, log_decay, chunk_size, since):
     outputs, carried = [], (log_decay[..., :0].sum(dim=-1), key[:, :, :0].mT @ value[:, :, :0])
     chunks = (x.split(chunk_size, dim=2) for x in (query, key, value, log_decay))
     for q, k, v, a in zip(*chunks, strict=True):
-        outputs.append(decayed_attention(q, k, v, a) + (since(a).exp()[..., None] * q) @ carried[1])
+        left = since(a, carried[0][..., None]).exp()[..., None]
+        outputs.append(decayed_attention(q, k, v, a) + left * (q @ carried[1]))
         carried = join(carried, summary(k, v, a))
     return torch.cat(outputs, dim=2)
 
@@ -224,13 +232,23 @@ def _decayed(query, key, value, log_decay, chunk_size, since):
 def decayed_linear_attention__decay_one_late(query, key, value, log_decay, *, chunk_size=64):
     """From the second chunk on, your state fades one token too late: when a token reads, its own decay has
     not touched the state yet. Does the running sum include the token?"""
-    return _decayed(query, key, value, log_decay, chunk_size, lambda a: F.pad(a.cumsum(-1)[..., :-1], (1, 0)))
+
+    def since(a, _):
+        return F.pad(a.cumsum(dim=-1)[..., :-1], (1, 0))
+
+    return _decayed(query, key, value, log_decay, chunk_size, since)
 
 
 def decayed_linear_attention__fades_by_chunk(query, key, value, log_decay, *, chunk_size=64):
     """All tokens of a chunk read the state as it was when the chunk began. It fades from token to token, in
     between too. What stands between the state and token i of the chunk?"""
-    return _decayed(query, key, value, log_decay, chunk_size, torch.zeros_like)
+    return _decayed(query, key, value, log_decay, chunk_size, lambda a, _: torch.zeros_like(a))
+
+
+def decayed_linear_attention__fades_by_the_past(query, key, value, log_decay, *, chunk_size=64):
+    """When your chunk reads the carried state, it fades by log A of what was read *before*. Those decays are in
+    the state already. Which of them came after it?"""
+    return _decayed(query, key, value, log_decay, chunk_size, lambda a, carried: carried.expand_as(a))
 
 
 def _backward(query, key, value, log_decay, grad, *, late=False, summed=True, table=False):
