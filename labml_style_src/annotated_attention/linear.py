@@ -14,24 +14,22 @@ $$\mathbf{o}_i = \frac{\sum_j \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)\,
 and what is left in it is the same for all queries: a matrix of $f \times e$ numbers and a vector of $f$,
 however long the text is.
 
-![The same three factors, multiplied in two orders. Above: every pair of a query and a key. Below: keys and
-values first, and nothing that is as wide as the text is long.](figure:orders)
+![Three factors, multiplied in two orders. Above: every pair of a query and a key. Below: keys and values
+first, and nothing is as wide as the text is long.](figure:orders)
 
 ## What came before
 
 Schmidhuber (1992) let one network write into the weights of another, as sums of outer products. Shen et al.
-(2018, arXiv:1812.01243) multiplied keys with values first, to attend over the pixels of large images, and Tsai
-et al. (2019, arXiv:1908.11775) read attention as a kernel. Katharopoulos et al. (2020) put the two together,
-with a causal mask: the sum then runs up to $i$, and the transformer is a recurrent network. Schlag et al.
-(2021, arXiv:2102.11174) closed the circle: it is that of 1992.
+(2018, arXiv:1812.01243) multiplied keys with values first, for the pixels of large images. Katharopoulos et
+al. (2020) added the causal mask: the sum then runs up to $i$, and the transformer is a recurrent network.
+Schlag et al. (2021, arXiv:2102.11174) closed the circle: it is that of 1992.
 
 ## The map
 
-$\varphi(x) = \operatorname{elu}(x) + 1$ of each number: $x + 1$ above 0, $e^x$ below. It is never negative, so
-the weights of a row are not and sum to one, and outputs lie between the values
-[check:test_outputs_are_means]. It is no approximation of the softmax, and does not mean to be;
-[the next page](../linear_features/index.md) has maps that are. There is no `scale` either: a factor within the
-exponential made softmax sharper or flatter, and here is a part of the map
+$\varphi(x) = \operatorname{elu}(x) + 1$ of each number: $x + 1$ above 0, $e^x$ below. It is never negative,
+so a row's weights are not, sum to one, and mix the values [check:test_outputs_are_means]. It does not
+approximate the softmax; [the next page](../linear_features/index.md) has maps that do. There is no `scale`
+either. A factor within the exponential made softmax sharper or flatter; here it is a part of the map
 [check:test_a_scale_belongs_to_the_map].
 
 ## Three forms
@@ -45,8 +43,8 @@ $$S_i = \sum_{j \le i} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, \qquad \mathbf
 **Parallel**: all weights $A_{ij} = \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)$, half of them masked. No
 step waits for another, and the cost is that of softmax.
 
-**Recurrent**: $S_i = S_{i-1} + \varphi(\mathbf{k}_i)\, \mathbf{v}_i^\top$. The least work, but $t$ steps, each
-waiting for the one before, none larger than an outer product. And on the way back all $t$ states are wanted.
+**Recurrent**: $S_i = S_{i-1} + \varphi(\mathbf{k}_i)\, \mathbf{v}_i^\top$. The least work, but in $t$ steps,
+each waiting for the one before. On the way back, all $t$ states are wanted.
 
 **Chunked**: cut the text into chunks of $u$ tokens. A sum up to $i$ is the sum up to the chunk and that
 within it. The first is a state, the second is the parallel form of $u$ tokens:
@@ -57,8 +55,7 @@ $$\varphi(\mathbf{q}_i)^\top S_i = \varphi(\mathbf{q}_i)^\top S_{\text{before th
 With $u = 1$ this is the recurrent form, with $u = t$ the parallel one, and they are all one function
 [check:test_forms_are_one_function].
 
-![Weights of a causal text. Strong: chunks, where weights are computed. What lies to their left, one state
-stands for.](figure:chunks)
+![A causal text in chunks. Strong: weights that are computed. Pale: what a state stands for.](figure:chunks)
 
 ## Notation
 
@@ -73,7 +70,6 @@ stands for.](figure:chunks)
 | $\mathbf{z}$ | `normaliser` | `b h f` | sum of $\varphi(\mathbf{k}_j)$ over what was read |
 | $\mathbf{o}_i$ | `output` | `b h t e` | the blend of values |
 | $u$ | `chunk_size` | scalar | tokens in a chunk |
-| $n$ | – | scalar | a chunk, counted from 0 |
 
 **Source.** Katharopoulos et al. (2020), arXiv:2006.16236: our first formula is their equations 4 and 5, the
 causal one 10 to 12, `elu_plus_one` 7; their $Z_i$ is our $\mathbf{z}_i$. In chunks: Hua et al. (2022),
@@ -127,15 +123,13 @@ def state_of(
     v: Float[Tensor, "b h s e"],
 ) -> LinearState:
     r"""Of any keys: $S = \sum_j \varphi(\mathbf{k}_j)\,\mathbf{v}_j^\top$ and $\mathbf{z} = \sum_j
-    \varphi(\mathbf{k}_j)$, from features `k`. A sum has no order [check:test_keys_have_no_order].
-    """
+    \varphi(\mathbf{k}_j)$, from features `k`. A sum has no order [check:test_keys_have_no_order]."""
     return LinearState(torch.einsum("b h s f, b h s e -> b h f e", k, v), k.sum(2))
 
 
 def merge_states(a: LinearState, b: LinearState) -> LinearState:
-    r"""Two pieces of a text are read as one if their states are added [check:test_states_add]. Lesson 13's
-    merge had to weigh its parts by their sums; these are not divided yet.
-    """
+    r"""Two pieces are read as one if their states are added [check:test_states_add]. Lesson 13's merge had to
+    weigh its parts by their sums; these are not divided yet."""
     return LinearState(a.matrix + b.matrix, a.normaliser + b.normaliser)
 
 
@@ -143,7 +137,7 @@ def read(
     q: Float[Tensor, "b h t f"],
     state: LinearState,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""Numerator and denominator, $\varphi(\mathbf{q}_i)^\top S$ and $\varphi(\mathbf{q}_i)^\top \mathbf{z}$."""
+    r"""Numerator $\varphi(\mathbf{q}_i)^\top S$ and denominator $\varphi(\mathbf{q}_i)^\top \mathbf{z}$."""
     blend = torch.einsum("b h t f, b h f e -> b h t e", q, state.matrix)
     return blend, torch.einsum("b h t f, b h f -> b h t", q, state.normaliser)
 
@@ -154,9 +148,7 @@ def ratio(
 ) -> Float[Tensor, "b h t e"]:
     r"""And their ratio. Where nothing was seen the denominator is 0: no keys, or features that are all 0, as
     those of ReLU can be, and of elu at $-10^4$. Such a row is divided by infinity: it gives 0, and sends 0
-    back [check:test_rows_that_see_nothing_are_zero]. To add a small $\varepsilon$ to all denominators, as is
-    often done, changes every row a little, and one with small features a lot.
-    """
+    back [check:test_rows_that_see_nothing_are_zero]."""
     nothing = total.abs() < torch.finfo(total.dtype).tiny
     return blend / total.masked_fill(nothing, torch.inf)[..., None]
 
@@ -186,20 +178,13 @@ def linear_attention_piece(
         q, k, v = (F.pad(x, (0, 0, 0, n * u - t)) for x in (q, k, v))
     q, k, v = (rearrange(x, "b h (n u) c -> b (h n) u c", u=u) for x in (q, k, v))
 
-    # The sums of each chunk, and by adding them up, from the state that came in, the state before each chunk
-    # and that behind the last. To add up all and take off a chunk's own would let large keys of the future
-    # leave their rounding in the past [check:test_future_moves_nothing].
-    own = state_of(k, v)
-    matrix = rearrange(own.matrix, "b (h n) f e -> b h n f e", n=n)
-    normaliser = rearrange(own.normaliser, "b (h n) f -> b h n f", n=n)
-    matrix = torch.cat([start.matrix[:, :, None], matrix], dim=2).cumsum(2)
-    normaliser = torch.cat([start.normaliser[:, :, None], normaliser], dim=2)
-    normaliser = normaliser.cumsum(2)
-    before = LinearState(
-        rearrange(matrix[:, :, :n], "b h n f e -> b (h n) f e"),
-        rearrange(normaliser[:, :, :n], "b h n f -> b (h n) f"),
-    )
-    blend, total = read(q, before)
+    # The sums of chunks, added up from the state that came in: what is known before each, and in the end.
+    # Add up all, take off a chunk's own, and the future rounds the past [check:test_future_moves_nothing].
+    own = (rearrange(x, "b (h n) ... -> b h n ...", n=n) for x in state_of(k, v))
+    pairs = zip(start, own, strict=True)
+    sums = [torch.cat([x[:, :, None], y], dim=2).cumsum(2) for x, y in pairs]
+    past = (rearrange(x[:, :, :n], "b h n ... -> b (h n) ...") for x in sums)
+    blend, total = read(q, LinearState(*past))
 
     # Within a chunk, the parallel form.
     weights = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
@@ -208,7 +193,7 @@ def linear_attention_piece(
     output = rearrange(ratio(blend, total), "b (h n) u e -> b h (n u) e", n=n)
 
     # A view of the last state would keep all the others in memory.
-    after = LinearState(matrix[:, :, n].clone(), normaliser[:, :, n].clone())
+    after = LinearState(*(x[:, :, n].clone() for x in sums))
     return output[:, :, :t].to(query.dtype), after
 
 
@@ -225,7 +210,7 @@ def linear_attention_step(
     $t = 1$: write, then read. `state` is None before the first token. Time and memory are the same at every
     step [check:test_a_step_is_a_step].
     """
-    if query.shape[2] != 1:
+    if query.shape[2] > 1:
         came = f"query has shape {tuple(query.shape)}"
         raise ValueError(f"{came}: one token, b h 1 d, is wanted")
     q, k, v, state = prepared(query, key, value, state, feature_map)
@@ -245,48 +230,48 @@ def linear_attention(
 ) -> Float[Tensor, "b h t e"]:
     r"""## Attention
 
-    It agrees with the plain formula in every form and dtype [check:test_agrees_with_the_plain_formula], and so
-    do its gradients [check:test_gradcheck].
+    It agrees with the plain formula, gradients included, in every form and dtype
+    [check:test_agrees_with_the_plain_formula] [check:test_gradcheck].
 
     **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`; the result is `b h t e`.
     `is_causal` is aligned top-left.
 
-    **Raises.** `ValueError` if shapes, dtypes, `form` or `chunk_size` do not fit
-    [check:test_wrong_input_is_refused].
+    **Raises.** `ValueError` if shapes, dtypes or form do not fit [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, is_causal)
     if form not in FORMS or chunk_size < 1:
         came = f"form is {form!r}, chunk_size is {chunk_size}"
         raise ValueError(f"{came}: one of {FORMS}, and at least 1, is wanted")
-    phi = partial(features, feature_map=feature_map)
-    wide = torch.promote_types(value.dtype, torch.float32)
-    if form == "parallel":
-        weights = torch.einsum("b h t f, b h s f -> b h t s", phi(query), phi(key))
+    if form == "parallel" or not is_causal:
+        q, k = features(query, feature_map), features(key, feature_map)
+        v = value.to(q.dtype)
+
+        # Without a mask, all queries read one state, that of all keys.
+        if form != "parallel":
+            return ratio(*read(q, state_of(k, v))).to(query.dtype)
+        weights = torch.einsum("b h t f, b h s f -> b h t s", q, k)
         weights = weights.tril() if is_causal else weights
-        blend = torch.einsum("b h t s, b h s e -> b h t e", weights, value.to(wide))
+        blend = torch.einsum("b h t s, b h s e -> b h t e", weights, v)
         return ratio(blend, weights.sum(-1)).to(query.dtype)
 
-    # Of a piece, only its outputs and one state are left. Python takes as long for a piece of one token as for
-    # one of hundreds, so the recurrent form is slow here, though it has the fewest operations.
-    size = 1 if form == "recurrent" else CHUNKS_AT_ONCE * chunk_size
-    chunked = partial(linear_attention_piece, chunk_size=chunk_size)
-    do = linear_attention_step if form == "recurrent" else chunked
+    # In Python a piece of one token takes as long as one of hundreds. So the recurrent form is slow here,
+    # though it has the fewest operations. Of a piece, only its outputs and one state are left.
+    size, do = 1, linear_attention_step
+    if form == "chunked":
+        size = CHUNKS_AT_ONCE * chunk_size
+        do = partial(linear_attention_piece, chunk_size=chunk_size)
 
-    # Nothing is read yet, and a sum over no keys is 0. As many queries as have a key of their own are causal.
-    state = state_of(phi(key[:, :, :0]), value[:, :, :0].to(wide))
-    n, outputs = min(query.shape[2], key.shape[2]) if is_causal else 0, []
-    pieces = (x[:, :, :n].split(size, dim=2) for x in (query, key, value))
-    for piece in zip(*pieces, strict=True) if n else ():
-        output, state = do(*piece, state, feature_map=feature_map)
+    # As many tokens as have a query and a key; `split` cuts outside of the loop (lesson 9).
+    n, outputs, state = min(query.shape[2], key.shape[2]), [], None
+    text = (x[:, :, :n].split(size, dim=2) for x in (query, key, value))
+    for q, k, v in zip(*text, strict=True):
+        output, state = do(q, k, v, state, feature_map=feature_map)
         outputs.append(output)
 
-    # Without a mask, one state of all keys is read by all queries. It is also what is left to do for causal
-    # queries that stand behind the last key.
-    pieces = (x.split(size, dim=2) for x in (key, value))
-    for k, v in zip(*pieces, strict=True) if not is_causal else ():
-        state = merge_states(state, state_of(phi(k), v.to(wide)))
-    for q in query[:, :, n:].split(size, dim=2):
-        outputs.append(ratio(*read(phi(q), state)).to(query.dtype))
+    # Queries behind the last key all read what it has left.
+    if n < query.shape[2] and state is not None:
+        output = ratio(*read(features(query[:, :, n:], feature_map), state))
+        outputs.append(output.to(query.dtype))
     return torch.cat(outputs, dim=2)
 
 
@@ -307,49 +292,47 @@ def prepared(query, key, value, state, feature_map) -> tuple[Tensor, Tensor, Ten
         raise ValueError(f"{came}: the same tokens are wanted")
     q, k = features(query, feature_map), features(key, feature_map)
     v = value.to(q.dtype)
+
+    # Before the first token, the sum over no keys.
     empty = state_of(k[:, :, :0], v[:, :, :0])
-    if state is None:
-        return q, k, v, empty
-    for name, came, wanted in zip(state._fields, state, empty, strict=True):
-        if came.shape != wanted.shape or came.dtype != wanted.dtype:
-            came = f"state.{name} is {came.dtype} of shape {tuple(came.shape)}"
-            raise ValueError(f"{came}: {wanted.dtype}, {tuple(wanted.shape)}, is wanted")
+    state = empty if state is None else state
+    for x, fits in zip(state, empty, strict=True):
+        if x.shape != fits.shape or x.dtype != fits.dtype:
+            came = f"state has {x.dtype} of shape {tuple(x.shape)}"
+            raise ValueError(f"{came}: {fits.dtype}, {tuple(fits.shape)}, is wanted")
     return q, k, v, state
 
 
 def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
-    Returns the operations of one causal head and the numbers of the states that the way back needs,
+    Returns the operations of one causal head, and how many numbers its states have, for the way back:
 
     $$2\,t\,\big(u\,(f + e) + 2 f e + f\big) \qquad\text{and}\qquad \frac tu\, f\,(e + 1)$$
 
-    for chunks of $u$ that fill the text [check:test_cost_counts_the_products]. Both are linear in $t$, as is
-    memory, forwards and back [check:test_memory_is_linear]. Within the chunks the work grows with $u$, between
-    them memory grows with $1/u$. At $u = f = e$ the products are of one size, and the states together are
-    as large as the values. With $d = f = e = u = 64$ that is 32,896 operations a token, and softmax, if it
-    skips what is masked, needs more from 257 tokens on [check:test_softmax_needs_more_from_257_tokens].
+    for chunks of $u$ that fill the text [check:test_cost_counts_the_products]. Both grow like $t$, as does
+    memory, forwards and back [check:test_memory_is_linear]. At $u = f = e$ all products are of one size, and
+    the states are as large as the values. With 64 for each of these that is 32,896 operations a token.
+    Softmax, if it skips what is masked, needs more from 257 tokens on
+    [check:test_softmax_needs_more_from_257_tokens].
 
-    - *Its weights have a low rank.* $A$ is a product of $t \times f$ and $f \times s$; softmax has no such limit
-      [check:test_weights_have_rank_f]. To look up one of many keys needs it:
-      [recall](../linear_recall/index.md).
-    - *Nothing is forgotten on purpose.* Every key stays in the sums with the same weight. The answer are
-      [decays](../linear_decay/index.md).
-    - *The ratio is steep.* Make the features of a query $c$ times as small, and its output stays, while the
-      gradient is $1/c$ times as large [check:test_the_gradient_has_no_bound]. Qin et al. (2022,
-      arXiv:2210.10340) saw training diverge, left the denominator out and normalised outputs instead. So do
-      RetNet, GLA and Lightning Attention.
-    - *It needs a mask for order.* Two-sided, it is a sum without places, as softmax is.
+    - *Weights of low rank.* $A$ is a product of $t \times f$ and $f \times s$ numbers; the softmax has no
+      such limit [check:test_weights_have_rank_f]. It takes one to [find](../linear_recall/index.md) things.
+    - *Nothing fades.* Every key stays in the sums as it came, unless it [decays](../linear_decay/index.md).
+    - *A steep ratio.* Where $\varphi(cx) = c\,\varphi(x)$, as for ReLU, a query $c$ times as small has the
+      same output and a gradient $1/c$ times as large [check:test_the_gradient_has_no_bound]. Qin et al.
+      (2022, arXiv:2210.10340) drop the denominator for it, and normalise outputs instead, as do RetNet, GLA
+      and Lightning Attention.
 
     **In production.** SDPA has nothing of the kind. **FlexAttention** can check it, not speed it up: of
-    features, with `score_mod=log` and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
-    [check:test_flex_attention_agrees]. **flash-linear-attention** has the kernels,
-    `chunk_linear_attn(q, k, v, scale=None, normalize=True)`, for *features*, laid out `b t h d`. Until September
-    2025 its denominator was summed over heads, not tokens (pull request 594); until May 2026 it sent no
-    gradient to the keys (875). Both gave plausible numbers: compare with the plain formula. **Transformers** and
-    **vLLM** run MiniMax-01 (seven layers of Lightning Attention to one of softmax), Qwen3-Next and Kimi Linear
-    (three of a gated delta rule to one), where the softmax layers look up what the states have lost.
-    MiniMax-M2 went back to softmax alone.
+    features, with `score_mod` a logarithm and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
+    [check:test_flex_attention_agrees]. **flash-linear-attention** has kernels,
+    `chunk_linear_attn(q, k, v, scale=None, normalize=True)`, of *features*, laid out `b t h d`. Until
+    September 2025 its denominator was summed over heads, not tokens (pull request 594), and until May 2026 it
+    sent no gradient to the keys (875). Both gave plausible numbers: compare with the plain formula.
+    **Transformers** and **vLLM** run MiniMax-01, seven layers of Lightning Attention to one of softmax, and
+    Qwen3-Next and Kimi Linear, three of a gated delta rule to one: where states forget, a softmax layer looks
+    up. MiniMax-M2 went back to softmax in all layers.
     """
     operations = 2 * t * (chunk_size * (f + e) + 2 * f * e + f)
     return operations, -(-t // chunk_size) * f * (e + 1)
