@@ -62,6 +62,17 @@ def attention_forward__padding_takes_the_mean(query, key, value, attention_mask=
     return attention_forward(query, key, value, attention_mask, **options)
 
 
+def attention_forward__nothing_is_nan(query, key, value, attention_mask=None, **options):
+    """Where a query sees nothing you return NaN: its scores are all minus infinity, and their softmax is 0 / 0.
+    One such row of padding, and all that is computed from it is lost. What may the row hold instead, and
+    what is to come out?"""
+    result, weights = attention_forward(query, key, value, attention_mask, **options)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        empty = ~attention_mask.any(dim=-1).expand(query.shape[:3]).mT
+        result = result.masked_fill(empty[..., None], torch.nan)
+    return result, weights
+
+
 def attention_forward__swallows_everything(query, key, value, attention_mask=None, **options):
     """You let `position_bias`, `s_aux` and `softcap` pass as if nothing had come. The model runs then, writes
     fluently, and is another model. What should a function do with what it does not understand and must not
