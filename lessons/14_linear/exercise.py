@@ -23,8 +23,8 @@ def elu_plus_one(x: Tensor) -> Tensor:
 
     Linear attention gives key j the weight φ(qᵢ)ᵀφ(kⱼ) where softmax has exp(qᵢᵀkⱼ), and divides by the sum
     of the weights. The features φ must be positive: here φ(x) = x + 1 where x > 0, and exp(x) elsewhere,
-    for each number by itself. Numbers may be large, and no gradient may be NaN. They may be far below 0: φ(-40)
-    is exp(-40), very small but not 0, for one day it may stand alone in a denominator.
+    for each number by itself. Numbers may be large, and no gradient may be NaN. They may be far below 0:
+    φ(-40) is exp(-40), very small but not 0, for one day it may stand alone in a denominator.
 
     By hand: 2, 0, -1 become 3, 1, 0.3679.
     """

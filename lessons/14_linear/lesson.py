@@ -272,7 +272,7 @@ fig, ax = plt.subplots(figsize=(7, 3))
 for (name, attend), colour in zip(mechanisms.items(), (QUERY, WEIGHTS, KEY, VALUE, BIAS), strict=True):
     right = [recall_accuracy(attend, *text, table) for text in texts]
     wide = 3 if name == "softmax" else 1.5  # two lines on top of each other
-    ax.plot(pairs, right, "o-", color=colour, linewidth=wide, markersize=2 * wide + 1, label=name)
+    ax.plot(pairs, right, "o-", color=colour, linewidth=wide, markersize=4, label=name)
 ax.axvline(32, color=SOFT, linewidth=0.8, linestyle=":")
 ax.set(xscale="log", xticks=pairs, xlabel="pairs", ylabel="right answers")
 ax.xaxis.set_major_formatter("{x:.0f}")

@@ -142,8 +142,8 @@ def decay_mask__fades_at_once(log_decay):
 
 
 def decay_mask__one_too_early(log_decay):
-    """Your products begin at token j and end before token i. Each decay belongs to the token that brings it, and
-    is for what was there before: which tokens came after j, up to i?"""
+    """Your products begin at token j and end before token i. Each decay belongs to the token that brings it,
+    and is for what was there before: which tokens came after j, up to i?"""
     return decay_mask(F.pad(log_decay[..., :-1], (1, 0)))
 
 
@@ -172,8 +172,8 @@ def decayed_attention__hidden_too_late(query, key, value, log_decay):
 
 
 def decayed_attention__softmax(query, key, value, log_decay):
-    """Your scores pass through a softmax. Here are no exponentials, only products: what may be multiplied by the
-    mask, and may be negative?"""
+    """Your scores pass through a softmax. The formula has no exponential and no denominator: what does the
+    mask multiply?"""
     return (query @ key.mT).softmax(dim=-1) * decay_mask(log_decay) @ value
 
 
@@ -183,8 +183,8 @@ def summary__nothing_fades(key, value, log_decay):
 
 
 def summary__product_of_decays(key, value, log_decay):
-    """You return A itself. Asked for is its logarithm, which does not vanish when a text is long: what becomes
-    of 0.9 to the power of 10,000?"""
+    """You return A itself. Asked for is its logarithm, which does not vanish when a text is long: what
+    becomes of 0.9 to the power of 10,000?"""
     total, state = summary(key, value, log_decay)
     return total.exp(), state
 
@@ -246,8 +246,8 @@ def decayed_linear_attention__fades_by_chunk(query, key, value, log_decay, *, ch
 
 
 def decayed_linear_attention__fades_by_the_past(query, key, value, log_decay, *, chunk_size=64):
-    """When your chunk reads the carried state, it fades by log A of what was read *before*. Those decays are in
-    the state already. Which of them came after it?"""
+    """When your chunk reads the carried state, it fades by log A of what was read *before*. Those decays are
+    in the state already. Which came after it?"""
     return _decayed(query, key, value, log_decay, chunk_size, lambda a, carried: carried.expand_as(a))
 
 
