@@ -3,8 +3,13 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
+from annotated_attention.alibi import alibi_slopes
 from annotated_attention.linear import elu_plus_one, linear_attention
+from annotated_attention.linear_decay import half_life, retention_log_decay
+from annotated_attention.linear_recall import delta_rule, recall_accuracy, recall_batch, sum_rule
+from annotated_attention.linear_state_space import state_space_matrix
 
 
 def text(
@@ -57,3 +62,168 @@ def weights() -> str:
         for side in [36 * weight**0.5]
     ]
     return svg(200, 120, "Three rows of five squares: the weight of each key, as an area", parts)
+
+
+def dot(x: float, y: float, radius: float, colour: str, opacity: float = 1.0) -> str:
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" '
+        f'fill="var(--{colour})" fill-opacity="{opacity:.2f}"/>'
+    )
+
+
+def half_lives() -> str:
+    """What is left of a token against its distance: eight heads of RetNet, and of ALiBi."""
+    left, top, width, height, most = 34, 12, 386, 190, 10_000
+
+    def place(r: float, share: float) -> tuple[float, float]:
+        return left + width * math.log10(r) / math.log10(most), top + height * (1 - share)
+
+    parts = []
+    for share in (0, 0.5, 1):
+        y = place(1, share)[1]
+        parts.append(line(left, y, left + width, y))
+        parts.append(text(left - 7, y + 4, f"{share:g}", anchor="end", size=12))
+    for r in (1, 10, 100, 1000, 10_000):
+        parts.append(text(place(r, 0)[0], top + height + 17, f"{r:,}", size=12))
+    distances = [10 ** (n / 20) for n in range(81)]
+    slopes, retnet = -alibi_slopes(8).double(), retention_log_decay(8).double()
+    for decays, colour, opacity, thick in ((slopes, "bias", 0.35, 1.5), (retnet, "weights", 0.9, 2.0)):
+        for x in decays.tolist():
+            parts.append(curve([place(r, math.exp(x * r)) for r in distances], colour, thick, opacity))
+        for life in half_life(decays).tolist():
+            parts.append(dot(*place(life, 0.5), 3.5, colour, 1 if colour == "weights" else 0.5))
+    parts.append(text(*place(700, 0.93), "RetNet", colour="weights", anchor="start"))
+    parts.append(text(*place(1.3, 0.06), "ALiBi", colour="bias", anchor="start"))
+    parts.append(text(left + width / 2, top + height + 35, "tokens ago", size=12))
+    title = (
+        "Curves that fall from 1 to 0, each half as fast as the one before it; RetNet's heads remember longer"
+    )
+    return svg(left + width + 22, top + height + 42, title, parts)
+
+
+def corrected(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return delta_rule(query, key, value, torch.ones_like(key[..., 0]))
+
+
+def sharp(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=64.0)
+
+
+def best(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """With the state that answers all that was written with the least error."""
+    return query @ (torch.linalg.pinv(key) @ value)
+
+
+def shares(left: float, top: float, width: float, height: float) -> list[str]:
+    """The lines of 0, 50 and 100%."""
+    parts = []
+    for percent in (0, 50, 100):
+        y = top + height * (1 - percent / 100)
+        parts.append(line(left, y, left + width, y))
+        parts.append(text(left - 7, y + 4, f"{percent}%", anchor="end", size=12))
+    return parts
+
+
+def recall() -> str:
+    """The share of right answers against the number of pairs, for keys and values of width 32."""
+    left, top, width, height, d, vocabulary = 44, 12, 366, 190, 32, 1024
+    counts = [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    generator = torch.Generator().manual_seed(0)
+    table = F.normalize(torch.randn(vocabulary, d, generator=generator), dim=-1)
+
+    def place(n: int, share: float) -> tuple[float, float]:
+        return left + width * math.log2(n / 4) / 6, top + height * (1 - share)
+
+    parts = shares(left, top, width, height)
+    for n in counts[::2]:
+        parts.append(text(place(n, 0)[0], top + height + 17, f"{n}", size=12))
+    x = place(d, 0)[0]
+    parts.append(line(x, top, x, top + height, "soft", 1, 0.6))
+    batches = [recall_batch(16, n, 3 * n, vocabulary, generator=generator) for n in counts]
+    for name, attend, colour, (at, share) in (
+        ("softmax", sharp, "weights", (14, 1.02)),
+        ("best state", best, "soft", (76, 0.92)),
+        ("sum", sum_rule, "key", (70, 0.62)),
+        ("delta rule", corrected, "query", (18, 0.6)),
+    ):
+        found = [recall_accuracy(attend, *batch, table) for batch in batches]
+        parts.append(curve([place(n, y) for n, y in zip(counts, found, strict=True)], colour))
+        x, y = place(at, share)
+        anchor = "end" if name == "delta rule" else "start"
+        parts.append(text(x, y - 5 if name == "softmax" else y, name, anchor=anchor, colour=colour))
+    parts.append(text(left + width / 2, top + height + 35, "pairs", size=12))
+    title = "With a softmax all answers are right; a state of 32 rows fails around 32 pairs, the delta rule before"
+    return svg(left + width + 22, top + height + 42, title, parts)
+
+
+def recency() -> str:
+    """After 256 pairs, the share of right answers by the age of a pair."""
+    left, top, width, height, d, n, b, shown = 44, 12, 366, 150, 32, 256, 128, 64
+    generator = torch.Generator().manual_seed(0)
+    key, value = F.normalize(torch.randn(2, b, 1, n, d, generator=generator), dim=-1)
+    asked = torch.cat([torch.zeros_like(key), key], dim=2)
+    key, values = (F.pad(x, (0, 0, 0, n)) for x in (key, value))
+
+    def place(age: int, share: float) -> tuple[float, float]:
+        return left + width * age / shown, top + height * (1 - share)
+
+    parts = shares(left, top, width, height)
+    for age in range(0, shown + 1, 16):
+        parts.append(text(place(age, 0)[0], top + height + 17, f"{age}", size=12))
+    for name, rule, colour, (at, share) in (
+        ("softmax", sharp, "weights", (40, 0.9)),
+        ("delta rule", corrected, "query", (20, 0.62)),
+        ("sum", sum_rule, "key", (46, 0.2)),
+    ):
+        found = (rule(asked, key, values)[:, 0, n:] @ value[:, 0].mT).argmax(-1)
+        right = (found == torch.arange(n)).double().mean(0).flip(0)
+        parts.append(curve([place(i, y) for i, y in enumerate(right[: shown + 1].tolist())], colour))
+        parts.append(text(*place(at, share), name, anchor="start", colour=colour))
+    parts.append(text(left + width / 2, top + height + 35, "pairs written since", size=12))
+    title = "The delta rule recalls the newest pairs and loses the old; the sum recalls few, of any age"
+    return svg(left + width + 22, top + height + 42, title, parts)
+
+
+def semiseparable() -> str:
+    """The matrix of 24 tokens in chunks of six, and one of its blocks as a product."""
+    size, u, d, cell, top, left = 24, 6, 3, 13, 26, 4
+    generator = torch.Generator().manual_seed(4)
+    B, C = torch.randn(2, 1, 1, size, d, generator=generator)
+    dt = torch.rand(1, 1, size, generator=generator) * 0.1 + 0.02
+    rate = torch.tensor([-1.0])
+    matrix = (state_space_matrix(dt, rate, B, C) / dt[:, :, None])[0, 0]
+    largest = matrix.abs().max()
+    parts = [text(left + size * cell / 2, 16, "M")]
+    for i in range(size):
+        for j in range(i + 1):
+            strength = 0.1 + 0.9 * float((matrix[i, j].abs() / largest) ** 0.6)
+            colour = "weights" if i // u == j // u else "key"
+            parts.append(rect(left + j * cell, top + i * cell, cell - 2, cell - 2, colour, strength))
+    for n in range(size // u):
+        for k in range(n + 1):
+            x, y = left + k * u * cell - 2, top + n * u * cell - 2
+            parts.append(frame(x, y, u * cell + 2, u * cell + 2, "ink" if n == k else "line"))
+
+    # The block of the last chunk's queries and the first chunk's keys.
+    x0, y0 = left + size * cell + 46, top + 4 * cell
+    row = top + 3 * u * cell
+    parts.append(line(left + u * cell + 4, row + 3 * cell, x0 - 12, y0 + 3 * cell, "soft", 1, 0.7))
+    factors = (
+        (C[0, 0, -u:], "query", "reads"),
+        (torch.ones(1, 1), "mask", "fades"),
+        (B[0, 0, :u].mT, "key", "leaves"),
+    )
+    x = x0
+    for factor, colour, name in factors:
+        rows, columns = factor.shape
+        y = y0 + (u - rows) * cell / 2
+        for i in range(rows):
+            for j in range(columns):
+                strength = 0.15 + 0.85 * float((factor[i, j].abs() / factor.abs().max()) ** 0.6)
+                parts.append(rect(x + j * cell, y + i * cell, cell - 2, cell - 2, colour, strength))
+        parts.append(text(x + columns * cell / 2, y0 + u * cell + 18, name, colour=colour))
+        x += columns * cell + 34
+    parts.append(text(x0 + 92, y0 - 14, f"any block below: rank {d}", size=13))
+    right = x - 10
+    title = f"A lower triangle in blocks; one below the diagonal is a product of {d} columns and {d} rows"
+    return svg(right, top + size * cell + 4, title, parts)
