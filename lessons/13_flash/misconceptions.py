@@ -114,7 +114,7 @@ def _plan(t, s, block_q, block_k, is_causal, some, whole, ends=True):
     if ends:
         i_last, j_last = i_last.clamp(max=t - 1), j_last.clamp(max=s - 1)
     if not is_causal:
-        return torch.ones(len(i), len(j[:]), dtype=torch.long)
+        return torch.ones(len(i), len(j), dtype=torch.long)
     corners = i, i_last, j, j_last
     return torch.where(whole(*corners), 1, torch.where(some(*corners), 2, 0))
 
@@ -124,6 +124,13 @@ def tile_plan__ends_as_if_full(t, s, block_q, block_k, *, is_causal=False):
     a full one. Which is the last query, and the last key, that is really there?"""
     some, whole = (lambda i, i_last, j, j_last: j <= i_last), (lambda i, i_last, j, j_last: j_last <= i)
     return _plan(t, s, block_q, block_k, is_causal, some, whole, ends=False)
+
+
+def tile_plan__one_key_too_strict(t, s, block_q, block_k, *, is_causal=False):
+    """You want a mask for tiles in which all is seen: those whose last key is that of their first query. Query i
+    sees key i. Which is the last key of a tile that begins at j?"""
+    some, whole = (lambda i, i_last, j, j_last: j <= i_last), (lambda i, i_last, j, j_last: j_last < i)
+    return _plan(t, s, block_q, block_k, is_causal, some, whole)
 
 
 def tile_plan__by_the_first_query(t, s, block_q, block_k, *, is_causal=False):
@@ -144,8 +151,11 @@ def tile_plan__counts_tiles(t, s, block_q, block_k, *, is_causal=False):
 def tile_plan__lines_up_the_ends(t, s, block_q, block_k, *, is_causal=False):
     """You line up the last query with the last key, as flash-attn does since 2.1. In this course, as in
     PyTorch, the first stands on the first: query i sees the keys j <= i. Which do you need?"""
-    some = lambda i, i_last, j, j_last: j <= i_last + s - t  # noqa: E731
-    whole = lambda i, i_last, j, j_last: j_last <= i + s - t  # noqa: E731
+    o = s - t
+    some, whole = (
+        (lambda i, i_last, j, j_last: j <= i_last + o),
+        (lambda i, i_last, j, j_last: j_last <= i + o),
+    )
     return _plan(t, s, block_q, block_k, is_causal, some, whole)
 
 
@@ -224,81 +234,62 @@ def flash_attention__sums_in_half_precision(query, key, value, *, is_causal=Fals
     return output, lse.to(torch.promote_types(lse.dtype, torch.float32))
 
 
-def _backward(
-    given,
-    grad,
-    result,
-    is_causal,
-    block_q,
-    block_k,
-    *,
-    d=True,
-    own=False,
-    scale=True,
-    add=True,
-    mask=True,
-    skip=True,
-):
+def _backward(given, result, grad, options, *, d=True, own=False, scale=True, add=True, mask=True):
     """The way back, with one of its parts done wrong."""
-    query, key, value = given
+    (query, key, value), is_causal = given, options.get("is_causal", False)
+    block_q, block_k = options.get("block_q", 32), options.get("block_k", 64)
     t, s, c = query.shape[2], key.shape[2], query.shape[3] ** -0.5
     dq, dk, dv = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    delta = (grad * result[0]).sum(dim=-1, keepdim=True) if d else 0.0
-    lse = flash_attention(*given, is_causal=is_causal)[1] if own else result[1]
-    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal)
-    for n, column in (plan if skip else torch.ones_like(plan)).nonzero().tolist():
+    output, lse = flash_attention(*given, is_causal=is_causal) if own else result
+    delta = (grad * output).sum(dim=-1, keepdim=True) * d
+    for n, column in tile_plan(t, s, block_q, block_k, is_causal=is_causal).nonzero().tolist():
         i, j = torch.arange(t)[n * block_q :][:block_q], torch.arange(s)[column * block_k :][:block_k]
         q, k, g = query[:, :, i], key[:, :, j], grad[:, :, i]
         p = torch.exp(q @ k.mT * c - lse[:, :, i, None])
         if is_causal and mask:
             p = p.masked_fill(j > i[:, None], 0.0)
-        ds = p * (g @ value[:, :, j].mT - (delta[:, :, i] if d else 0.0)) * (c if scale else 1.0)
+        ds = p * (g @ value[:, :, j].mT - delta[:, :, i]) * (c if scale else 1.0)
         dq[:, :, i] += ds @ k
         dk[:, :, j] = dk[:, :, j] * add + ds.mT @ q
         dv[:, :, j] = dv[:, :, j] * add + p.mT @ g
     return dq, dk, dv
 
 
-def flash_backward__without_d(
-    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
-):
-    """dv is right, dq and dk are not: you take dP for dS, up to P. A weight cannot grow without the others of
-    its row becoming smaller, for their sum is 1. Which term says so?"""
-    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, d=False)
+def flash_backward__without_d(query, key, value, output, lse, grad_output, **options):
+    """dv is right, dq and dk are not: you take P · dP for dS. A weight cannot grow without the others of its
+    row becoming smaller, for their sum is 1. Which term says so?"""
+    return _backward((query, key, value), (output, lse), grad_output, options, d=False)
 
 
-def flash_backward__a_softmax_of_its_own(
-    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
-):
-    """You compute the denominators anew from the keys that you are given. If these are only a piece of the
-    text, that is another softmax. Where is the denominator of all keys kept?"""
-    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, own=True)
+def flash_backward__a_softmax_of_its_own(query, key, value, output, lse, grad_output, **options):
+    """You compute the softmax anew from the keys that you are given. If these are only a piece of the text, it
+    is another softmax. Where is the denominator of all keys kept, and the output?"""
+    return _backward((query, key, value), (output, lse), grad_output, options, own=True)
 
 
-def flash_backward__not_scaled(
-    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
-):
+def flash_backward__not_scaled(query, key, value, output, lse, grad_output, **options):
     """dv is right; dq and dk are too large by √d. The scores are products times a number, and so are their
     derivatives. Where does it come in on the way back?"""
-    return _backward(
-        (query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, scale=False
-    )
+    return _backward((query, key, value), (output, lse), grad_output, options, scale=False)
 
 
-def flash_backward__overwritten(
-    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
-):
+def flash_backward__overwritten(query, key, value, output, lse, grad_output, **options):
     """Your dk and dv are those of the last row of tiles: each row overwrites the one before. From how many
     queries does a key get its gradient?"""
-    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, add=False)
+    return _backward((query, key, value), (output, lse), grad_output, options, add=False)
 
 
-def flash_backward__mask_forgotten(
-    query, key, value, output, lse, grad_output, *, is_causal=False, block_q=32, block_k=64
-):
+def flash_backward__mask_forgotten(query, key, value, output, lse, grad_output, **options):
     """Your tiles on the diagonal have no mask on the way back: exp(score - lse) is a number for a hidden key as
     well. What is its weight?"""
-    return _backward((query, key, value), grad_output, (output, lse), is_causal, block_q, block_k, mask=False)
+    return _backward((query, key, value), (output, lse), grad_output, options, mask=False)
+
+
+def flash_backward__reads_everything(query, key, value, output, lse, grad_output, **options):
+    """Your gradients are right, but each query reads each key, and 0 times NaN is NaN: one bad key in the future
+    spoils the past. Which tiles does the plan leave out?"""
+    gradients = flash_backward(query, key, value, output, lse, grad_output, **options)
+    return tuple(x + 0 * (key.sum(dim=2) + value.sum()).sum() for x in gradients)
 
 
 def _without(outputs, lses):

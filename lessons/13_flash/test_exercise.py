@@ -340,7 +340,7 @@ class TestLeaveOneOut:
     def test_one_that_has_it_all(self, student, expect, draw, far):
         scores, values = self.documents(draw, 2, 3, 1, 4)
         scores[2] += far
-        self.demand(student, expect, scores, values, f"document 2 {far:.0f} above all", largest=far)
+        self.demand(student, expect, scores, values, f"document 2 by {far:.0f} above all", largest=far)
 
     @pytest.mark.points(2)
     def test_nothing_to_see(self, student, expect, draw):
