@@ -72,7 +72,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from annotated_attention.flash_backward import flash_backward
 from annotated_attention.flash_merge import merge_attention
@@ -144,7 +143,7 @@ def flash_forward(
             # Only a tile that the diagonal crosses needs a mask. Key 0 is in the first tile and seen by all,
             # so $m$ is finite from there on, and no row of $-\infty$ can make a NaN.
             if is_causal and j + a - 1 > i:
-                future = torch.ones_like(scores[0, :u], dtype=torch.bool)
+                future = scores.new_ones(u, a, dtype=torch.bool)
                 future.triu_(i - j + 1)
                 by_head = scores.unflatten(1, (r, u))
                 by_head.masked_fill_(future, -torch.inf)
@@ -182,8 +181,10 @@ class FlashAttention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *grad_outputs):  # pyright: ignore
+    def backward(ctx, *grad_outputs):
+        if torch.is_grad_enabled():
+            came = "create_graph=True asks for a gradient of the gradient"
+            raise RuntimeError(f"{came}, which flash_attention lacks")
         saved = ctx.saved_tensors
         gradients = flash_backward(*grad_outputs, *saved, *ctx.options)
         return *gradients, None, None, None, None
@@ -259,7 +260,7 @@ def flash_traffic(
     `attn_implementation="flash_attention_2"`, vLLM for prompts and steps alike.
     """
     stops = range(block_q, t + block_q, block_q)
-    seen = [min(stop, s) if is_causal else s for stop in stops]
+    seen = [min(stop, t, s) if is_causal else s for stop in stops]
     naive = 4 * t * s + (t + s) * (d + e)
     return naive, t * (d + e + 1) + sum(seen) * (d + e)
 

@@ -175,8 +175,8 @@ def flash_backward_cost(
       $dP$ and $D$ are the same number by different sums, and a rounding error is left
       [check:test_a_row_with_one_key]. Below float32 it is larger, for $D$ is made of an output that was
       rounded.
-    - *Once only.* The gradient has no gradient; to ask for it is a `RuntimeError`
-      [check:test_not_twice_differentiable].
+    - *Once only.* The gradient has no gradient. To ask for it, with `create_graph=True`, is a `RuntimeError`
+      [check:test_not_twice_differentiable]; PyTorch's `once_differentiable` would say so too late, or never.
     - *Order matters on a GPU.* There, many tiles work at once. FlashAttention-2 goes over keys outside, so
       that each worker owns its `dk` and `dv`, and adds to a `dq` of all with atomic operations: in another
       order each time, with other bits. flash-attn has `deterministic=True`, slower and larger; this loop is

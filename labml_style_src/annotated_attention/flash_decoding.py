@@ -50,6 +50,7 @@ from torch import Tensor
 
 from annotated_attention.flash import flash_attention, merge_attention
 from annotated_attention.language_model import causal_mask
+from annotated_attention.scaled_dot_product import check_inputs
 
 __all__ = ["causal_flash_attention", "first_of_run"]
 __all__ += ["shared_prefix_attention", "split_attention"]
@@ -74,6 +75,7 @@ def split_attention(
 
     **Raises.** `ValueError` if `n_splits` is below 1, or shapes do not fit [check:test_wrong_input_is_refused].
     """
+    check_inputs(query, key, value, None, False, enable_gqa=True)
     if n_splits < 1:
         raise ValueError(f"n_splits is {n_splits}: at least 1 is wanted")
     size = max(1, -(-key.shape[2] // n_splits))
@@ -112,6 +114,9 @@ def shared_prefix_attention(
 
     **Raises.** `ValueError` if shapes do not fit [check:test_wrong_input_is_refused].
     """
+    check_inputs(query, key, value, None, is_causal, enable_gqa=True)
+    beginning = query[:1], prefix_key, prefix_value
+    check_inputs(*beginning, None, is_causal, enable_gqa=True)
     b, wide = len(query), torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(wide), key.to(wide), value.to(wide)
     own = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
@@ -184,9 +189,9 @@ def first_of_run(positions: Int[Tensor, "... n"]) -> int | None:
     **FlexAttention** has a decoding kernel of its own that does. **FlashInfer** merges levels of shared
     beginnings; **vLLM** calls that *cascade attention*. **SDPA** takes one query against a cache as any other.
     """
-    rows = positions.reshape(-1, positions.shape[-1])
-    if rows.numel() == 0:
+    if positions.numel() == 0:
         return None
+    rows = positions.reshape(-1, positions.shape[-1])
     first = rows[0, 0]
     run = first + torch.arange(rows.shape[1], device=rows.device)
     return int(first) if bool((first >= 0) & (rows == run).all()) else None
