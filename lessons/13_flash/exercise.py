@@ -99,17 +99,17 @@ def tile_plan(t: int, s: int, block_q: int, block_k: int, *, is_causal: bool = F
     many there are of each. Then a tile is one of three kinds:
 
     - 0: no query in it sees any of its keys. It need not be computed.
-    - 1: each of its queries sees each of its keys. It needs no mask.
-    - 2: some are seen and some are not.
+    - 1: some keys are seen by some queries, but not all by all. It needs a mask.
+    - 2: each of its queries sees each of its keys. It needs none.
 
-    If not `is_causal`, all are 1. Five queries, seven keys and tiles of 2 by 3, causal, by hand; the rows are
+    If not `is_causal`, all are 2. Five queries, seven keys and tiles of 2 by 3, causal, by hand; the rows are
     the queries 0 1, 2 3 and 4, the columns the keys 0 1 2, 3 4 5 and 6:
 
-        2 0 0
-        1 2 0
-        1 2 0
+        1 0 0
+        2 1 0
+        2 1 0
 
-    With six keys the last row would be the same: query 4 does not see key 5. With five keys it would be 1 1.
+    With six keys the last row is 2 1, for query 4 does not see key 5. With five keys it is 2 2.
 
     **Returns** a tensor of whole numbers, one for each tile.
     """
@@ -117,9 +117,9 @@ def tile_plan(t: int, s: int, block_q: int, block_k: int, *, is_causal: bool = F
     first_q, first_k = torch.arange(0, t, block_q), torch.arange(0, s, block_k)
     last_q, last_k = (first_q + block_q).clamp(max=t) - 1, (first_k + block_k).clamp(max=s) - 1
     if not is_causal:
-        return torch.ones(len(first_q), len(first_k), dtype=torch.long)
-    some, whole = first_k <= last_q[:, None], last_k <= first_q[:, None]
-    return torch.where(whole, 1, torch.where(some, 2, 0))
+        return torch.full((len(first_q), len(first_k)), 2)
+    some, all_of_it = first_k <= last_q[:, None], last_k <= first_q[:, None]
+    return some.int() + all_of_it.int()
     ### END SOLUTION
 
 
@@ -163,7 +163,7 @@ def flash_attention(
             if kind == 0:
                 continue
             scores = q @ k.to(wide).mT
-            if kind == 2:
+            if kind == 1:
                 j = column * block_k + torch.arange(k.shape[2])
                 scores = scores.masked_fill(j > i[:, None], float("-inf"))
             m, l, o = add_block(m, l, o, scores, v.to(wide))
@@ -217,7 +217,7 @@ def flash_backward(
         q, k, grad = query[:, :, i], key[:, :, j], grad_output[:, :, i]
         # With the lse, each tile knows its weights at once: there is no second online softmax.
         p = torch.exp(q @ k.mT * scale - lse[:, :, i, None])
-        if plan[n, column] == 2:
+        if plan[n, column] == 1:
             p = p.masked_fill(torch.arange(s)[j] > torch.arange(t)[i, None], 0.0)
         ds = p * (grad @ value[:, :, j].mT - delta[:, :, i]) * scale
         dq[:, :, i] += ds @ k

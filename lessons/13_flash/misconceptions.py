@@ -114,9 +114,9 @@ def _plan(t, s, block_q, block_k, is_causal, some, whole, ends=True):
     if ends:
         i_last, j_last = i_last.clamp(max=t - 1), j_last.clamp(max=s - 1)
     if not is_causal:
-        return torch.ones(len(i), len(j), dtype=torch.long)
+        return torch.full((len(i), len(j)), 2)
     corners = i, i_last, j, j_last
-    return torch.where(whole(*corners), 1, torch.where(some(*corners), 2, 0))
+    return some(*corners).int() + whole(*corners).int()
 
 
 def tile_plan__ends_as_if_full(t, s, block_q, block_k, *, is_causal=False):
@@ -145,7 +145,7 @@ def tile_plan__counts_tiles(t, s, block_q, block_k, *, is_causal=False):
     may be wide or high. Compare where they begin and end."""
     plan = tile_plan(t, s, 1, 1)[::block_q, ::block_k]
     n, column = torch.arange(plan.shape[0])[:, None], torch.arange(plan.shape[1])
-    return torch.where(column < n, 1, torch.where(column == n, 2, 0)) if is_causal else plan
+    return torch.where(column < n, 2, torch.where(column == n, 1, 0)) if is_causal else plan
 
 
 def tile_plan__lines_up_the_ends(t, s, block_q, block_k, *, is_causal=False):
@@ -194,7 +194,7 @@ def _flash(
             if not within:
                 i, j = i + n * block_q, j + column * block_k
             scores = q @ k.to(wide).mT * scale
-            if is_causal and (not skip or plan[n, column] == 2):
+            if is_causal and (not skip or plan[n, column] == 1):
                 scores = scores.masked_fill(j > i[:, None], -INF)
             m, l, o = add_block(m, l, o, scores, v.to(wide))
         results.append(finish(m, l, o))
@@ -206,6 +206,12 @@ def flash_attention__mask_of_the_tile(query, key, value, *, is_causal=False, blo
     """Your mask counts queries and keys from the corner of the tile. That is right only where the two begin at
     the same place. Where does the second row of tiles stand in the text, and where the second column?"""
     return _flash(query, key, value, is_causal, block_q, block_k, within=True)
+
+
+def flash_attention__every_tile_is_the_first(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+    """You mask every tile as if it were the first, from corner to corner: queries of the third row then see
+    keys of the future, and miss some of the past. Which positions do the rows and columns of a tile have?"""
+    return _flash(query, key, value, is_causal, block_q, block_k, within=True, skip=False)
 
 
 def flash_attention__not_scaled(query, key, value, *, is_causal=False, block_q=32, block_k=64):

@@ -185,14 +185,14 @@ class TestMerge:
 class TestPlan:
     def test_full(self, student, expect):
         plan = student.call("tile_plan", 5, 7, 2, 3)
-        expect.close(plan, torch.ones(3, 3, dtype=torch.int64), axes="row column", what="the plan of all")
+        expect.close(plan, torch.full((3, 3), 2), axes="row column", what="the plan of all")
 
     @each("t s block_q block_k", MORE_SHAPES)
     def test_causal(self, student, expect, t, s, block_q, block_k):
         plan = student.call("tile_plan", t, s, block_q, block_k, is_causal=True)
         rows = torch.ones(t, s, dtype=torch.bool).tril().split(block_q)
         tiles = [[(x.any(), x.all()) for x in row.split(block_k, dim=1)] for row in rows]
-        wanted = torch.tensor([[2 * int(some) - int(every) for some, every in row] for row in tiles])
+        wanted = torch.tensor([[int(some) + int(every) for some, every in row] for row in tiles])
         what = f"the plan ({tiled(t, s, block_q, block_k)})"
         expect.close(plan, wanted, axes="row column", what=what)
 
@@ -204,7 +204,7 @@ class TestPlan:
         "`finish`. The inner one is over tiles of keys, and calls `add_block`.",
         "`query.split(block_q, dim=2)` cuts the queries; the last piece may be short. The outputs are joined "
         "again with `torch.cat`.",
-        "A tile of kind 2 needs to know where it stands: its queries begin at row · block_q and its keys at "
+        "A tile of kind 1 needs to know where it stands: its queries begin at row · block_q and its keys at "
         "column · block_k. Where j > i the score is -inf.",
     ],
 )
@@ -250,7 +250,7 @@ class TestForward:
     hints=[
         "Begin with D, which needs no tiles. Then one loop over all tiles that the plan does not leave out, "
         "and three results that begin as zeros.",
-        "exp(score - lse) is a weight, and final: it needs neither a maximum nor a sum. In a tile of kind 2 "
+        "exp(score - lse) is a weight, and final: it needs neither a maximum nor a sum. In a tile of kind 1 "
         "the weights of hidden keys are 0.",
         "A tile adds Pᵀ grad_output to dv, dS key · scale to dq and dSᵀ query · scale to dk, each in its own "
         "rows: `dk[:, :, j] += ...`.",

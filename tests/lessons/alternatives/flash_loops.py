@@ -50,7 +50,7 @@ def tile_plan(t, s, block_q, block_k, *, is_causal=False):
         for j in range(0, s, block_k):
             keys = range(s)[j : j + block_k]
             seen = sum(1 for query in queries for key in keys if key <= query or not is_causal)
-            row.append(0 if seen == 0 else 1 if seen == len(queries) * len(keys) else 2)
+            row.append(0 if seen == 0 else 2 if seen == len(queries) * len(keys) else 1)
         rows.append(row)
     return torch.tensor(rows)
 
