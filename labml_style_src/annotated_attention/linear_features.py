@@ -101,7 +101,8 @@ def taylor_features(x: Float[Tensor, "... d"]) -> Float[Tensor, "... f"]:
     (\mathbf{q}^\top \mathbf{k})^2 = \tfrac12 (\mathbf{q}^\top \mathbf{k} + 1)^2 + \tfrac12 .$$
 
     So a weight is at least a half [check:test_taylor_is_at_least_a_half]: nothing is ever ruled out. And left
-    of $-1$ it rises again: a score of $-4$ weighs 5, as much as one of 2 [check:test_taylor_turns_back]. To stay where the series is good, scores must be small: Based divides
+    of $-1$ it rises again: a score of $-4$ weighs 5, as much as one of 2
+    [check:test_taylor_turns_back]. To stay where the series is good, scores must be small: Based divides
     queries and keys by $d^{1/4}$.
 
     There are $1 + d + d^2$ features, 4,161 for $d = 64$, and as many rows in the state. Based first projects
