@@ -52,7 +52,7 @@ def chart(
     name: Callable[[float], str],
 ) -> str:
     """Lines on two logarithmic axes, each with its label beside its end: label, colour, points, dashes."""
-    left, top, width, height, room = 52, 10, 250, 330, 142
+    left, top, width, height, room = 60, 10, 246, 330, 142
     every = [point for _, _, points, _ in lines.values() for point in points]
     lengths = sorted({t for t, _ in every})
     low, high = min(ticks), max(ticks)

@@ -42,7 +42,7 @@ TABLES = {
     "training, MiB": ("both", "mib", 1.0),
     "writing, KiB": ("next", "bytes", 1024.0),
 }
-LENGTH = re.compile(r"(?:(ms) at )?(\d[\d,]*)")
+LENGTH = re.compile(r"(ms)|(\d[\d,]*)")
 NUMBER = r"(\d[\d,]*(?:\.\d+)?)(?!\d)"
 
 
@@ -64,7 +64,7 @@ def shown(number: float) -> str:
 
 def cells(page: str) -> Iterator[Place]:
     """The measured cells of the tables."""
-    lengths: list[tuple[str, int] | None] = []
+    lengths: list[tuple[str | None, int] | None] = []
     table = None
     for row in re.finditer(r"^\|.*\|$|^$", page, re.MULTILINE):
         inside = [
@@ -76,7 +76,8 @@ def cells(page: str) -> Iterator[Place]:
         elif texts[0] in TABLES:
             table = texts[0]
             heads = [LENGTH.fullmatch(text) for text in texts]
-            lengths = [(m[1] or "", int(m[2].replace(",", ""))) if m else None for m in heads]
+            longest = max(t for _, t, _ in MEASURED)
+            lengths = [(m[1], int(m[2].replace(",", "")) if m[2] else longest) if m else None for m in heads]
         elif table and not set(row[0]) <= set("|-: "):
             name = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", texts[0])
             for (start, text), length in zip(inside, lengths, strict=True):
