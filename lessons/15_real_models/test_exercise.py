@@ -110,8 +110,7 @@ class TestSeam:
 
 def fuse(parts, layout, heads, groups):
     """The three, put together row by row, as the table of task 2 says."""
-    width = len(parts[0]) // heads
-    query, key, value = (list(part.split(width)) for part in parts)
+    query, key, value = (list(part.split(len(parts[0]) // heads)) for part in parts)
     r = heads // groups
     mixed = [x for n in range(groups) for x in (*query[n * r :][:r], key[n], value[n])]
     fused = torch.cat(query + key + value if layout in ("phi3", "gpt2") else mixed)
@@ -234,9 +233,9 @@ class TestBuckets:
         wanted = torch.tensor([bucket(x, n_buckets, max_distance, bidirectional) for x in distances])
         options = {"n_buckets": n_buckets, "max_distance": max_distance, "bidirectional": bidirectional}
         got = student.call("t5_buckets", torch.tensor(distances), **options)
-        explain = [f"there j - i is {distance}" for distance in distances]
+        told = [f"there j - i is {x}" for x in distances]
         what = f"the buckets (n_buckets={n_buckets}, max_distance={max_distance})"
-        expect.close(got, wanted, axes="place", what=what, explain=lambda at: explain[at["place"]])
+        expect.close(got, wanted, axes="place", what=what, explain=lambda at: told[at["place"]])
 
     @pytest.mark.parametrize(("t", "s", "offset"), [(5, 7, 0), (1, 11, 10), (3, 13, 4)])
     def test_bias(self, student, expect, draw, t, s, offset, bidirectional):
@@ -313,8 +312,8 @@ def layer(draw, h, g, d, t, reading, *, size=1.0, loud=1.0):
         "knows; a fixed tolerance does not, and numbers may all be small.",
     ],
 )
-@pytest.mark.points(2)
 class TestReadings:
+    @pytest.mark.points(2)
     @each("h g d t window reading", RECORDS)
     def test_output(self, student, expect, draw, h, g, d, t, window, reading):
         x, fused, wanted = layer(draw, h, g, d, t, reading)
@@ -322,24 +321,27 @@ class TestReadings:
         what = f"what the heads say (h = {h}, g = {g}, d = {d}; {', '.join(map(str, reading))})"
         expect.close(output, wanted, axes="batch position place", what=what, largest=10)
 
+    @pytest.mark.points(2)
     @each("h g d t window reading", RECORDS)
     def test_one_fits(self, student, expect, draw, h, g, d, t, window, reading):
-        dtype = torch.float16 if reading[0] == "falcon" else torch.float32
-        self.demand(student, expect, draw, (h, g, d, t), window, reading, [reading], dtype)
+        self.demand(student, expect, draw, (h, g, d, t), window, reading, [reading])
 
+    @pytest.mark.points(2)
     @each("h g d t window reading free", SILENT)
     def test_what_a_record_cannot_tell(self, student, expect, draw, h, g, d, t, window, reading, free):
-        kinds = {**KINDS, "window": (window, window + 1)}
-        left = [kinds[name] if name in free else (x,) for name, x in zip(kinds, reading, strict=True)]
+        kinds = zip([*KINDS, "window"], [*KINDS.values(), (window, window + 1)], reading, strict=True)
+        left = [both if name in free else (x,) for name, both, x in kinds]
         self.demand(student, expect, draw, (h, g, d, t), window, reading, itertools.product(*left))
 
+    @pytest.mark.points(2)
     @pytest.mark.parametrize(("options", "fits"), [({"size": 1e-4}, True), ({"loud": 1.1}, False)])
     def test_small_numbers_and_another_scale(self, student, expect, draw, options, fits):
-        reading = "falcon", "pairs", "neighbours", 4
+        reading = "phi3", "pairs", "neighbours", 4
         self.demand(student, expect, draw, (6, 3, 4, 7), 3, reading, [reading] * fits, **options)
 
-    def demand(self, student, expect, draw, sizes, window, reading, wanted, dtype=torch.float32, **options):
+    def demand(self, student, expect, draw, sizes, window, reading, wanted, **options):
         x, fused, output = layer(draw, *sizes, reading, **options)
+        dtype = torch.float16 if "falcon" in reading else torch.float32
         got = student.call("readings_that_fit", x, fused, output.to(dtype), *sizes[:2], window)
         told = ", ".join(f"{name} = {n}" for name, n in zip("hgdt", sizes, strict=True))
         if isinstance(got, list | tuple) and all(isinstance(one, list | tuple) for one in got):
