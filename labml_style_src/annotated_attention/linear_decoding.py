@@ -179,8 +179,9 @@ def placed(
     last = torch.arange(0) if cache is None else cache.positions
     last = last.to(x.device)
     if positions is None:
-        new = torch.arange(x.shape[1], device=x.device)
-        positions = new + last + 1 if last.numel() else new
+        i = torch.arange(x.shape[1], device=x.device)
+        i = i + last + 1 if last.numel() else i
+        return i, torch.cat([last, i], dim=-1)[..., -1:]
     rows = torch.broadcast_shapes(last.shape[:-1], positions.shape[:-1])
     i = positions.expand(*rows, -1)
     known = torch.cat([last.expand(*rows, -1), i], dim=-1)
@@ -188,8 +189,7 @@ def placed(
     if ((new >= 0) & (new <= before)).any():
         came = f"positions are {known.tolist()}"
         raise ValueError(f"{came}: each above those before it, or below 0, is wanted")
-    newest = known.amax(dim=-1, keepdim=True) if known.numel() else known
-    return i, newest
+    return i, known.cummax(dim=-1).values[..., -1:]
 
 
 def masked(feature_map: FeatureMap, exists: Bool[Tensor, "... t"]) -> FeatureMap:
@@ -216,15 +216,14 @@ def linear_state_bytes(
 
     tokens on: 33 if all are 64, and twice that if the cache is in bf16 and the state in float32
     [check:test_where_the_cache_passes_the_state]. Llama-2-7B's shape, with `elu_plus_one`, would need 64.5
-    MiB in place of 2 GiB for its 4,096 tokens, and 64.5 MiB for a million. Features cost: Based's 273 for 16
+    MiB in place of 2 GiB for its 4,096 tokens, and for a million. Features cost: Based's 273 for 16
     numbers are passed by its own keys and values of $e = 64$ at token 222 only.
 
-    A step does as much work as the state has numbers, four operations for each (write and read), and reads
-    and writes the state once. That is no more than a short cache costs. So *how much faster* depends on what
-    one compares with, and the paper is honest about it. On MNIST, 142.8 images a second against 0.45, which
-    is 317 times as many: against a softmax that reads everything again for each pixel. Against one with a
-    cache, on CIFAR-10, 55.8 times the throughput, because a batch of small states is larger than one of large
-    caches, and with a batch of one, a latency 1.15 times better.
+    A step does four operations for each number of the state, two to write and two to read, at any position.
+    *How much faster* that is depends on what one compares with, and the paper says so. On MNIST: 142.8 images
+    a second against 0.45, 317 times as many, where the softmax reads everything again for each pixel. Against
+    one with a cache, on CIFAR-10: 55.8 times the throughput, with the largest batches that fit, and for a
+    batch of one a latency that is 1.15 times better.
 
     - *What is lost is lost.* $f$ directions hold at most $f$ keys apart; the rest overlap
       ([recall](../linear_recall/index.md)).

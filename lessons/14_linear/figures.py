@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from annotated_attention.alibi import alibi_slopes
-from annotated_attention.linear import elu_plus_one, linear_attention
+from annotated_attention.kv_cache import kv_cache_bytes
+from annotated_attention.linear import elu_plus_one
 from annotated_attention.linear_decay import half_life, retention_log_decay
+from annotated_attention.linear_decoding import linear_state_bytes
+from annotated_attention.linear_features import positive_random_features, taylor_features
 from annotated_attention.linear_recall import delta_rule, recall_accuracy, recall_batch, sum_rule
 from annotated_attention.linear_state_space import state_space_matrix
 
@@ -48,20 +51,128 @@ def svg(width: float, height: float, title: str, parts: list[str]) -> str:
     return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
-def weights() -> str:
-    """The weights of linear attention and of softmax, for the same queries and keys."""
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(1, 1, 3, 8, generator=generator), torch.randn(1, 1, 5, 8, generator=generator)
-    rows = linear_attention(query, key, torch.eye(5)[None, None], is_causal=False)[0, 0].tolist()
-    assert math.isclose(sum(rows[0]), 1, rel_tol=1e-5)
-    assert elu_plus_one(query).min() > 0
-    parts = [
-        rect(40 * j + 20 - side / 2, 40 * i + 20 - side / 2, side, side, "weights")
-        for i, row in enumerate(rows)
-        for j, weight in enumerate(row)
-        for side in [36 * weight**0.5]
-    ]
-    return svg(200, 120, "Three rows of five squares: the weight of each key, as an area", parts)
+def product(factors: list, top: float, height: float, cell: float = 6) -> tuple[list[str], float]:
+    """Matrices as grids of numbers, each (rows, columns, colour, name), with signs between; and where it ends."""
+    x, middle, parts = 12.0, top + height / 2, []
+    for factor in factors:
+        if isinstance(factor, str):
+            parts.append(text(x + 6, middle + 6, factor, size=19))
+            x += 18 if factor == "=" else 14
+            continue
+        rows, columns, colour, name = factor
+        y = middle - rows * cell / 2
+        for i in range(rows):
+            for j in range(columns):
+                parts.append(rect(x + j * cell, y + i * cell, cell - 1, cell - 1, colour, 0.8, 1))
+        parts.append(text(x + columns * cell / 2, y - 7, name, colour="ink"))
+        x += columns * cell + 10
+    return parts, x
+
+
+def orders() -> str:
+    """Queries times keys times values, and queries times (keys times values): two orders, drawn to scale."""
+    t, d = 20, 3
+    q, k, v = torch.randn(3, 1, 1, t, d, generator=torch.Generator().manual_seed(0)).double().unbind()
+    q, k = elu_plus_one(q), elu_plus_one(k)
+    assert torch.allclose((q @ k.mT) @ v, q @ (k.mT @ v))
+    query, key, value = (t, d, "query", "φ(Q)"), (d, t, "key", "φ(K)ᵀ"), (t, d, "value", "V")
+    pairs, state = (t, t, "weights", f"{t} × {t} numbers"), (d, d, "bias", f"{d} × {d}")
+    above, right = product(["(", query, key, ")", value, "=", pairs, value], 42, 6 * t)
+    below, _ = product([query, "(", key, value, ")", "=", query, state], 206, 6 * t)
+    title = (
+        "Multiplied from the left, 20 queries and keys make 400 numbers; keys times values first make nine"
+    )
+    return svg(right, 206 + 6 * t + 6, title, above + below)
+
+
+def chunks() -> str:
+    """A causal text of 24 tokens in chunks of six: weights on the diagonal, one state for what lies left of it."""
+    t, u, cell, left, top = 24, 6, 11, 60, 26
+    parts = [text(left + t * cell / 2, 15, "keys")]
+    computed = 0
+    for n in range(t // u):
+        y = top + n * u * cell
+        if n:
+            parts.append(rect(left, y, n * u * cell - 2, u * cell - 2, "bias", 0.22, 4))
+            name = f"state of {n * u} tokens" if n > 1 else "state of 6"
+            parts.append(text(left + n * u * cell / 2, y + u * cell / 2 + 4, name, colour="ink", size=12))
+        for i in range(u):
+            for j in range(i + 1):
+                place = left + (n * u + j) * cell, y + i * cell
+                parts.append(rect(*place, cell - 2, cell - 2, "weights", 0.9))
+                computed += 1
+        parts.append(text(left - 8, y + u * cell / 2 + 4, f"chunk {n}", anchor="end", size=12))
+    assert computed == t * (u + 1) // 2
+    title = "Four triangles of weights along the diagonal; left of each, one rectangle: a state"
+    return svg(left + t * cell + 6, top + t * cell + 4, title, parts)
+
+
+def maps() -> str:
+    """Products of features over products of vectors, for 150 pairs, beside the exponential."""
+    size, gap, top, left, reach = 150, 26, 30, 30, 4.0
+    generator = torch.Generator().manual_seed(1)
+    query, key = torch.randn(2, 900, 8, generator=generator, dtype=torch.float64).unbind()
+    query, key = 0.8 * query, 0.8 * key
+    score = (query * key).sum(-1)
+    near = (score.abs() < reach).nonzero()[:150, 0]
+    query, key, score = query[near], key[near], score[near]
+    random = positive_random_features(8, 256, generator=generator)
+    panels = {"elu + 1": elu_plus_one, "1 + x + x²/2": taylor_features, "256 random": random}
+    parts = []
+    for column, (name, phi) in enumerate(panels.items()):
+        x0 = left + column * (size + gap)
+
+        def place(x: float, y: float, x0: float = x0) -> tuple[float, float]:
+            return x0 + size * (x / reach + 1) / 2, top + size * (1 - y / reach) / 2
+
+        weight = (phi(query) * phi(key)).sum(-1)
+        if phi is elu_plus_one:  # a common factor cancels in the ratio
+            weight = weight / weight[score.abs() < 0.5].mean()
+        parts.append(frame(x0, top, size, size, "line"))
+        parts.append(text(x0 + size / 2, top - 10, name, colour="ink"))
+        parts.append(line(*place(-reach, -reach), *place(reach, reach), "soft", 1.5))
+        for x, y in zip(score.tolist(), weight.log().tolist(), strict=True):
+            if abs(y) < reach:
+                parts.append(dot(*place(x, y), 2.2, "weights", 0.7))
+        for mark in (-4, 0, 4):
+            parts.append(text(place(mark, 0)[0], top + size + 16, f"{mark}".replace("-", "−"), size=12))
+    for mark in (-4, 0, 4):
+        sign = f"{mark}".replace("-", "−")
+        parts.append(text(left - 6, place(0, mark)[1] + 4, f"{sign}", anchor="end", size=12))
+    parts.append(text(left + 1.5 * size + gap, top + size + 34, "product of query and key", size=12))
+    title = (
+        "Three clouds beside the line of the exponential: elu + 1 is nearly flat, the series is a curve that"
+        " turns up on the left, random features scatter around the line"
+    )
+    return svg(left + 3 * size + 2 * gap + 8, top + size + 42, title, parts)
+
+
+def memory() -> str:
+    """Numbers that one head keeps while it reads: a state, and a cache of keys and values."""
+    left, width, height, top, f, d, last = 58, 320, 150, 14, 64, 64, 96
+    most = 12_500
+
+    def place(tokens: float, numbers: float) -> tuple[float, float]:
+        return left + width * tokens / last, top + height * (1 - numbers / most)
+
+    state, a_token = linear_state_bytes(1, 1, f, d) // 4, kv_cache_bytes(1, 1, d, 1) // 2
+    parts = []
+    for numbers in (0, 4_000, 8_000, 12_000):
+        y = place(0, numbers)[1]
+        parts += [line(left, y, left + width, y)]
+        parts += [text(left - 8, y + 4, f"{numbers:,}", anchor="end", size=12)]
+    for tokens in (0, 32, 64, 96):
+        parts.append(text(place(tokens, 0)[0], top + height + 18, f"{tokens}", size=12))
+    parts.append(curve([place(0, 0), place(last, a_token * last)], "key", 3))
+    parts.append(curve([place(0, state), place(last, state)], "bias", 3))
+    cross = state / a_token
+    assert 32 < cross < 33
+    parts.append(dot(*place(cross, state), 4.5, "ink"))
+    parts.append(text(place(66, 0)[0], place(0, 10_600)[1], "keys and values", anchor="end", colour="ink"))
+    parts.append(text(place(last, 0)[0], place(0, state)[1] - 8, "the state", anchor="end", colour="ink"))
+    parts.append(text(left + width / 2, top + height + 36, "tokens read", size=12))
+    title = "A cache grows by 128 numbers a token and passes the constant 4,160 of a state after 32 tokens"
+    return svg(left + width + 14, top + height + 42, title, parts)
 
 
 def dot(x: float, y: float, radius: float, colour: str, opacity: float = 1.0) -> str:
