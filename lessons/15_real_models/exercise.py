@@ -174,8 +174,8 @@ def t5_buckets(
         e + floor( log(x / e) / log(max_distance / e) * (n - e) )      otherwise, and at most n - 1
 
     - If not `bidirectional` (a decoder), x = i - j and n is `n_buckets`. Keys that come later count as x = 0.
-    - If `bidirectional`, each direction has half of the buckets: x = |i - j|, n = `n_buckets` // 2, and to the
-      bucket of a key that comes *later* n is added.
+    - If `bidirectional`, each direction has half of the buckets: x = |i - j|, n = `n_buckets` // 2, and to
+      the bucket of a key that comes *later* n is added.
 
     Eight buckets and a `max_distance` of 16, by hand. For j - i = -20, -6, -3, -2, -1, 0, 1, 2, 3, 6, 20:
     3 3 2 2 1 0 5 6 6 7 7; and for a decoder 7 5 3 2 1 0 0 0 0 0 0.
@@ -269,10 +269,10 @@ def layer_output(
     *reading* is an answer to all four, such as `("phi3", "halves", "neighbours", 4)`:
 
     - how `fused` is ordered: `"phi3"` or `"falcon"`, as in task 2;
-    - what is turned with what: `"halves"` or `"pairs"`, neighbours, as in task 3. In queries and keys, pair p of
-      d/2 is turned by the angle φ = i · 10000^(-2p/d), where i is the position in the text, from 0 on:
-      (x1, x2) becomes (x1 cos φ - x2 sin φ, x1 sin φ + x2 cos φ);
-    - which key head each query head reads: `"neighbours"`, for g = 2 and h = 4 0 0 1 1, or `"rounds"`, 0 1 0 1;
+    - what is turned with what: `"halves"` as in Transformers, or `"pairs"` as Meta does (task 3). In queries
+      and keys, pair p of d/2 is turned by the angle φ = i · 10000^(-2p/d), where i is the position in the
+      text, from 0 on: (x1, x2) becomes (x1 cos φ - x2 sin φ, x1 sin φ + x2 cos φ);
+    - which key head each query head reads, if g = 2 and h = 4: `"neighbours"` is 0 0 1 1, `"rounds"` 0 1 0 1;
     - how many keys a query sees: its own, and those before it, up to this number in all.
 
     The scale is d^(-1/2). What do the heads say, if this reading is right?
@@ -308,8 +308,8 @@ def readings_that_fit(
 ) -> list[tuple[str, str, str, int]]:
     """Task 6, continued: ask the numbers.
 
-    There is a record, too: what the heads did say to `x`. The authors speak of a `window`, but a query may see
-    `window` keys or `window + 1`. So there are sixteen readings. Find those that fit.
+    There is a record, too: what the heads did say to `x`. The authors speak of a `window`, but a query may
+    see `window` keys or `window + 1`. So there are sixteen readings. Find those that fit.
 
     A reading *fits* if none of its numbers is further from the record than rounding explains. The record was
     computed in float64 and rounded to its dtype: allow 4 times the `eps` of that dtype, times the record's

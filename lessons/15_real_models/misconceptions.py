@@ -63,9 +63,9 @@ def attention_forward__padding_takes_the_mean(query, key, value, attention_mask=
 
 
 def attention_forward__nothing_is_nan(query, key, value, attention_mask=None, **options):
-    """Where a query sees nothing you return NaN: its scores are all minus infinity, and their softmax is 0 / 0.
-    One such row of padding, and all that is computed from it is lost. What may the row hold instead, and
-    what is to come out?"""
+    """Where a query sees nothing you return NaN: its scores are all minus infinity, and their softmax is
+    0 / 0. One such row of padding, and all that is computed from it is lost. What may the row hold instead,
+    and what is to come out?"""
     result, weights = attention_forward(query, key, value, attention_mask, **options)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         empty = ~attention_mask.any(dim=-1).expand(query.shape[:3]).mT
@@ -96,8 +96,8 @@ def split_qkv__bloom_in_blocks(fused, layout, n_heads, n_kv_heads):
 
 
 def split_qkv__falcon_in_rounds(fused, layout, n_heads, n_kv_heads):
-    """You read Falcon's matrix as if the r-th query heads of all groups came first, then the next ones. In the
-    table, what comes after the r queries of the first key head: other queries, or its key?"""
+    """You read Falcon's matrix as if the first query heads of all groups came first, then the second ones.
+    In the table, what comes after the r queries of the first key head: other queries, or its key?"""
     if layout != "falcon":
         return split_qkv(fused, layout, n_heads, n_kv_heads)
     rounds = fused.unflatten(0, (n_heads // n_kv_heads + 2, n_kv_heads, -1)).transpose(0, 1)
@@ -162,8 +162,8 @@ def convert_llama__gate_and_up_swapped(state, n_heads, n_kv_heads):
 
 
 def t5_buckets__earlier_for_later(relative, **options):
-    """You have the direction the wrong way round: you take j - i for i - j. Is a key with j - i = 3 before the
-    query or behind it?"""
+    """You have the direction the wrong way round: you take j - i for i - j. Is a key with j - i = 3 before
+    the query or behind it?"""
     return t5_buckets(-relative, **options)
 
 
@@ -226,8 +226,8 @@ def _within(x, fused, recorded, n_heads, n_kv_heads, window, allowed):
 
 
 def readings_that_fit__fixed_tolerance(x, fused, recorded, n_heads, n_kv_heads, window):
-    """You allow a fixed error, 0.01. Where all numbers are small, everything fits then. What should an error be
-    measured against, and what decides how large it may be?"""
+    """You allow a fixed error, 0.01. Where all numbers are small, everything fits then. What should an error
+    be measured against, and what decides how large it may be?"""
     return _within(x, fused, recorded, n_heads, n_kv_heads, window, 0.01)
 
 
@@ -245,8 +245,8 @@ def readings_that_fit__window_only(x, fused, recorded, n_heads, n_kv_heads, wind
 
 
 def layer_output__other_pairs(x, fused, n_heads, n_kv_heads, reading):
-    """ "halves" and "pairs" are swapped, or the same to you. In a head of width 6, which number is turned together
-    with number 0: number 1, or number 3?"""
+    """You turn neighbours where halves are asked for, and halves for pairs. In a head of width 6, which number
+    is turned together with number 0 if it is "pairs": number 1, or number 3?"""
     layout, pairing, *rest = reading
     pairing = "pairs" if pairing == "halves" else "halves"
     return layer_output(x, fused, n_heads, n_kv_heads, (layout, pairing, *rest))
