@@ -74,7 +74,7 @@ def chart(
     ends = []
     for label, colour, points, dash in lines.values():
         drawn = [place(t, y) for t, y in points]
-        parts.append(stroke(drawn, colour, 2, dash))
+        parts.append(stroke(drawn, colour, 3 if colour == "ink" else 2, dash))
         ends.append((drawn[-1], label, colour))
     parts += labels(ends, left + width + 16, top, top + height)
     return f'<svg viewBox="0 0 {left + width + room} {top + height + 48}"><title>{title}</title>{"".join(parts)}</svg>'

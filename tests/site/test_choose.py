@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "choose.md"
-CASES = json.loads((ROOT / "benchmarks" / "results" / "choose.json").read_text("utf-8"))["cases"]
+RESULT = json.loads((ROOT / "benchmarks" / "results" / "choose.json").read_text("utf-8"))
+CASES = RESULT["cases"]
 MEASURED = {(case["pass"], case["t"], case["variant"]): case for case in CASES if "variant" in case}
 SIZES = next(case for case in CASES if case["pass"] == "sizes")
 
@@ -103,6 +104,7 @@ def sentences() -> dict[str, Callable[[], tuple[str, ...]]]:
         return f"{next(t for t in lengths if ms(variant, t) < ms('dense', t)):,}"
 
     return {
+        "`benchmarks/bench_choose.py`, threads: {}": lambda: (str(RESULT["threads"]),),
         "dense takes {} ms for 1,024 tokens and {} for 16,384": lambda: (
             shown(ms("dense", 1024)),
             shown(ms("dense", 16384)),
