@@ -101,7 +101,7 @@ def sentences() -> dict[str, Callable[[], tuple[str, ...]]]:
         return MEASURED[what, t, variant]["ms"]
 
     def first_faster(variant: str) -> str:
-        return f"{next(t for t in lengths if ms(variant, t) < ms('dense', t)):,}"
+        return next((f"{t:,}" for t in lengths if ms(variant, t) < ms("dense", t)), "no number of")
 
     return {
         "`benchmarks/bench_choose.py`, threads: {}": lambda: (str(RESULT["threads"]),),
