@@ -102,7 +102,7 @@ for score in z:
     factor = torch.exp(m - larger)
     m, l = larger, factor * l + torch.exp(score - larger)
     steps.append((m, l, factor))
-ms, ls, factors = torch.tensor(steps).T
+ms, ls, factors = torch.tensor(steps).T.numpy()
 
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 3.8), sharex=True)
 top.plot(z, ".", color=SOFT, label="score")
