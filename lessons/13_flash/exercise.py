@@ -135,8 +135,8 @@ def flash_attention(
     """Task 4: flash attention.
 
     It is softmax(query keyᵀ / √d) value, tile by tile: whatever the lengths, no tensor of `t` times `s` is
-    ever made. What the plan of task 3 leaves out is not read, so a NaN there does no harm. The result does
-    not depend on the sizes of the tiles.
+    ever made. (The checks cannot see how large your tensors are. Your memory can.) The result does not depend
+    on the sizes of the tiles. What the plan of task 3 leaves out is not read, so a NaN there does no harm.
 
     In half precision, all that is computed and remembered is in float32, and so is the lse; the output is
     rounded to the dtype of the query once, in the end. In float64 all stays in float64.
@@ -192,8 +192,8 @@ def flash_backward(
 
         dP = grad_output valueᵀ        D = Σ grad_output · output, over e        dS = P · (dP - D)
 
-    and then dv, dq and dk as in lesson 1, but sums over tiles. Write it by hand; autograd would keep
-    everything.
+    and then dv, dq and dk as in lesson 1, but as sums over tiles. Write it by hand: autograd would keep all
+    weights.
 
     `output` and `lse` may be those of a longer text, of which `key` and `value` are only a piece. Then dk and
     dv are those of this piece, and dq is what it contributes: added up over the pieces, it is the gradient.

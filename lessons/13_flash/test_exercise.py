@@ -224,7 +224,7 @@ class TestForward:
         answer = student.call("flash_attention", *given, block_q=2, block_k=3)
         agree(expect, answer, whole(*given), RESULT, "scores up to 10,000", largest=1e4)
 
-    @pytest.mark.points(2)
+    @pytest.mark.points(3)
     def test_what_is_left_out_is_not_read(self, student, expect, draw):
         given = inputs(draw, 11, 11)
         wanted = whole(*given, is_causal=True)
@@ -292,6 +292,7 @@ class TestBackward:
         what = "dq, added up over two pieces of the keys"
         expect.close(sum(parts), dq, axes=BACK["dq"], what=what, factor=3, largest=10)
 
+    @pytest.mark.points(2)
     def test_what_is_left_out_is_not_read(self, student, expect, draw):
         given, grad = inputs(draw, 11, 11), draw(2, 3, 11, 7)
         result, wanted = whole(*given, True), self.wanted(given, grad, True)
@@ -312,7 +313,6 @@ class TestBackward:
 )
 class TestLeaveOneOut:
     def demand(self, student, expect, scores, values, told, **bound):
-        """The documents' keys, as one list of scores and of values for each."""
         parts = zip(*(from_scores(*pair) for pair in zip(scores, values, strict=True)), strict=True)
         answer = student.call("leave_one_out", *(torch.stack(x) for x in parts))
         wanted = []
