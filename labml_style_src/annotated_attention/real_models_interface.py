@@ -15,12 +15,12 @@ model.set_attn_implementation("annotated")
 is Llama with lesson 8, Mistral with lessons 8 and 9, gpt-oss with lesson 10, Whisper with lesson 4 and T5 with
 its biases.
 
-![Which model takes which lesson. Five ask for a function by name. Two do not: their modules are exchanged, on
-[another page](../real_models_modules/index.md).](figure:seams)
+![Which model takes which lesson. Five ask for a function by its name. The two below have no such place: whole
+modules of theirs are exchanged.](figure:seams)
 
 ## What came before
 
-Until 2024, each architecture of Transformers had a class for each kernel, `LlamaSdpaAttention` and
+Until the end of 2024, each architecture of Transformers had a class for each kernel, `LlamaSdpaAttention` and
 `LlamaFlashAttention2` beside `LlamaAttention`, and who wanted another attention replaced methods at run time.
 Now a layer projects, turns and caches, then looks up a function by name. What is left to be agreed on is what
 goes in.
@@ -154,7 +154,8 @@ def masked(
     [check:test_gradients_of_llama], Mistral [check:test_mistral], gpt-oss [check:test_gpt_oss], Whisper's three
     kinds of attention [check:test_whisper] and T5's [check:test_t5]. With the library's caches, `generate`
     writes the same tokens [check:test_generation_writes_the_same_tokens]. Texts may be padded on the left
-    [check:test_left_padding].
+    [check:test_left_padding]. And it is this function that is called, once for each attention of a model
+    [check:test_our_functions_are_called].
 
     The second result would be the weights; like SDPA, it gives none.
 

@@ -4,8 +4,8 @@ BLOOM was published in 2022, Longformer in 2020, and their attention stands in t
 `set_attn_implementation("annotated")` is accepted by both and changes nothing: they never look a name up
 [check:test_the_name_changes_nothing]. Compare the logits then, and they agree, with an error of exactly 0.
 
-An error of exactly 0 is the one that should worry. Sums that are made in another order differ in the last
-bits, so two implementations agree to $10^{-15}$; to 0 agrees what is the same code.
+An error of exactly 0 asks for a second look. The same sums in the same order give it, and so does a function that
+is never called. Break the function: if nothing moves, it was not there.
 
 Here the seam is the module. An `nn.Module` is an attribute of its parent and can be exchanged for another that
 holds the same weights and answers the same call:

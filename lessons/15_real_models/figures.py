@@ -1,6 +1,5 @@
 """The figures of the three pages, drawn from the mechanisms themselves. Each function returns one SVG."""
 
-import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -49,33 +48,29 @@ def svg(width: float, height: float, title: str, parts: list[str]) -> str:
 
 
 def seams() -> str:
-    """Models on the left, lessons on the right, and one bar that five models go through."""
-    step, top, left, bar, right = 34, 34, 84, 176, 268
+    """Models on the left, lessons on the right, and one name that five models go through."""
+    step, top, left, bar, right = 34, 16, 84, 176, 262
     row = {name: top + n * step for n, name in enumerate(SEAMS)}
     place = {name: top + n * step for n, name in enumerate(LESSONS)}
-    through = [name for name, (asks, _) in SEAMS.items() if asks]
-    first, last = row[through[0]], row[through[-1]]
+    middle = (row["Llama"] + row["T5"]) / 2
     parts = []
-    for name, (asks, _) in SEAMS.items():
+    for asks, lessons in SEAMS.values():
+        for lesson in lessons if asks else []:
+            parts.append(curve(bar + 22, middle, right, place[lesson], "value"))
+    for name, (asks, lessons) in SEAMS.items():
         parts.append(text(left - 8, row[name] + 4, name, anchor="end", colour="ink"))
         if asks:
-            parts.append(curve(left, row[name], bar - 6, row[name], "query"))
-    taken = {lesson for asks, lessons in SEAMS.values() if asks for lesson in lessons}
+            parts.append(curve(left, row[name], bar - 22, middle, "query"))
+        for lesson in [] if asks else lessons:
+            parts.append(curve(left, row[name], right, place[lesson], "weights", ' stroke-dasharray="3 4"'))
     for lesson in LESSONS:
-        if lesson in taken:
-            parts.append(curve(bar + 6, place[lesson], right, place[lesson], "value"))
         number, name = lesson.split(" ", 1)
         parts.append(text(right + 24, place[lesson] + 4, number, anchor="end", colour="ink"))
         parts.append(text(right + 32, place[lesson] + 4, name, anchor="start", colour="ink"))
-    parts.append(rect(bar - 6, first - 14, 12, last - first + 28, "weights", 0.85))
-    parts.append(text(bar, first - 21, "one name"))
-    for name, (asks, lessons) in SEAMS.items():
-        for lesson in lessons:
-            if not asks:
-                ends = left, row[name], right, place[lesson]
-                parts.append(curve(*ends, "weights", ' stroke-dasharray="3 4"'))
+    parts.append(rect(bar - 22, middle - 15, 44, 30, "weights", 0.3))
+    parts.append(text(bar, middle + 4, "name", colour="ink"))
     title = "Five models reach the lessons through one name in a table, two by exchanging a module of theirs"
-    return svg(420, top + len(SEAMS) * step - 8, title, parts)
+    return svg(420, top + (len(SEAMS) - 1) * step + 16, title, parts)
 
 
 def fused() -> str:
@@ -121,7 +116,7 @@ def mistakes() -> str:
     model = Llama(config).double()
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=2 * parameter.shape[1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[1] ** -0.5)
     tokens = torch.randint(61, (8, 64))
     right, state = model(tokens), {name: x.clone() for name, x in model.state_dict().items()}
 
@@ -150,24 +145,24 @@ def mistakes() -> str:
         found["rows of neighbours read as halves"][0] < 1e-12 < 0.1 < found["repeat for repeat_interleave"][0]
     )
 
-    left, width, top, height, low, high = 46, 350, 14, 150, 0.01, 2.0
+    left, width, top, height, most = 46, 350, 14, 170, 1.2
 
     def place(token: int, x: float) -> tuple[float, float]:
-        y = math.log(max(x, low) / high) / math.log(low / high)
-        return left + width * token / 63, top + height * min(y, 1)
+        return left + width * token / 63, top + height * (1 - x / most)
 
     parts = []
-    for x, name in ((1.0, "100%"), (0.1, "10%"), (0.01, "1%")):
-        y = place(0, x)[1]
+    for percent in (0, 50, 100):
+        y = place(0, percent / 100)[1]
         parts.append(f'<path d="M{left} {y:g}H{left + width}" stroke="var(--line)"/>')
-        parts.append(text(left - 6, y + 4, name, anchor="end", size=12))
-    for colour, (name, values), (token, dy) in zip(
-        ("key", "weights", "query"), found.items(), ((34, 26), (30, -12), (34, 26)), strict=True
+        parts.append(text(left - 6, y + 4, f"{percent}%", anchor="end", size=12))
+    for row, (colour, (name, values)) in enumerate(
+        zip(("weights", "key", "query"), sorted(found.items(), key=lambda x: -sum(x[1])), strict=True)
     ):
         marks = " ".join("{:.1f},{:.1f}".format(*place(n, x)) for n, x in enumerate(values))
-        parts.append(f'<polyline points="{marks}" fill="none" stroke="var(--{colour})" stroke-width="2"/>')
-        x, y = place(token, values[token])
-        parts.append(text(x, y + dy, name, colour=colour, size=12))
+        line = f'fill="none" stroke="var(--{colour})" stroke-width="2"'
+        parts.append(f'<polyline points="{marks}" {line}/>')
+        y = place(0, 0.3 - 0.12 * row)[1]
+        parts.append(text(left + width, y + 4, name, anchor="end", colour=colour, size=12))
     for token in (0, 16, 32, 48, 63):
         parts.append(text(place(token, 1)[0], top + height + 18, f"{token}", size=12))
     parts.append(text(left + width / 2, top + height + 36, "token", size=12))
