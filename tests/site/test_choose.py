@@ -5,6 +5,7 @@ python -m tests.site.test_choose            what differs, and what should stand 
 python -m tests.site.test_choose --write    puts it there
 """
 
+import importlib.util
 import json
 import re
 import sys
@@ -163,6 +164,23 @@ def test_the_formulas_of_the_caches_count_every_byte() -> None:
                 "cross": 2 * h * d * s,
             }
             assert case["bytes"] == 4 * numbers[variant], (variant, t)
+
+
+def test_the_figures_have_a_line_for_every_variant() -> None:
+    spec = importlib.util.spec_from_file_location("docs_figures", ROOT / "docs" / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    read = {variant for what, _, variant in MEASURED if what == "forward"}
+    written = {variant for what, _, variant in MEASURED if what == "next"}
+    assert set(VARIANTS.values()) == read
+    for variant in read:
+        assert f">{figures.FAMILIES[variant][1]}<" in figures.reading(), variant
+    for variant in written:
+        assert re.search(rf"<text[^>]*>[^<]*\b{figures.FAMILIES[variant][1]}\b[^<]*<", figures.caches()), (
+            variant
+        )
 
 
 if __name__ == "__main__":
