@@ -158,7 +158,7 @@ def decay_mask(log_decay: Tensor) -> Tensor:
 def decayed_attention(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor) -> Tensor:
     """Task 4, continued: the attention.
 
-    As in RetNet and Mamba-2 there are no features, no denominator and no scale any more:
+    As in RetNet and Mamba-2 there are no features and no denominator any more. A scale is not wanted either:
 
         oᵢ = Σⱼ Dᵢⱼ (qᵢᵀkⱼ) vⱼ
 

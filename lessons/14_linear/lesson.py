@@ -155,7 +155,7 @@ for ax, (name, of) in zip(axes, weights.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The middle picture is nearly even: every token gets almost the mean of all before it.
+# The middle picture is nearly even: every query finds almost the mean of all before it.
 #
 # ## 3. One function, three forms
 #
