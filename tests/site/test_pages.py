@@ -11,7 +11,7 @@ from coursekit.course import Course
 
 PATHS = [
     "/", "/mechanisms/", "/mechanisms/alibi/", "/mechanisms/scaled_dot_product/", "/mechanisms/multi_head/",
-    "/notebooks/alibi/", "/exercises/", "/exercises/alibi/", "/conventions/", "/contributing/",
+    "/notebooks/alibi/", "/exercises/", "/exercises/alibi/", "/conventions/", "/contributing/", "/choose/",
     "/source/annotated_attention/alibi/",
 ]  # fmt: skip
 
@@ -49,7 +49,9 @@ def test_every_page_fits_a_phone(visit: Visit, site_folder: Path) -> None:
 @pytest.mark.parametrize(
     "visit", [{"scheme": "light"}, {"scheme": "dark"}], indirect=True, ids=["light", "dark"]
 )
-@pytest.mark.parametrize("path", ["/", "/mechanisms/alibi/", "/notebooks/alibi/", "/exercises/alibi/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/mechanisms/alibi/", "/notebooks/alibi/", "/exercises/alibi/", "/choose/"]
+)
 def test_axe_finds_no_serious_barrier(visit: Visit, path: str) -> None:
     page = visit.open(path)
     result = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]})
