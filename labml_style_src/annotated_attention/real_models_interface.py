@@ -215,19 +215,24 @@ def no_mask(
     *,
     attention_mask: Bool[Tensor, "b s"] | None = None,
     allow_is_causal_skip: bool = True,
+    config: object = None,
     **others: object,
 ) -> None:
     r"""## Without masks
 
     It is called in place of the function that would make a mask, and answers None. Where a mask would hold more
     than windows and the future, the tiles cannot know it, and so it is refused: padding, texts packed one
-    behind the other, caches with empty slots [check:test_tiles_refuse_what_needs_a_mask].
+    behind the other, windows to both sides, Llama 4's chunks, caches with empty slots
+    [check:test_tiles_refuse_what_needs_a_mask].
     """
     wanted = '"annotated" takes masks'
     if attention_mask is not None and not attention_mask.all():
         raise ValueError(f"attention_mask hides padding: {wanted}")
     if not allow_is_causal_skip:
-        raise ValueError(f"packed texts or a static cache: {wanted}")
+        came = "packed texts, a two-sided window or a static cache"
+        raise ValueError(f"{came}: {wanted}")
+    if getattr(config, "attention_chunk_size", None):
+        raise ValueError(f"attention is chunked: {wanted}")
 
 
 def tiled(
@@ -290,21 +295,13 @@ def flash_behind_a_cache(
     logsumexp [check:test_the_past_is_merged].
     """
     past = key.shape[2] - query.shape[2]
-    new = flash_attention(
-        query,
-        key[:, :, past:],
-        value[:, :, past:],
-        is_causal=True,
-        scale=scale,
-    )
+    sizes = past, query.shape[2]
+    old_k, k = key.split(sizes, dim=2)
+    old_v, v = value.split(sizes, dim=2)
+    new = flash_attention(query, k, v, is_causal=True, scale=scale)
     if past == 0:
         return new
-    old = flash_attention(
-        query,
-        key[:, :, :past],
-        value[:, :, :past],
-        scale=scale,
-    )
+    old = flash_attention(query, old_k, old_v, scale=scale)
     return merge_attention(*old, *new)
 
 

@@ -197,10 +197,16 @@ def test_tiles_refuse_what_needs_a_mask() -> None:
     with pytest.raises(ValueError, match="attention_mask hides padding"):
         logits("mistral", "annotated_tiled", torch.float32, "cpu", attention_mask=padding("cpu"))
     packed = torch.tensor([[*range(6), *range(7)]]).expand(2, -1)
-    with pytest.raises(ValueError, match="packed texts or a static cache"):
+    with pytest.raises(ValueError, match="packed texts"):
         logits("llama", "annotated_tiled", torch.float32, "cpu", position_ids=packed, use_cache=False)
-    with pytest.raises(ValueError, match="packed texts or a static cache"):
+    with pytest.raises(ValueError, match="a static cache"):
         written("llama", "annotated_tiled", "cpu", cache_implementation="static")
+    chunked = {"hidden_size": 16, "num_hidden_layers": 1, "num_local_experts": 1, "vocab_size": 7}
+    chunked |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
+    llama_4 = transformers.Llama4TextModel(transformers.Llama4TextConfig(**chunked, attention_chunk_size=4))
+    llama_4.set_attn_implementation("annotated_tiled")
+    with pytest.raises(ValueError, match="attention is chunked"):
+        llama_4(torch.ones(1, 5, dtype=torch.long))
     right = written("llama", "eager", "cpu")
     assert torch.equal(written("llama", "annotated", "cpu", cache_implementation="static"), right)
 
