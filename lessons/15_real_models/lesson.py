@@ -258,7 +258,8 @@ plt.show()
 # Alignment. A prompt that is read at once is top-left and bottom-right at the same time; a test with a prompt
 # sees nothing. The first token, which the prompt decides, is still right.
 #
-# A wider window is the mildest of them: one key in nine. Nobody would find it by reading what the model writes.
+# A wider window is the mildest of them: one key in nine. Nobody would find it by reading what the model
+# writes.
 #
 # </details>
 
