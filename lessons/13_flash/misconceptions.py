@@ -107,37 +107,46 @@ def merge_attention__nan_on_the_way_back(output_a, lse_a, output_b, lse_b):
     return a * output_a + b * output_b, lse
 
 
-def _plan(t, s, block_q, block_k, is_causal, some, whole, ends=True):
-    """A plan from two questions to the first and last query and key of a tile."""
+def _plan(t, s, block_q, block_k, is_causal, *, shift=0, strict=0, by_first=False, full=""):
+    """A plan whose questions to the first and last query and key of a tile are not quite the right ones."""
+    if not is_causal:
+        return tile_plan(t, s, block_q, block_k)
     i, j = torch.arange(0, t, block_q)[:, None], torch.arange(0, s, block_k)
     i_last, j_last = i + block_q - 1, j + block_k - 1
-    if ends:
-        i_last, j_last = i_last.clamp(max=t - 1), j_last.clamp(max=s - 1)
-    if not is_causal:
-        return torch.full((len(i), len(j)), 2)
-    corners = i, i_last, j, j_last
-    return some(*corners).int() + whole(*corners).int()
+    i_last = i_last if "q" in full else i_last.clamp(max=t - 1)
+    j_last = j_last if "k" in full else j_last.clamp(max=s - 1)
+    some, whole = j <= (i if by_first else i_last) + shift, j_last + strict <= i + shift
+    return some.int() + whole.int()
+
+
+def tile_plan__last_keys_as_if_full(t, s, block_q, block_k, *, is_causal=False):
+    """You want a mask for a tile at the end in which all is seen: you let it reach as far as a full one. Which is
+    the last key that is really there?"""
+    return _plan(t, s, block_q, block_k, is_causal, full="k")
+
+
+def tile_plan__last_queries_as_if_full(t, s, block_q, block_k, *, is_causal=False):
+    """You keep tiles of the last queries in which nothing is seen: you let the row of tiles reach as far as a
+    full one. Which is the last query that is really there?"""
+    return _plan(t, s, block_q, block_k, is_causal, full="q")
 
 
 def tile_plan__ends_as_if_full(t, s, block_q, block_k, *, is_causal=False):
-    """Your plan goes wrong at the ends of the table, where a tile is not full: it lets the tile reach as far as
-    a full one. Which is the last query, and the last key, that is really there?"""
-    some, whole = (lambda i, i_last, j, j_last: j <= i_last), (lambda i, i_last, j, j_last: j_last <= i)
-    return _plan(t, s, block_q, block_k, is_causal, some, whole, ends=False)
+    """Your plan goes wrong at both ends of the table, where tiles are not full. Which is the last query of such a
+    tile, and which the last key?"""
+    return _plan(t, s, block_q, block_k, is_causal, full="qk")
 
 
 def tile_plan__one_key_too_strict(t, s, block_q, block_k, *, is_causal=False):
     """You want a mask for tiles in which all is seen: those whose last key is that of their first query. Query i
     sees key i. Which is the last key of a tile that begins at j?"""
-    some, whole = (lambda i, i_last, j, j_last: j <= i_last), (lambda i, i_last, j, j_last: j_last < i)
-    return _plan(t, s, block_q, block_k, is_causal, some, whole)
+    return _plan(t, s, block_q, block_k, is_causal, strict=1)
 
 
 def tile_plan__by_the_first_query(t, s, block_q, block_k, *, is_causal=False):
     """You leave out tiles in which something is seen: that their first query sees no key does not mean that
     none does. Which query of a tile sees the most?"""
-    some, whole = (lambda i, i_last, j, j_last: j <= i), (lambda i, i_last, j, j_last: j_last <= i)
-    return _plan(t, s, block_q, block_k, is_causal, some, whole)
+    return _plan(t, s, block_q, block_k, is_causal, by_first=True)
 
 
 def tile_plan__counts_tiles(t, s, block_q, block_k, *, is_causal=False):
@@ -151,49 +160,30 @@ def tile_plan__counts_tiles(t, s, block_q, block_k, *, is_causal=False):
 def tile_plan__lines_up_the_ends(t, s, block_q, block_k, *, is_causal=False):
     """You line up the last query with the last key, as flash-attn does since 2.1. In this course, as in
     PyTorch, the first stands on the first: query i sees the keys j <= i. Which do you need?"""
-    o = s - t
-    some, whole = (
-        (lambda i, i_last, j, j_last: j <= i_last + o),
-        (lambda i, i_last, j, j_last: j_last <= i + o),
-    )
-    return _plan(t, s, block_q, block_k, is_causal, some, whole)
+    return _plan(t, s, block_q, block_k, is_causal, shift=s - t)
 
 
-def _flash(
-    query,
-    key,
-    value,
-    is_causal,
-    block_q,
-    block_k,
-    *,
-    scale=None,
-    within=False,
-    skip=True,
-    narrow=False,
-    pad=False,
-):
+def _flash(given, options, *, within=False, skip=True, narrow=False, pad=False):
     """Flash attention with one of its parts done wrong."""
-    t, s, d = query.shape[2], key.shape[2], query.shape[3]
-    scale = d**-0.5 if scale is None else scale
+    (query, key, value), is_causal = given, options.get("is_causal", False)
+    block_q, block_k = options.get("block_q", 32), options.get("block_k", 64)
     wide = query.dtype if narrow else torch.promote_types(query.dtype, torch.float32)
-    plan = tile_plan(t, s, block_q, block_k, is_causal=is_causal)
+    plan = tile_plan(query.shape[2], key.shape[2], block_q, block_k, is_causal=is_causal)
     if pad:
-        short = -s % block_k
+        short = -key.shape[2] % block_k
         key, value = (torch.nn.functional.pad(x, (0, 0, 0, short)) for x in (key, value))
     results = []
     for n, q in enumerate(query.to(wide).split(block_q, dim=2)):
         m, l = torch.full_like(q[..., 0], -INF), torch.zeros_like(q[..., 0])
         o = q.new_zeros(*q.shape[:3], value.shape[3])
-        for column, (k, v) in enumerate(
-            zip(key.split(block_k, dim=2), value.split(block_k, dim=2), strict=True)
-        ):
+        tiles = zip(key.split(block_k, dim=2), value.split(block_k, dim=2), strict=True)
+        for column, (k, v) in enumerate(tiles):
             if skip and plan[n, column] == 0:
                 continue
             i, j = torch.arange(q.shape[2]), torch.arange(k.shape[2])
             if not within:
                 i, j = i + n * block_q, j + column * block_k
-            scores = q @ k.to(wide).mT * scale
+            scores = q @ k.to(wide).mT * query.shape[3] ** -0.5
             if is_causal and (not skip or plan[n, column] == 1):
                 scores = scores.masked_fill(j > i[:, None], -INF)
             m, l, o = add_block(m, l, o, scores, v.to(wide))
@@ -202,45 +192,45 @@ def _flash(
     return output.to(query.dtype), lse
 
 
-def flash_attention__mask_of_the_tile(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__mask_of_the_tile(query, key, value, **options):
     """Your mask counts queries and keys from the corner of the tile. That is right only where the two begin at
     the same place. Where does the second row of tiles stand in the text, and where the second column?"""
-    return _flash(query, key, value, is_causal, block_q, block_k, within=True)
+    return _flash((query, key, value), options, within=True)
 
 
-def flash_attention__every_tile_is_the_first(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__every_tile_is_the_first(query, key, value, **options):
     """You mask every tile as if it were the first, from corner to corner: queries of the third row then see
     keys of the future, and miss some of the past. Which positions do the rows and columns of a tile have?"""
-    return _flash(query, key, value, is_causal, block_q, block_k, within=True, skip=False)
+    return _flash((query, key, value), options, within=True, skip=False)
 
 
-def flash_attention__not_scaled(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__not_scaled(query, key, value, **options):
     """Your scores are not scaled: the weights are too sharp, and the lse is too large. What stands under the
     products in softmax(query keyᵀ / √d)?"""
-    return _flash(query, key, value, is_causal, block_q, block_k, scale=1.0)
+    return flash_attention(query * query.shape[3] ** 0.5, key, value, **options)
 
 
-def flash_attention__reads_everything(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__reads_everything(query, key, value, **options):
     """Your results are right, but each query reads each value: 0 times NaN is NaN, so one bad value in the
     future spoils the past. Half of the work of a causal text is like that. Which tiles does the plan leave
     out?"""
-    return _flash(query, key, value, is_causal, block_q, block_k, skip=False)
+    return _flash((query, key, value), options, skip=False)
 
 
-def flash_attention__padding_is_attended(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__padding_is_attended(query, key, value, **options):
     """Your last tile of keys is filled up with zeros, and these are attended to: a key of zeros scores 0, and
     exp(0) is 1. The lse is too large, the output too small. Which keys of the last tile are there?"""
-    return _flash(query, key, value, is_causal, block_q, block_k, pad=True)
+    return _flash((query, key, value), options, pad=True)
 
 
-def flash_attention__sums_in_half_precision(query, key, value, *, is_causal=False, block_q=32, block_k=64):
+def flash_attention__sums_in_half_precision(query, key, value, **options):
     """In half precision your error grows with the number of tiles: m, l and o are rounded after each of them.
     In which dtype should be remembered what is added to many times?"""
-    output, lse = _flash(query, key, value, is_causal, block_q, block_k, narrow=True)
+    output, lse = _flash((query, key, value), options, narrow=True)
     return output, lse.to(torch.promote_types(lse.dtype, torch.float32))
 
 
-def _backward(given, result, grad, options, *, d=True, own=False, scale=True, add=True, mask=True):
+def _backward(given, result, grad, options, *, d=True, own=False, add=True, mask=True):
     """The way back, with one of its parts done wrong."""
     (query, key, value), is_causal = given, options.get("is_causal", False)
     block_q, block_k = options.get("block_q", 32), options.get("block_k", 64)
@@ -254,7 +244,7 @@ def _backward(given, result, grad, options, *, d=True, own=False, scale=True, ad
         p = torch.exp(q @ k.mT * c - lse[:, :, i, None])
         if is_causal and mask:
             p = p.masked_fill(j > i[:, None], 0.0)
-        ds = p * (g @ value[:, :, j].mT - delta[:, :, i]) * (c if scale else 1.0)
+        ds = p * (g @ value[:, :, j].mT - delta[:, :, i]) * c
         dq[:, :, i] += ds @ k
         dk[:, :, j] = dk[:, :, j] * add + ds.mT @ q
         dv[:, :, j] = dv[:, :, j] * add + p.mT @ g
@@ -276,7 +266,22 @@ def flash_backward__a_softmax_of_its_own(query, key, value, output, lse, grad_ou
 def flash_backward__not_scaled(query, key, value, output, lse, grad_output, **options):
     """dv is right; dq and dk are too large by √d. The scores are products times a number, and so are their
     derivatives. Where does it come in on the way back?"""
-    return _backward((query, key, value), (output, lse), grad_output, options, scale=False)
+    dq, dk, dv = flash_backward(query, key, value, output, lse, grad_output, **options)
+    return dq * query.shape[3] ** 0.5, dk * query.shape[3] ** 0.5, dv
+
+
+def flash_backward__gradient_of_the_scaled_query(query, key, value, output, lse, grad_output, **options):
+    """Only dq is wrong, too large by √d. If you scale the queries before all else, dk comes out right by itself,
+    and what arrives at the queries is the gradient of the scaled ones. What is left to do?"""
+    dq, dk, dv = flash_backward(query, key, value, output, lse, grad_output, **options)
+    return dq * query.shape[3] ** 0.5, dk, dv
+
+
+def flash_backward__dk_scaled_twice(query, key, value, output, lse, grad_output, **options):
+    """Only dk is wrong, too small by √d: your queries are scaled already when dS, scaled too, meets them. Which
+    of the two has the scale in it?"""
+    dq, dk, dv = flash_backward(query, key, value, output, lse, grad_output, **options)
+    return dq, dk * query.shape[3] ** -0.5, dv
 
 
 def flash_backward__overwritten(query, key, value, output, lse, grad_output, **options):
@@ -295,7 +300,7 @@ def flash_backward__reads_everything(query, key, value, output, lse, grad_output
     """Your gradients are right, but each query reads each key, and 0 times NaN is NaN: one bad key in the future
     spoils the past. Which tiles does the plan leave out?"""
     gradients = flash_backward(query, key, value, output, lse, grad_output, **options)
-    return tuple(x + 0 * (key.sum(dim=2) + value.sum()).sum() for x in gradients)
+    return tuple(x + 0 * (key.sum() + value.sum()) for x in gradients)
 
 
 def _without(outputs, lses):

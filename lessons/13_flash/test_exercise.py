@@ -21,7 +21,7 @@ SHAPES = {
     "high tiles": (13, 11, 5, 2),
     "more queries": (17, 5, 4, 8),
 }
-MORE_SHAPES = SHAPES | {"one key less": (5, 6, 2, 3), "two keys less": (5, 5, 2, 3)}
+MORE_SHAPES = SHAPES | {"one key less": (5, 6, 2, 3), "as many": (5, 5, 2, 3), "more keys": (5, 11, 4, 2)}
 f64 = partial(torch.tensor, dtype=torch.float64)
 CUT = {"is_causal": True, "block_q": 3, "block_k": 4}
 AFTER = "queries 0 to 5, after key and value 8 became NaN; tiles of 3 by 4"
