@@ -122,8 +122,8 @@ def flash_forward(
     # A group of $r$ heads is one head with more queries (lesson 8), and no key is repeated.
     queries = rearrange(query.to(wide), "b (g r) t d -> (b g) r t d", g=g)
     keys, values = key.to(wide).flatten(0, 1), value.to(wide).flatten(0, 1)
-    output = query.new_empty(b * g, r, t, e)
-    lse = queries.new_empty(b * g, r, t)
+    outputs = query.new_empty(b * g, r, t, e)
+    lses = queries.new_empty(b * g, r, t)
 
     for i in range(0, t, block_q):
         u = min(block_q, t - i)
@@ -159,10 +159,10 @@ def flash_forward(
         # Divided and rounded once. Where there is no key, $0/1$ and $-\infty + \ln 0$
         # [check:test_no_keys_at_all].
         o = o / l.clamp(min=1.0)
-        output[:, :, i : i + u] = o.unflatten(1, (r, u))
-        lse[:, :, i : i + u] = (m + l.log()).view(b * g, r, u)
-    output = rearrange(output, "(b g) r t e -> b (g r) t e", g=g)
-    return output, rearrange(lse, "(b g) r t -> b (g r) t", g=g)
+        outputs[:, :, i : i + u] = o.unflatten(1, (r, u))
+        lses[:, :, i : i + u] = (m + l.log()).view(b * g, r, u)
+    output = rearrange(outputs, "(b g) r t e -> b (g r) t e", g=g)
+    return output, rearrange(lses, "(b g) r t -> b (g r) t", g=g)
 
 
 class FlashAttention(torch.autograd.Function):

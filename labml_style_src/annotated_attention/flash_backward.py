@@ -7,8 +7,8 @@ But they are easily made again. All that the softmax needed was the maximum and 
 those known, a tile of weights takes one matrix product and one exponential. To compute them twice is quicker
 than to fetch them.
 
-![For each query the forward pass keeps its output and one number; the backward pass makes the tiles once
-more.](figure:kept)
+![To scale, for 1,024 tokens and a width of 64. The square would be the weights. Of it there is one tile at a
+time; what lasts are the strips.](figure:kept)
 
 ## What came before
 

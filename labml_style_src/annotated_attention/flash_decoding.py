@@ -12,8 +12,8 @@ $$\mathbf{o} = \sum_n e^{L_n - L}\,\mathbf{o}_n, \qquad L = \ln \sum_n e^{L_n} .
 
 Each brings $e + 1$ numbers, whether its part was long or short. That is next to nothing beside the keys.
 
-![One query, 24 keys. Above: one reader, one tile after another. Below: four readers at once, and a merge. The
-height of a bar is the weight of a key; a reader knows its own keys' only up to a factor.](figure:readers)
+![The weights of 24 keys. Above: one reader takes them in turn. Below: four at once. Each knows the weights among
+its own keys, and how much it counts: the area of its circle.](figure:readers)
 
 ## What came before
 

@@ -12,8 +12,8 @@ $$\begin{aligned} L &= \ln\big(e^{L_A} + e^{L_B}\big), \\
 Tiles on a chip, the parts of a long cache, a beginning that many texts share (the page on decoding), the ranks
 of a cluster (lesson 16): all of them meet in these two lines.
 
-![Eight keys, one by one and in pairs. The area of a circle is the sum $e^L$ behind an answer; its colour, how
-much of it comes from the darker keys. Both arrive at the same.](figure:tree)
+![Eight keys, merged one after another, and in pairs. The area of a circle is the sum $e^L$ behind an answer, its
+shade is the answer. The two that come last are one and the same.](figure:tree)
 
 ## What came before
 
@@ -130,8 +130,8 @@ def merge_attention(
 
     $$dL_A = e^{L_A - L}\,\big(dL + d\mathbf{o}^\top(\mathbf{o}_A - \mathbf{o})\big).$$
 
-    **Shapes.** Outputs are `... t e`, in one dtype, which the result has too; logarithms are `... t`, float32
-    or wider.
+    **Shapes.** `output_a` is `... t e`, `lse_a` is `... t` and float32 or wider, `output_b` and `lse_b` are alike.
+    So are the results.
 
     **Raises.** `ValueError` if they are not [check:test_wrong_input_is_refused].
     """
@@ -148,17 +148,17 @@ def merge_attention(
             wanted = "two outputs alike, and lse ... t of float32 or wider"
             raise ValueError(f"{named}: {wanted} are wanted")
 
-    # Any $m$ gives the same, so none of it enters the gradient. Two times $-\infty$ would leave no number to
-    # subtract.
-    m = torch.maximum(lse_a, lse_b).detach()
-    m = m.masked_fill(m == -torch.inf, 0.0)
-    x, y = torch.exp(lse_a - m), torch.exp(lse_b - m)
+    # Whatever is subtracted from both gives the same, so it has no gradient. Two times $-\infty$ would leave no
+    # number to subtract.
+    largest = torch.maximum(lse_a, lse_b).detach()
+    largest = largest.masked_fill(largest == -torch.inf, 0.0)
+    x, y = torch.exp(lse_a - largest), torch.exp(lse_b - largest)
 
     # Of two empties the sum is 0. Its logarithm may be $-\infty$, its gradient may not.
     total = x + y
     empty = total == 0.0
     total = total.masked_fill(empty, 1.0)
-    lse = (m + total.log()).masked_fill(empty, -torch.inf)
+    lse = (largest + total.log()).masked_fill(empty, -torch.inf)
     share_a, share_b = (x / total)[..., None], (y / total)[..., None]
     output = share_a * output_a + share_b * output_b
     return output.to(output_a.dtype), lse

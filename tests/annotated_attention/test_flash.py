@@ -14,6 +14,7 @@ from tests.annotated_attention.test_flash_details import (
     Products,
     assert_lse,
     attention,
+    causal_tiles,
     is_causal_or_not,
     of_one_vector,
     one_vector,
@@ -158,28 +159,15 @@ def test_wrong_input_is_refused() -> None:
 
 @pytest.mark.parametrize(("t", "s"), [(24, 24), (22, 24), (10, 24), (24, 10)])
 def test_skipped_tiles_cost_nothing(t: int, s: int) -> None:
-    case = Case("text", b=1, g=1, r=2, t=t, s=s, d=3, e=5)
-    tiles = needed(t, s)
-    scores = 2 * sum((min(i + 4, t) - i) * a for i, _, a in tiles)
-    with Products() as forward:
-        output, lse = flash_attention(
-            *(x.requires_grad_() for x in case.inputs()), is_causal=True, block_q=4, block_k=6
-        )
-    assert forward.operations == 2 * scores * (3 + 5)
-    with Products() as backward:
-        (output.sum() + lse.sum()).backward()
-    assert backward.operations == 2 * scores * (3 * 3 + 2 * 5)
-    crossed = [tile for tile in tiles if tile[1] + tile[2] - 1 > tile[0]]
-    assert forward.masks == backward.masks == len(crossed)
+    case, tiles = Case("text", b=1, g=1, r=2, t=t, s=s, d=3, e=5), causal_tiles(t, s)
+    with Products() as seen:
+        flash_attention(*case.inputs(), is_causal=True, block_q=4, block_k=6)
+    scores = 2 * sum(tile.queries * tile.keys for tile in tiles)
+    assert seen.operations == 2 * scores * (3 + 5)
+    assert seen.masks == sum(tile.is_crossed for tile in tiles)
     if t == s == 24:
-        # Of a long text half is left out; six rows of tiles of 4 by 4 would be 21 of 36.
+        # Of a long text half: here, of 6 rows and columns of 4 by 4, 21 squares of 36.
         assert scores / (2 * t * s) == 21 / 36
-
-
-def needed(t: int, s: int) -> list[tuple[int, int, int]]:
-    """First query, first key and keys of each tile of 4 by 6 that a causal pass needs."""
-    stops = {i: min(i + 4, t, s) for i in range(0, t, 4)}
-    return [(i, j, min(6, stop - j)) for i, stop in stops.items() for j in range(0, stop, 6)]
 
 
 @is_causal_or_not

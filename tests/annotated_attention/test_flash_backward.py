@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import proof
-from tests.annotated_attention.test_flash import test_gradcheck, test_skipped_tiles_cost_nothing
 from tests.annotated_attention.test_flash_details import (
     GROUPED,
     Products,
     attention,
+    causal_tiles,
     is_causal_or_not,
     plain_lse,
 )
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from annotated_attention.flash import flash_attention, flash_forward
 from annotated_attention.flash_backward import flash_backward, flash_backward_cost
-
-# The page says these of the backward pass as well.
-__all__ = ["test_gradcheck", "test_skipped_tiles_cost_nothing"]
 
 
 def test_weights_from_one_number(device: str) -> None:
@@ -63,6 +60,24 @@ def test_gradient_through_the_logarithm(is_causal: bool, dtype: torch.dtype, dev
     leaves = [x.clone().requires_grad_() for x in (query, key, value)]
     lse = flash_attention(*leaves, is_causal=is_causal)[1]
     assert not torch.autograd.grad(lse.sum(), leaves)[2].any()
+
+
+@is_causal_or_not
+def test_gradcheck(is_causal: bool) -> None:
+    case = Case("small", b=1, g=1, r=2, t=4, s=3, d=2, e=3)
+    proof.assert_gradcheck(partial(flash_attention, is_causal=is_causal, block_q=3, block_k=2), case.inputs())
+
+
+@pytest.mark.parametrize(("t", "s"), [(24, 24), (22, 24), (10, 24), (24, 10)])
+def test_skipped_tiles_cost_nothing(t: int, s: int) -> None:
+    case, tiles = Case("text", b=1, g=1, r=2, t=t, s=s, d=3, e=5), causal_tiles(t, s)
+    inputs = [x.requires_grad_() for x in case.inputs()]
+    output, lse = flash_attention(*inputs, is_causal=True, block_q=4, block_k=6)
+    with Products() as seen:
+        (output.sum() + lse.sum()).backward()
+    scores = 2 * sum(tile.queries * tile.keys for tile in tiles)
+    assert seen.operations == 2 * scores * (3 * 3 + 2 * 5)
+    assert seen.masks == sum(tile.is_crossed for tile in tiles)
 
 
 @is_causal_or_not

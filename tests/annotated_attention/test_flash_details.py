@@ -1,7 +1,7 @@
 """What the proofs of `flash` and its parts are made of, and the claims that their pages need not make."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -48,6 +48,26 @@ def assert_lse(found: Tensor, peer: Tensor, exact: Tensor, **options: Any) -> No
     here = exact.isfinite()
     assert torch.equal(found[~here].double(), exact[~here].double())
     assert_close(found[here], peer[here], exact[here], **options)
+
+
+class Tile(NamedTuple):
+    """One that a causal pass with tiles of 4 by 6 cannot do without."""
+
+    queries: int
+    keys: int
+    is_crossed: bool
+
+
+def causal_tiles(t: int, s: int) -> list[Tile]:
+    """A tile is needed if its last query sees its first key, and as far as that one sees. The diagonal crosses it
+    if its first query does not see the last of these keys."""
+    tiles = []
+    for i in range(0, t, 4):
+        last = min(i + 4, t) - 1
+        for j in range(0, min(s, last + 1), 6):
+            end = min(j + 6, s, last + 1)
+            tiles.append(Tile(last + 1 - i, end - j, end - 1 > i))
+    return tiles
 
 
 class Products(TorchDispatchMode):
