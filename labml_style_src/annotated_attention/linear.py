@@ -187,9 +187,9 @@ def linear_attention_piece(
     blend, total = read(q, LinearState(*past))
 
     # Within a chunk, the parallel form.
-    weights = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
-    blend = blend + torch.einsum("b h u a, b h a e -> b h u e", weights, v)
-    total = total + weights.sum(-1)
+    inside = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
+    blend = blend + torch.einsum("b h u a, b h a e -> b h u e", inside, v)
+    total = total + inside.sum(-1)
     output = rearrange(ratio(blend, total), "b (h n) u e -> b h (n u) e", n=n)
 
     # A view of the last state would keep all the others in memory.
