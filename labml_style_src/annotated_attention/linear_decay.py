@@ -16,8 +16,8 @@ Pale: lesson 6's slopes.](figure:half_lives)
 
 ## What came before
 
-Gates that forget are as old as the LSTM's (Gers, Schmidhuber, Cummins, 2000). Peng et al. gave one to linear
-attention (2021, arXiv:2103.02143). RetNet (2023) has a constant for each head and no gate; TransNormerLLM and
+The LSTM was given a gate to forget with in 2000 (Gers, Schmidhuber, Cummins), linear attention in 2021 (Peng
+et al., arXiv:2103.02143). RetNet (2023) has a constant for each head and no gate; TransNormerLLM and
 Lightning Attention-2 likewise. Mamba-2, xLSTM's matrix memory and gated RetNet have one number for each token
 and head, the gate of this page. Gated Linear Attention (GLA, 2023) has one for each coordinate of the key.
 
@@ -149,7 +149,8 @@ def decayed_linear_attention_step(
     the whole text.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    q = query.to(wide)
+    k, v = key.to(wide), value.to(wide)
     write = torch.einsum("b h t d, b h t e -> b h d e", k, v)
     if state is not None:
         write = log_decay.to(wide).exp()[..., None] * state + write
@@ -200,12 +201,12 @@ def decayed_linear_attention(
         wanted = f"one of {', '.join(sizes)}, and at least 1, is wanted"
         raise ValueError(f"{came}: {wanted}")
 
-    text = query, key, value, log_decay
+    # `split` cuts once, for all chunks (lesson 9 says why). Below float32 the text is widened here, and the
+    # result rounded once.
+    text = (x.to(wide) for x in (query, key, value, log_decay))
     pieces = zip(*(x.split(sizes[form], dim=2) for x in text), strict=True)
     outputs, state = [], None
-    for piece in pieces:
-        q, k, v, x = (part.to(wide) for part in piece)
-
+    for q, k, v, x in pieces:
         # Within the chunk: products, faded.
         decay = segment_sum(x).exp()
         scores = torch.einsum("b h t d, b h s d -> b h t s", q, k)

@@ -7,9 +7,9 @@ numbers, and a hundred sentences have been added into it. Is the mat still in th
 ![Pairs of a random key and a value are read, then each key is asked once. Share of right answers, $d = e =
 32$; measured.](figure:recall)
 
-Arora et al. (2023) trained 17 models and found that 82% of the distance in perplexity between softmax
-attention and models with gated convolutions lies in tokens that had been seen before, after the same word:
-*associative recall*. In it, 70M parameters with attention beat 1.4B without.
+Arora et al. (2023) trained 17 models and found that 82% of the distance in perplexity between attention and
+gated convolutions, which keep no cache either, lies where a pair of words comes again: *associative recall*.
+In it, 70M parameters with attention beat 1.4B without.
 
 ## A state is a table of answers
 
@@ -25,10 +25,12 @@ The answer, and noise from every key that is not orthogonal to this one. So
 - *of random keys*, two have a product of mean square $1/d$. The noise has $(n-1)/d$ times the energy of the
   answer; signal to noise is $\sqrt{d/(n-1)}$ [check:test_noise_grows_with_the_pairs]. With as many pairs as
   dimensions they are equally loud;
-- *no other state does much better.* Let $S$ be the best there is. It must solve $n$ equations for each of its
-  columns with $d$ unknowns, and for random values a share $\max(0, 1 - d/n)$ of the energy is left over
-  [check:test_the_best_state_has_a_limit]. Up to $d$ pairs all can be kept, beyond that none of it can be
-  trained away: 100,000 tokens do not fit into 64 rows.
+- *the best state has a limit too.* Whatever wrote it, each of its columns has $d$ numbers to solve $n$
+  equations. Up to $d$ pairs, all can be exact. Beyond, a share $1 - d/n$ of the energy of random values is
+  left over [check:test_the_best_state_has_a_limit]. No training helps: 100,000 pairs do not fit into 64 rows.
+
+An answer need not be exact to be recognised among the values of a vocabulary. So the figure's curves do not
+break off at $n = d$; they bend.
 
 The width that counts is that of the features, the $f$ of the lesson's first page. There, features are
 positive. Positive vectors can be orthogonal only where both are 0, and `elu_plus_one` is nowhere 0: so every
@@ -77,7 +79,7 @@ $$\beta\,\big(1 - \beta/d\big)^r\, \mathbf{v}$$
 [check:test_the_delta_rule_fades]: half after about $0.7\,d/\beta$ writes. It is a decay that was not asked
 for. What it buys is that the state stays bounded, at $|S|^2 \approx d$ for values of length 1 and
 $\beta = 1$, where that of the sum grows with $n$ [check:test_the_state_stays_bounded]. So of a long text the
-sum recalls nothing and the delta rule the last few [check:test_a_long_text].
+sum recalls a little of everything, and the delta rule the last few pairs [check:test_a_long_text].
 
 ![After 256 pairs: share of right answers, by how many pairs ago the key was written. $d = e = 32$;
 measured.](figure:recency)
@@ -135,7 +137,8 @@ def recall_batch(
 
     Keys are tokens of the lower half of the vocabulary, values of the upper; none comes twice in a text, and
     0 is a blank. Nothing can be learned by heart, for each text pairs them anew
-    [check:test_texts_ask_what_they_told].
+    [check:test_texts_ask_what_they_told]. (Arora et al. let most questions follow soon, by a power law. Here
+    every place is as likely.)
 
     **Shapes.** `tokens` is `b t`, `targets` is `b t`. A target is -100 where nothing is asked, which
     PyTorch's `cross_entropy` leaves out.
@@ -213,7 +216,8 @@ def sum_rule(
     """
     check_inputs(query, key, value, None, is_causal=True)
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    q = query.to(wide)
+    k, v = key.to(wide), value.to(wide)
     scores = torch.einsum("b h t d, b h s d -> b h t s", q, k).tril()
     output = torch.einsum("b h t s, b h s e -> b h t e", scores, v)
     return output.to(query.dtype)
@@ -242,6 +246,11 @@ def delta_rule(
     result is `b h t e`.
 
     **Raises.** `ValueError` if shapes do not fit [check:test_wrong_input_is_refused].
+
+    **In production.** **flash-linear-attention** has `chunk_delta_rule` and `chunk_gated_delta_rule`. In
+    **Transformers**, three layers of four in Qwen3-Next are the gated rule, as are most of Olmo Hybrid; Kimi
+    Linear has a gate for each coordinate of the key. The layers between them are attention, which looks up
+    what a state cannot hold.
     """
     check_inputs(query, key, value, None, is_causal=True)
     decay = torch.zeros_like(beta) if log_decay is None else log_decay

@@ -119,11 +119,14 @@ def selective_scan(
     $L \odot C B^\top$.
     """
     groups = x.shape[1] // B.shape[1]
-    key, query = (y.repeat_interleave(groups, dim=1) for y in (B, C))
-    value, faded = dt[..., None] * x, dt[..., None] * rates[:, None]
-    text = query, key, value, faded.exp()
-    state, outputs = x.new_zeros(()), []
-    for q, k, v, a in zip(*(y.unbind(dim=2) for y in text), strict=True):
+    query = C.repeat_interleave(groups, dim=1)
+    key = B.repeat_interleave(groups, dim=1)
+    value = dt[..., None] * x
+    left = torch.exp(dt[..., None] * rates[:, None])
+    steps = (y.unbind(dim=2) for y in (query, key, value, left))
+    (b, h, _, e), d = x.shape, rates.shape[1]
+    state, outputs = x.new_zeros(b, h, d, e), []
+    for q, k, v, a in zip(*steps, strict=True):
         write = torch.einsum("b h d, b h e -> b h d e", k, v)
         state = a[..., None] * state + write
         outputs.append(torch.einsum("b h d, b h d e -> b h e", q, state))
@@ -183,7 +186,8 @@ def state_space_attention(
         came = ", ".join(came)
         raise ValueError(f"{came}: {wanted} are wanted")
     wide = torch.promote_types(x.dtype, torch.float32)
-    query, key = (y.to(wide).repeat_interleave(h // g, dim=1) for y in (C, B))
+    query = C.to(wide).repeat_interleave(h // g, dim=1)
+    key = B.to(wide).repeat_interleave(h // g, dim=1)
 
     # The step belongs to the value and to the decay, in float32: a product in bfloat16 would be rounded
     # before it is used, and a rounded rate is raised to the power of a distance.
@@ -236,11 +240,13 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(inner, m, bias=False)
 
     def forward(self, stream: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
-        gate, mixed, step = self.in_proj(stream).split(self.sizes, dim=-1)
+        projected = self.in_proj(stream)
+        gate, mixed, step = projected.split(self.sizes, dim=-1)
 
         # The padding is on both sides; what hangs over at the end has seen the future, and is cut off.
         mixed = self.conv1d(mixed.mT)[:, :, : stream.shape[1]].mT
-        wide, write, read = F.silu(mixed).split(self.parts, dim=-1)
+        mixed = F.silu(mixed)
+        wide, write, read = mixed.split(self.parts, dim=-1)
 
         y = state_space_attention(
             rearrange(wide, "b t (h e) -> b h t e", h=self.n_heads),
@@ -253,9 +259,8 @@ class Mamba2Layer(nn.Module):
 
         # The norm is over the heads of a group, its weight over all.
         gated = rearrange(y, "b h t e -> b t (h e)") * F.silu(gate)
-        groups = rearrange(gated, "b t (g n) -> b t g n", g=self.n_groups)
-        groups = F.rms_norm(groups, groups.shape[-1:], eps=1e-5)
-        normed = rearrange(groups, "b t g n -> b t (g n)")
+        gated = gated.unflatten(-1, (self.n_groups, -1))
+        normed = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2)
         return self.out_proj(normed * self.norm.weight)
 
 

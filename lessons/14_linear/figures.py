@@ -304,7 +304,7 @@ def semiseparable() -> str:
     rate = torch.tensor([-1.0])
     matrix = (state_space_matrix(dt, rate, B, C) / dt[:, :, None])[0, 0]
     largest = matrix.abs().max()
-    parts = [text(left + size * cell / 2, 16, "M")]
+    parts = [text(left + 3 * cell, 16, "M", size=14)]
     for i in range(size):
         for j in range(i + 1):
             strength = 0.1 + 0.9 * float((matrix[i, j].abs() / largest) ** 0.6)
@@ -315,16 +315,14 @@ def semiseparable() -> str:
             x, y = left + k * u * cell - 2, top + n * u * cell - 2
             parts.append(frame(x, y, u * cell + 2, u * cell + 2, "ink" if n == k else "line"))
 
-    # The block of the last chunk's queries and the first chunk's keys.
-    x0, y0 = left + size * cell + 46, top + 4 * cell
-    row = top + 3 * u * cell
-    parts.append(line(left + u * cell + 4, row + 3 * cell, x0 - 12, y0 + 3 * cell, "soft", 1, 0.7))
+    # The block of the last chunk's queries and the first chunk's keys, taken apart.
+    parts.append(frame(left - 3, top + 3 * u * cell - 3, u * cell + 4, u * cell + 4, "ink"))
+    x, y0 = left + size * cell - 104, top + 4
     factors = (
         (C[0, 0, -u:], "query", "reads"),
         (torch.ones(1, 1), "mask", "fades"),
         (B[0, 0, :u].mT, "key", "leaves"),
     )
-    x = x0
     for factor, colour, name in factors:
         rows, columns = factor.shape
         y = y0 + (u - rows) * cell / 2
@@ -332,9 +330,9 @@ def semiseparable() -> str:
             for j in range(columns):
                 strength = 0.15 + 0.85 * float((factor[i, j].abs() / factor.abs().max()) ** 0.6)
                 parts.append(rect(x + j * cell, y + i * cell, cell - 2, cell - 2, colour, strength))
-        parts.append(text(x + columns * cell / 2, y0 + u * cell + 18, name, colour=colour))
-        x += columns * cell + 34
-    parts.append(text(x0 + 92, y0 - 14, f"any block below: rank {d}", size=13))
-    right = x - 10
+        parts.append(text(x + columns * cell / 2, y0 + u * cell + 18, name, colour=colour, size=14))
+        x += columns * cell + 36
+    parts.append(text(x - 118, 16, f"a block below: rank {d}", size=14))
+    right = x - 30
     title = f"A lower triangle in blocks; one below the diagonal is a product of {d} columns and {d} rows"
     return svg(right, top + size * cell + 4, title, parts)

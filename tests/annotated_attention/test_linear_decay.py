@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import proof
 from tests.annotated_attention.test_sliding_window_details import allocated, flops
-from tests.proof import Case, apart, assert_agrees, assert_close, causal, changed, normal
+from tests.proof import Case, apart, assert_agrees, assert_close, changed, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -342,5 +342,14 @@ def test_slopes_of_minimax() -> None:
         assert_close(found, alibi_slopes(8) * factor, alibi_slopes(8, dtype=torch.float64) * factor)
 
 
-def test_causal_means_lower_triangle() -> None:
-    assert torch.equal(segment_sum(torch.zeros(7)).exp().bool(), causal(7, 7))
+def test_forms_are_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def watched(x: Tensor) -> Tensor:
+        sizes.append(x.shape[-1])
+        return segment_sum(x)
+
+    monkeypatch.setattr("annotated_attention.linear_decay.segment_sum", watched)
+    for form in ("parallel", "recurrent", "chunked"):
+        decayed_linear_attention(*inputs_of(SQUARE), form=form, chunk_size=3)
+    assert sizes == [7] + [1] * 7 + [3, 3, 1]

@@ -98,6 +98,13 @@ def test_the_sum_agrees(dtype: torch.dtype, device: str) -> None:
     assert_agrees(sum_rule, by_hand, SQUARE.inputs(dtype, device))
 
 
+def test_gates_are_not_rounded(device: str) -> None:
+    inputs = inputs_of(Case("text", b=1, t=200, s=200), torch.bfloat16, device)
+    inputs = (*inputs[:3], inputs[3] / 100, torch.full_like(inputs[4], -0.0019))
+    assert (inputs[4].exp() == 1).all()
+    assert_close(delta_rule(*inputs), plain(*inputs), plain(*(x.double() for x in inputs)))
+
+
 def test_gradcheck() -> None:
     small = inputs_of(Case("small", b=1, g=2, t=4, s=4, d=2, e=3))
     proof.assert_gradcheck(delta_rule, small)
