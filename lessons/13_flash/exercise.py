@@ -23,7 +23,9 @@ def add_block(
     The keys come in blocks, and each block is forgotten. Of all keys so far, three things are remembered for
     every query:
 
-        m = the largest score        l = Σ exp(score - m)        o = Σ exp(score - m) · value
+        m = the largest score
+        l = Σ exp(score - m)
+        o = Σ exp(score - m) · value
 
     Before the first block they are -∞, 0 and 0. Take in one more block. Scores may be 10,000, and a score of
     -∞ is a key that is hidden: it adds nothing, even if the whole block is hidden and nothing was seen before.

@@ -110,7 +110,7 @@ top.step(range(40), ms, where="post", color=QUERY, label="m, the largest so far"
 bottom.plot(ls, "o-", color=WEIGHTS, markersize=3, label="l, the sum relative to m")
 bottom.bar(range(1, 40), 1 - factors[1:], color=BIAS, alpha=0.5, label="share of l that is lost")
 for ax in (top, bottom):
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 bottom.set(xlabel="key")
 plt.show()
 print(f"at the end: m + ln l = {m + l.log():.12f}, logsumexp = {z.logsumexp(0):.12f}")
@@ -150,7 +150,8 @@ pieces = [flash_attention(query, k, v) for k, v in zip(key.split(8, 2), value.sp
 orders = {"left to right": range(8), "right to left": range(7, -1, -1), "random": torch.randperm(8)}
 for name, order in orders.items():
     output, lse = reduce(lambda a, b: merge_attention(*a, *b), [pieces[n] for n in order])
-    print(f"{name:13}  {(output - whole[0]).abs().max():.0e}  {(lse - whole[1]).abs().max():.0e}")
+    off = [(x - y).abs().max() for x, y in ((output, whole[0]), (lse, whole[1]))]
+    print(f"{name:13}  output off by {off[0]:.0e}, lse by {off[1]:.0e}")
 
 # %% [markdown]
 # By rounding. A merge is commutative and associative, like a sum, and the empty result, (0, $-\infty$), is its
@@ -282,8 +283,7 @@ plt.show()
 # </details>
 
 # %%
-for name in ("all scores", "tiles"):
-    _, kept, products = seen[name, 2048]
+for name, (_, kept, products) in {name: seen[name, 2048] for name in ("all scores", "tiles")}.items():
     mebibytes = sum({x.data_ptr(): x.nbytes for x in kept}.values()) / 2**20
     print(f"{name:10} keep {mebibytes:4.1f} MiB and take {products:.0f} products")
 
