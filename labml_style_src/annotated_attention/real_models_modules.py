@@ -21,7 +21,7 @@ annotate(model)
 
 BLOOM has lesson 6. It adds $m_h\,j$ in place of $-m_h\,(i-j)$: in a row the difference is $m_h\,i$, the same
 for all keys, and a softmax does not see it. One line of numbers a head then serves all queries. The price is
-rounding, for $m_h\,j$ is large where the distance is small: in bfloat16, the dtype of the published weights,
+rounding, for $m_h\,j$ is large where the distance is small. In bfloat16, in which the largest BLOOM was trained,
 lesson 6's distances are many times closer to float64 [check:test_distances_round_better_than_positions].
 
 The line is made from the attention mask, $j$ counting the tokens that are not masked. Padding on either side
