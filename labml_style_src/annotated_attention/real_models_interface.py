@@ -6,14 +6,14 @@ batch are padded on the left. Heads share keys, every other layer has a window, 
 gets one of these wrong sees no error: a model with weights trained for months writes a little worse.
 
 So put the course's functions where the library calls its own, and ask that every logit stay where it was.
-Transformers has a table of attention functions, and a name in it is enough. With `register()` from this page
+Transformers has a table of attention functions, and a name in it is enough. After `register()` from this page
 
 ```python
 model.set_attn_implementation("annotated")
 ```
 
-is Llama with lesson 8, Mistral with lessons 8 and 9, gpt-oss with lesson 10, Whisper with lesson 4 and T5 with
-its biases.
+puts lesson 8 into Llama, lessons 8 and 9 into Mistral, lesson 10 into gpt-oss and lesson 4 into Whisper. T5
+brings its biases along.
 
 ![Which model takes which lesson. Five ask for a function by its name. The two below have no such place: whole
 modules of theirs are exchanged.](figure:seams)
