@@ -54,7 +54,9 @@ d\mathbf{k}_j &= \lambda \sum_i dS_{ij}\,\mathbf{q}_i . \end{aligned}$$
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\mathbf{q}_i$, $\mathbf{k}_j$, $\mathbf{v}_j$ | `query`, `key`, `value` | | as before |
+| $\mathbf{q}_i$ | `query` | `b h t d` | as before |
+| $\mathbf{k}_j$ | `key` | `b g s d` | |
+| $\mathbf{v}_j$ | `value` | `b g s e` | |
 | $\mathbf{o}_i$ | `output` | `b h t e` | what the forward pass returned |
 | $L_i$ | `lse` | `b h t` | and its logarithm |
 | $d\mathbf{o}_i$ | `grad_output` | `b h t e` | gradient at the output |
@@ -62,7 +64,9 @@ d\mathbf{k}_j &= \lambda \sum_i dS_{ij}\,\mathbf{q}_i . \end{aligned}$$
 | $D_i - dL_i$ | `shift` | `b h t` | what is subtracted in a row |
 | $P_{ij}$ | `weights` | tile | made once more |
 | $dS_{ij}$ | `ds` | tile | gradient at the scores |
-| $d\mathbf{q}_i$, $d\mathbf{k}_j$, $d\mathbf{v}_j$ | `dq`, `dk`, `dv` | | gradients at the three |
+| $d\mathbf{q}_i$ | `dq` | `b h t d` | gradient at the queries, |
+| $d\mathbf{k}_j$ | `dk` | `b g s d` | at the keys, |
+| $d\mathbf{v}_j$ | `dv` | `b g s e` | and at the values |
 
 **Source.** Dao et al. (2022), arXiv:2205.14135, section 3.1 and appendix B; Dao (2023), arXiv:2307.08691,
 algorithm 2. The papers return no $L$ and have no $dL$.
@@ -108,10 +112,12 @@ def flash_backward(
         return rearrange(x, "b (g r) t d -> (b g) r t d", g=g)
 
     # $D_i - dL_i$, before any tile.
-    shift = (grad_output.to(wide) * output.to(wide)).sum(dim=-1) - grad_lse
+    products = grad_output.to(wide) * output.to(wide)
+    shift = products.sum(dim=-1) - grad_lse
     queries, grads = by_group(query), by_group(grad_output)
     lses, shifts = by_group(lse[..., None]), by_group(shift[..., None])
-    keys, values = key.to(wide).flatten(0, 1), value.to(wide).flatten(0, 1)
+    keys = key.to(wide).flatten(0, 1)
+    values = value.to(wide).flatten(0, 1)
 
     # A query meets its keys within one turn of the outer loop, a key its queries in all of them: `dk` and
     # `dv` collect, in float32 even if the keys are not.
@@ -173,8 +179,9 @@ def flash_backward_cost(
       [check:test_one_number_is_rounded]. Fused kernels share this.
     - *Zeros are not quite zero.* A row with a single key has $P = 1$, whatever its score, and no gradient. Here
       $dP$ and $D$ are the same number by different sums, and a rounding error is left
-      [check:test_a_row_with_one_key]. Below float32 it is larger, for $D$ is made of an output that was
-      rounded.
+      [check:test_a_row_with_one_key].
+    - *A rounded output is rounded twice.* Below float32, $D$ is made of the output as it was handed out, and its
+      rounding enters the gradient [check:test_a_rounded_output_enters_the_gradient].
     - *Once only.* The gradient has no gradient. To ask for it, with `create_graph=True`, is a `RuntimeError`
       [check:test_not_twice_differentiable]; PyTorch's `once_differentiable` would say so too late, or never.
     - *Order matters on a GPU.* There, many tiles work at once. FlashAttention-2 goes over keys outside, so

@@ -30,11 +30,13 @@ beginning ends.
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $\mathbf{q}_i$ | `query` | `b h t d` | mostly one a text: $t = 1$ |
-| $\mathbf{k}_j$, $\mathbf{v}_j$ | `key`, `value` | `b g s d`, `b g s e` | a cache |
+| $\mathbf{k}_j$ | `key` | `b g s d` | a cache: its keys, |
+| $\mathbf{v}_j$ | `value` | `b g s e` | and its values |
 | $n$ | `n_splits` | scalar | readers |
 | $\mathbf{o}_n$, $L_n$ | `parts` | `b h t e`, `b h t` | what a reader brings back |
 | $p$ | – | scalar | length of a shared beginning, in `prefix_key` and `prefix_value` |
-| $i$, $j$ | `i`, `j` | `... t`, `... s` | where queries and keys stand (lesson 3) |
+| $i$ | `i` | `... t` | where the queries stand (lesson 3) |
+| $j$ | `j` | `... s` | where the keys stand |
 
 **Source.** *Flash-Decoding for long-context inference*, pytorch.org, October 2023: three steps, of which the
 second writes *the log-sum-exp of the attention values*, our $L_n$. Juravsky et al., section 3.

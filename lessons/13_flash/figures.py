@@ -107,7 +107,7 @@ def tiles() -> str:
 
 def steps() -> str:
     """The online softmax over six keys, with every number."""
-    scores, values = [1.0, 2.0, 0.0, 3.0, 2.0, 1.0], [4.0, 8.0, 2.0, 6.0, 0.0, 5.0]
+    scores, values = [1.0, 2.0, 0.0, 3.0, 2.0, 1.0], [4.0, 6.0, 2.0, 6.0, 0.0, 7.0]
     left, step, unit, top = 74, 60, 56, 20
     floor = top + 2.15 * unit
     m, l, o = float("-inf"), 0.0, 0.0
