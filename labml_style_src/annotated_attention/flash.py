@@ -269,10 +269,11 @@ def flash_traffic(
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
-    query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
+    """Tiles of `u` by `a`, two rows of three: the shapes beside the code are read off this run."""
+    b, g, r, t, s, d, e, u, a = (axes[letter] for letter in "bgrtsdeua")
+    query = torch.randn(b, g * r, 2 * u, d)
+    key, value = torch.randn(b, g, 3 * a, d), torch.randn(b, g, 3 * a, e)
     online_softmax(torch.randn(b, t, s))
-    flash_forward(query, key, value, False, 1.0, t, s)
+    flash_forward(query, key, value, False, 1.0, u, a)
     flash_attention(query, key, value, is_causal=True)
     flash_traffic(t, s, d, e)

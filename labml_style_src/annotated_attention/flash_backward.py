@@ -196,9 +196,10 @@ def flash_backward_cost(
 
 
 def example(axes: dict[str, int]) -> None:
-    """Run once on primes: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
-    query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
-    output, lse = torch.randn(b, g * r, t, e), torch.randn(b, g * r, t)
-    flash_backward(output, lse, query, key, value, output, lse, False, 1.0, t, s)
-    flash_backward_cost(b, g * r, t, s, d, e)
+    """Tiles of `u` by `a`, two rows of three: the shapes beside the code are read off this run."""
+    b, g, r, d, e, u, a = (axes[letter] for letter in "bgrdeua")
+    h, t, s = g * r, 2 * u, 3 * a
+    query, key, value = torch.randn(b, h, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
+    output, lse = torch.randn(b, h, t, e), torch.randn(b, h, t)
+    flash_backward(output, lse, query, key, value, output, lse, False, 1.0, u, a)
+    flash_backward_cost(b, h, t, s, d, e)
