@@ -27,9 +27,9 @@ Schlag et al. (2021, arXiv:2102.11174) closed the circle: it is that of 1992.
 ## The map
 
 $\varphi(x) = \operatorname{elu}(x) + 1$ of each number: $x + 1$ above 0, $e^x$ below. It is never negative,
-so a row's weights are not, sum to one, and mix the values [check:test_outputs_are_means]. It does not
-approximate the softmax; [the next page](../linear_features/index.md) has maps that do. There is no `scale`
-either. A factor within the exponential made softmax sharper or flatter; here it is a part of the map
+and so no weight is: an output is a mean of values [check:test_outputs_are_means]. It does not approximate the
+softmax; [the next page](../linear_features/index.md) has maps that do. There is no `scale` either. A factor
+within the exponential made softmax sharper or flatter; here it is a part of the map
 [check:test_a_scale_belongs_to_the_map].
 
 ## Three forms

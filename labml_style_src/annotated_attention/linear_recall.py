@@ -33,8 +33,8 @@ An answer need not be exact to be recognised among the values of a vocabulary. S
 break off at $n = d$; they bend.
 
 The width that counts is that of the features, the $f$ of the lesson's first page. There, features are
-positive. Positive vectors can be orthogonal only where both are 0, and `elu_plus_one` is nowhere 0: so every
-answer contains every value [check:test_positive_features_are_never_orthogonal].
+positive. Two such vectors are orthogonal only if each is 0 wherever the other is not, and `elu_plus_one` is
+nowhere 0: so every answer contains every value [check:test_positive_features_are_never_orthogonal].
 
 ## Why a softmax does not forget
 

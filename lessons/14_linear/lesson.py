@@ -281,8 +281,8 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# More pairs than a state has rows cannot be looked up in it, which is why many models with linear layers keep
-# a few with a softmax. (Trained keys and features do better than random ones; the limit stays.)
+# A state can be exact for as many pairs as it has rows. Beyond that answers blur, which is why many models
+# with linear layers keep a few with a softmax. (Trained keys do better than random ones; the limit stays.)
 #
 # **Predict.** Now a key comes twice, first with the value *old*, then with *new*. What do the sum, the mean
 # (`elu + 1`) and the delta rule answer?
