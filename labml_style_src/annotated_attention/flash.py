@@ -174,11 +174,14 @@ class FlashAttention(torch.autograd.Function):
     Left to itself, autograd would keep every tile of weights, and with them all $t\,s$ numbers. So the forward
     pass runs where it does not look, and keeps the output and one number a query; the backward pass computes
     the tiles anew (the next page). Neither makes a tensor of $t\,s$ numbers [check:test_memory_is_linear].
+    Autocast, which would round each product to bf16, is kept out
+    [check:test_autocast_does_not_reach_the_tiles].
     """
 
     @staticmethod
     def forward(ctx, query, key, value, *options):
-        output, lse = flash_forward(query, key, value, *options)
+        with torch.autocast(query.device.type, enabled=False):
+            output, lse = flash_forward(query, key, value, *options)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.options = options
         return output, lse
@@ -189,7 +192,8 @@ class FlashAttention(torch.autograd.Function):
             came = "create_graph=True asks for a gradient of the gradient"
             raise RuntimeError(f"{came}, which flash_attention lacks")
         saved = ctx.saved_tensors
-        gradients = flash_backward(*grad_outputs, *saved, *ctx.options)
+        with torch.autocast(saved[0].device.type, enabled=False):
+            gradients = flash_backward(*grad_outputs, *saved, *ctx.options)
         return *gradients, None, None, None, None
 
 

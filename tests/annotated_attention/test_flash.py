@@ -192,6 +192,17 @@ def test_what_is_kept_is_linear(device: str) -> None:
     assert output.numel() + lse.numel() == b * h * t * (e + 1)
 
 
+def test_autocast_does_not_reach_the_tiles(device: str) -> None:
+    def run() -> list[Tensor]:
+        outputs, gradients = proof.with_gradients(flash_attention, GROUPED.inputs(torch.float32, device))
+        return [*outputs, *gradients]
+
+    plain = run()
+    with torch.autocast(device, torch.bfloat16):
+        cast = run()
+    assert all(torch.equal(x, y) for x, y in zip(plain, cast, strict=True))
+
+
 def test_traffic_of_one_head() -> None:
     t, d = 4096, 64
     assert 3 * t * d * 2 == 1.5 * 2**20
