@@ -119,10 +119,10 @@ def flash_backward(
     keys = key.to(wide).flatten(0, 1)
     values = value.to(wide).flatten(0, 1)
 
-    # A query meets its keys within one turn of the outer loop, a key its queries in all of them: `dk` and
-    # `dv` collect, in float32 even if the keys are not.
-    dq = torch.empty_like(queries)
-    dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+    # A query meets its keys within one turn of the outer loop, a key its queries in all of them: `dks` and
+    # `dvs` collect, in float32 even if the keys are not.
+    dqs = torch.empty_like(queries)
+    dks, dvs = torch.zeros_like(keys), torch.zeros_like(values)
     for i in range(0, t, block_q):
         u = min(block_q, t - i)
         q = queries[:, :, i : i + u].flatten(1, 2)
@@ -144,14 +144,14 @@ def flash_backward(
 
             # $dS_{ij} = P_{ij}\,(dP_{ij} - (D_i - dL_i))$.
             ds = torch.baddbmm(-c, do, v.mT).mul_(weights)
-            dv[:, tile].baddbmm_(weights.mT, do)
-            dk[:, tile].baddbmm_(ds.mT, q, alpha=scale)
+            dvs[:, tile].baddbmm_(weights.mT, do)
+            dks[:, tile].baddbmm_(ds.mT, q, alpha=scale)
             dq_tile.baddbmm_(ds, k, alpha=scale)
-        dq[:, :, i : i + u] = dq_tile.unflatten(1, (r, u))
+        dqs[:, :, i : i + u] = dq_tile.unflatten(1, (r, u))
 
-    dq = rearrange(dq, "(b g) r t d -> b (g r) t d", g=g)
-    dk = rearrange(dk, "(b g) s d -> b g s d", g=g)
-    dv = rearrange(dv, "(b g) s e -> b g s e", g=g)
+    dq = rearrange(dqs, "(b g) r t d -> b (g r) t d", g=g)
+    dk = rearrange(dks, "(b g) s d -> b g s d", g=g)
+    dv = rearrange(dvs, "(b g) s e -> b g s e", g=g)
     return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
