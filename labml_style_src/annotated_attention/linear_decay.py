@@ -48,9 +48,9 @@ as the state fades: a gate of $1/2$ overflows float32 after 128 tokens, and the 
 [check:test_ratio_overflows].
 
 Better is $e^{c_i - c_j}$, never above 1. It still loses digits, for near the end of a text both numbers are
-large and their difference is small. After 4,096 tokens of $\ln a = -20$ a weight is off by more than a
-thousandth [check:test_differences_lose_digits]. And a gate that shuts, $a = 0$, gives $-\infty$ minus
-$-\infty$.
+large and their difference is small. After 4,096 tokens whose $\ln a$ is near $-20$, what gates near 1 leave
+is off by more than a thousandth [check:test_differences_lose_digits]. And a gate that shuts, $a = 0$, gives
+$-\infty$ minus $-\infty$.
 
 So add up the terms that are wanted and no others, $\ln a_{j+1} + \dots + \ln a_i$, all of one sign. No digit
 is lost and no exponent is positive [check:test_no_exponent_is_positive]. Then a gate may shut for good: what
@@ -170,8 +170,7 @@ def decayed_linear_attention(
     r"""## Three forms, one loop
 
     Cut the text into chunks of $u$. A query reads its own chunk through the mask $D$, and all that came
-    before it from the state, which has faded since: by $a_s \cdots a_i$, where $s$ is the first position of
-    the chunk.
+    before it from the state, which has faded since, by all factors of the chunk up to its own.
 
     The other two forms are its ends. One chunk, $u = t$, is the *parallel* form, a whole matrix and no state.
     Chunks of one, $u = 1$, are the *recurrent* form, all state and no matrix. So one loop computes all three;
@@ -262,12 +261,13 @@ def decay_cost(t: int, d: int, e: int, chunk_size: int) -> int:
 
     Returns the multiplications of one head for a text of $t$ tokens [check:test_cost_counts_products]:
 
-    $$\underbrace{t\,u\,(d + e)}_{\text{within chunks}} \;+\; \underbrace{2\,t\,d\,e}_{\text{write and read}}$$
+    $$\underbrace{t\,u\,(d + e)}_{\text{within chunks}} \;+\;
+    \underbrace{2\,t\,d\,e}_{\text{write and read}}$$
 
-    where the whole matrix takes $t^2 (d + e)$. Work grows like $t$, forward and backward
-    [check:test_work_is_linear], and so does memory: nothing is larger than the text, a chunk's matrix or a
-    state [check:test_memory_is_linear]. A backward pass needs each chunk's state, $t/u$ of them, so a small
-    $u$ saves work and costs memory.
+    but for the first chunk, which has nothing to read; the whole matrix takes $t^2 (d + e)$. Work grows like
+    $t$, forward and backward [check:test_work_is_linear], and so does memory: nothing is larger than the
+    text, a chunk's matrix or a state [check:test_memory_is_linear]. A backward pass needs each chunk's state,
+    $t/u$ of them, so a small $u$ saves work and costs memory.
 
     - *What has faded is gone.* A constant rate must be chosen before it is known what will be asked.
     - *What has not faded interferes*: a state has room for [so many pairs](../linear_recall/index.md).

@@ -56,7 +56,8 @@ A key that comes again with a new value is the other failure: the sum answers wi
 *delta rule* (Widrow, Hoff, 1960) first reads what the state would say, and writes the difference:
 
 $$S_i = S_{i-1} + \beta_i\, \mathbf{k}_i\,\big(\mathbf{v}_i - S_{i-1}^\top \mathbf{k}_i\big)^\top
-= \big(I - \beta_i\, \mathbf{k}_i \mathbf{k}_i^\top\big)\, S_{i-1} + \beta_i\, \mathbf{k}_i \mathbf{v}_i^\top$$
+= \big(I - \beta_i\, \mathbf{k}_i \mathbf{k}_i^\top\big)\, S_{i-1} +
+\beta_i\, \mathbf{k}_i \mathbf{v}_i^\top$$
 
 It is a step of gradient descent on $\tfrac12 |S^\top \mathbf{k}_i - \mathbf{v}_i|^2$, taken while reading
 [check:test_it_is_a_step_of_gradient_descent]: the state is a small linear model that is trained on the text.
@@ -233,14 +234,16 @@ def delta_rule(
     r"""## Correcting
 
     The formula, token by token: read, compare, write [check:test_agrees_with_the_plain_formula]
-    [check:test_gradcheck]. With `log_decay` the state fades first, by the gate of the page before this one:
-    the *gated* delta rule, which can also wipe the board [check:test_transformers_gated_delta_rule_agrees].
+    [check:test_gradcheck]. With `log_decay` the state fades first, as on [the page of gated
+    decay](../linear_decay/index.md): the *gated* delta rule, which can also wipe the board. It is that of
+    Transformers [check:test_transformers_gated_delta_rule_agrees], and no gate is rounded
+    [check:test_gates_are_not_rounded].
 
     Along its key a write leaves $1 - \beta|\mathbf{k}|^2$ of what was there, and everything else as it was.
     So it is stable where $0 \le \beta|\mathbf{k}|^2 \le 2$, and beyond that the state explodes
     [check:test_it_is_stable_up_to_two]. Models divide keys by their length and take $\beta$ from a sigmoid;
-    from twice a sigmoid, a write can also change the sign of what was there, and so count modulo 2
-    [check:test_two_counts_parity].
+    from twice a sigmoid, as in Olmo Hybrid, a write can also change the sign of what was there, and so count
+    modulo 2 [check:test_two_counts_parity].
 
     **Shapes.** `query` and `key` are `b h t d`, `value` is `b h t e`, `beta` and `log_decay` are `b h t`; the
     result is `b h t e`.
@@ -248,9 +251,9 @@ def delta_rule(
     **Raises.** `ValueError` if shapes do not fit [check:test_wrong_input_is_refused].
 
     **In production.** **flash-linear-attention** has `chunk_delta_rule` and `chunk_gated_delta_rule`. In
-    **Transformers**, three layers of four in Qwen3-Next are the gated rule, as are most of Olmo Hybrid; Kimi
-    Linear has a gate for each coordinate of the key. The layers between them are attention, which looks up
-    what a state cannot hold.
+    **Transformers**, three layers of four in Qwen3-Next and Olmo Hybrid are the gated rule; Kimi Linear has a
+    gate for each coordinate of the key. The layers between them are attention, which looks up what a state
+    cannot hold.
     """
     check_inputs(query, key, value, None, is_causal=True)
     decay = torch.zeros_like(beta) if log_decay is None else log_decay
@@ -274,7 +277,8 @@ def delta_rule(
         state = keep[..., None, None] * state
         said = torch.einsum("b h d, b h d e -> b h e", k, state)
         missing = rate[..., None] * (v - said)
-        state = state + torch.einsum("b h d, b h e -> b h d e", k, missing)
+        write = torch.einsum("b h d, b h e -> b h d e", k, missing)
+        state = state + write
         outputs.append(torch.einsum("b h d, b h d e -> b h e", q, state))
     if not outputs:
         return value

@@ -8,7 +8,8 @@ $$\mathbf{h}'(\tau) = A\,\mathbf{h}(\tau) + B\,x(\tau), \qquad y(\tau) = C\,\mat
 From this, by a road that never touches attention, come S4, Mamba and Mamba-2. The roads meet. Let $A$ be a
 number for each head and let the token say the rest, and what comes out is linear attention with a gate:
 
-$$\mathbf{y}_i = \sum_{j \le i} (\mathbf{c}_i^\top \mathbf{b}_j)\; a_{j+1} \cdots a_i\; \Delta_j\, \mathbf{x}_j$$
+$$\mathbf{y}_i = \sum_{j \le i} (\mathbf{c}_i^\top \mathbf{b}_j)\; a_{j+1} \cdots a_i\; \Delta_j\,
+\mathbf{x}_j$$
 
 Where they say $C$ we say query; $B$ is a key, $\Delta x$ a value.
 
@@ -45,7 +46,8 @@ From $X$ to $Y$ it is one matrix, $M = L \odot C B^\top$ with $L_{ij} = a_{j+1} 
 it below the diagonal, queries from $n$ on and keys before $n$. The path from $j$ to $i$ leads across the
 border:
 
-$$M_{ij} = \big(a_n \cdots a_i\, \mathbf{c}_i\big)^\top \big(a_{j+1} \cdots a_{n-1}\, \mathbf{b}_j\big)\,\Delta_j$$
+$$M_{ij} = \big(a_n \cdots a_i\, \mathbf{c}_i\big)^\top \big(a_{j+1} \cdots a_{n-1}\, \mathbf{b}_j\big)\,
+\Delta_j$$
 
 a function of $i$ times a function of $j$, in $d$ dimensions. So every such block, however large, has rank $d$
 at most; such a matrix is called *semiseparable* [check:test_blocks_have_the_rank_of_the_state]. The blocks
@@ -169,7 +171,8 @@ def state_space_attention(
 
     Heads may share keys and queries, $h$ a multiple of $g$. It is lesson 8 in a mirror. There, many queries
     share a key and a value, because the cache is what costs. Here nothing is cached but the state, one for
-    each head whatever is shared, and what sharing saves is projections: Mamba-2's *multi-value attention*.
+    each head whatever is shared, and what sharing saves is projections: Mamba-2's *multi-value attention*,
+    $g = 1$.
 
     **Shapes.** `x` is `b h t e`, `dt` is `b h t`, `A` is `h`, `B` is `b g t d`, `C` is `b g t d`, `D` is `h`;
     the result is `b h t e`.
@@ -290,7 +293,8 @@ def state_bytes(
     **In production.** `mamba_ssm`'s `mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=...)` is the
     call above, laid out `b t h e` and `b t g d`. Transformers runs `Mamba2`, Bamba, Granite 4, Zamba2,
     Nemotron-H and Falcon-H1 on it; Jamba and the first Zamba have Mamba's scan. All but the first are
-    *hybrids*: most layers have a state, and every few a layer of attention looks things up.
+    *hybrids*: beside many layers with a state, some of attention look things up. (In Falcon-H1 every layer
+    has both.)
     """
     return batch * n_layers * n_heads * d * e * dtype.itemsize
 
