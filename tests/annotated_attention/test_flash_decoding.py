@@ -11,7 +11,7 @@ from tests import proof
 from tests.annotated_attention.test_flash_details import GROUPED, assert_lse
 from tests.annotated_attention.test_grouped_query_details import Largest
 from tests.annotated_attention.test_sliding_window_details import model_of
-from tests.annotated_attention.test_sliding_window_stack import PLACES
+from tests.annotated_attention.test_sliding_window_stack import PLACES as OF_LESSON_9
 from tests.proof import Case, assert_agrees, assert_close, plain_attention
 from torch import Tensor
 
@@ -26,6 +26,12 @@ from annotated_attention.kv_cache import make_caches
 from annotated_attention.language_model import causal_attention, generate
 from annotated_attention.sliding_window import RollingKVCache
 
+PLACES = {
+    **OF_LESSON_9,
+    "before": (range(2, 7), range(4, 11)),
+    "one before": ([2], range(4, 11)),
+    "behind": (range(9, 14), range(2, 7)),
+}
 CACHE = Case("cache", r=2, t=1, s=23)
 
 
@@ -43,6 +49,10 @@ def test_any_number_of_readers_is_one(n_splits: int, s: int, t: int, device: str
 @pytest.mark.parametrize("n_splits", [1, 5, 23])
 def test_readers_agree_in_every_dtype(dtype: torch.dtype, n_splits: int, device: str) -> None:
     assert_agrees(lambda *x: split_attention(*x, n_splits)[0], plain_attention, CACHE.inputs(dtype, device))
+    # What is merged is not rounded before the last merge.
+    inputs = CACHE.inputs(dtype, device)
+    wide = [x.to(torch.promote_types(dtype, torch.float32)) for x in inputs]
+    assert torch.equal(split_attention(*inputs, n_splits)[0], split_attention(*wide, n_splits)[0].to(dtype))
 
 
 @given(order=st.permutations(range(6)))
@@ -92,6 +102,10 @@ def test_slot_is_by_position(name: str, dtype: torch.dtype, device: str) -> None
     found = causal_flash_attention(*inputs, i.to(device), j.to(device))
     assert found.dtype == dtype
     assert_close(found, plain_attention(*inputs, mask[:, None]), exact)
+    if name in ("text", "piece", "apart", "token"):
+        wide = causal_flash_attention(*(x.double() for x in inputs), i.to(device), j.to(device))
+        half = torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 1e-12
+        assert (found.double() - wide).abs().max() <= 1.01 * half * wide.abs().max()
 
 
 def test_a_run_is_the_same_for_all_texts() -> None:
