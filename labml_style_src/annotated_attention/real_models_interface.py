@@ -254,8 +254,9 @@ def tiled(
     tensor [check:test_memory_of_the_tiles_is_linear].
     """
     refuse(dropout, others)
-    for name, x in {"attention_mask": attention_mask, **others}.items():
-        if name in ("attention_mask", "position_bias") and x is not None:
+    given = {"attention_mask": attention_mask, **others}
+    for name in ("attention_mask", "position_bias"):
+        if given.get(name) is not None:
             raise ValueError(f'{name} came: "annotated" takes it')
     past = key.shape[2] - query.shape[2]
     causal = looks_back(module, is_causal)
@@ -263,12 +264,12 @@ def tiled(
     # A sliding cache answers with the last $w - 1$ keys and the new ones: fewer than the text has, but without
     # a gap. Only differences count, so positions may begin at its first key.
     if sliding_window is not None and causal:
-        given, w = (query, key, value), sliding_window
+        qkv, w = (query, key, value), sliding_window
         if s_aux is None:
             where = {"scale": scaling, "offset": past}
-            output = sliding_window_attention(*given, w, **where)
+            output = sliding_window_attention(*qkv, w, **where)
         else:
-            output = window_with_sinks(*given, s_aux, w, scaling)
+            output = window_with_sinks(*qkv, s_aux, w, scaling)
         return output.transpose(1, 2).contiguous(), None
 
     # Lesson 10's gate needs nothing but the logsumexp that lesson 13 returns.

@@ -53,7 +53,9 @@ def test_first_two_cells_are_those_of_every_lesson(lesson: Lesson) -> None:
 def test_imports_only_what_a_reader_has(lesson: Lesson) -> None:
     first, *others = code_cells(lesson)
     assert imports(first) <= sys.stdlib_module_names, "nothing is installed yet in the first cell"
-    assert set().union(*map(imports, others)) - sys.stdlib_module_names <= MAY_IMPORT
+    # Only the lesson about Transformers needs it, and says how to come by it.
+    extra = {"transformers"} if any("annotated-attention[models]" in cell for cell in others) else set()
+    assert set().union(*map(imports, others)) - sys.stdlib_module_names <= MAY_IMPORT | extra
 
 
 def test_predicts_before_it_runs(lesson: Lesson) -> None:
