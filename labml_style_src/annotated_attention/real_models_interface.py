@@ -20,21 +20,15 @@ modules of theirs are exchanged.](figure:seams)
 
 ## What came before
 
-Until the end of 2024, each architecture of Transformers had a class for each kernel, `LlamaSdpaAttention` and
-`LlamaFlashAttention2` beside `LlamaAttention`, and who wanted another attention replaced methods at run time.
-Now a layer projects, turns and caches, then looks up a function by name. What is left to be agreed on is what
-goes in.
+Until the end of 2024, each architecture of Transformers had a class for each kernel, `LlamaSdpaAttention` beside
+`LlamaAttention`, and who wanted another attention replaced methods at run time. Now a layer projects, turns and
+caches, then looks up a function by name. What is left to be agreed on is what goes in.
 
 ## What goes in
 
-```python
-output, weights = attention(
-    module, query, key, value, attention_mask,
-    scaling=..., dropout=..., **others)
-```
-
-Queries are `b h t d`; keys and values come from the cache already and have their own `g` heads. Six things are
-not in the signature, and none of them raises an error.
+`(module, query, key, value, attention_mask, scaling=..., dropout=..., **others)`, and out come an answer and
+weights. Queries are `b h t d`; keys and values come from the cache already and have their own `g` heads. Six
+things are not in the signature, and none of them raises an error.
 
 - *The name decides what a mask is.* Under `"eager"`, floats to be added; under `"sdpa"`, booleans, True attends.
   A second table maps names to functions that make masks. A name that is missing there gets **no mask at all**:
@@ -102,9 +96,8 @@ __all__ += ["flash_behind_a_cache", "window_with_sinks"]
 def library() -> ModuleType:
     """## Not needed by the rest of the course
 
-    Transformers is imported here and nowhere else, when it is asked for.
-
-    **Raises.** `ImportError` that says how to come by it [check:test_a_missing_library_is_named].
+    Transformers is imported when it is asked for; `ImportError` says how to come by it
+    [check:test_a_missing_library_is_named].
     """
     try:
         import transformers
@@ -157,8 +150,6 @@ def masked(
     [check:test_left_padding]. And it is this function that is called, once for each attention of a model
     [check:test_our_functions_are_called].
 
-    The second result would be the weights; like SDPA, it gives none.
-
     **Raises.** `ValueError` for what would have to be ignored [check:test_what_cannot_be_done_is_refused].
     """
     refuse(dropout, others)
@@ -196,9 +187,8 @@ def with_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
 
 def looks_back(module: nn.Module, is_causal: bool | None) -> bool:
     """Whether the future is hidden: a layer says so, unless the call does."""
-    if is_causal is None:
-        return getattr(module, "is_causal", True)
-    return is_causal
+    said = getattr(module, "is_causal", True)
+    return said if is_causal is None else is_causal
 
 
 def refuse(dropout: float, others: dict[str, object]) -> None:
@@ -229,7 +219,7 @@ def no_mask(
     if attention_mask is not None and not attention_mask.all():
         raise ValueError(f"attention_mask hides padding: {wanted}")
     if not allow_is_causal_skip:
-        came = "packed texts, a two-sided window or a static cache"
+        came = "packed texts, two-sided windows or a static cache"
         raise ValueError(f"{came}: {wanted}")
     if getattr(config, "attention_chunk_size", None):
         raise ValueError(f"attention is chunked: {wanted}")
@@ -252,18 +242,26 @@ def tiled(
     r"""The same logits for Llama, Mistral and gpt-oss [check:test_tiles_agree], at once, in pieces and token by
     token [check:test_tiles_read_in_pieces]. No tensor has $t\,s$ entries: twice the text, twice the largest
     tensor [check:test_memory_of_the_tiles_is_linear].
+
+    **When it fails.** Padding, as said. And versions: Transformers 5.15 was the first whose T5 asks for a
+    function, and only from 5.20 on does `set_attn_implementation` reach it. Before, the name is accepted and
+    nothing happens.
+
+    **In production** stands a kernel: `"sdpa"`, `"flash_attention_2"` or `"flex_attention"`, each with a mask
+    function of its own; or vLLM's attention, which runs Transformers' models through this same table.
     """
     refuse(dropout, others)
-    given = {"attention_mask": attention_mask, **others}
-    for name in ("attention_mask", "position_bias"):
-        if given.get(name) is not None:
-            raise ValueError(f'{name} came: "annotated" takes it')
+    bias = others.get("position_bias")
+    if attention_mask is not None or bias is not None:
+        raise ValueError('a mask or a bias came: "annotated" takes them')
     past = key.shape[2] - query.shape[2]
     causal = looks_back(module, is_causal)
+    if sliding_window is not None and not causal:
+        raise ValueError(f"a window of {sliding_window} looks both ways")
 
     # A sliding cache answers with the last $w - 1$ keys and the new ones: fewer than the text has, but without
     # a gap. Only differences count, so positions may begin at its first key.
-    if sliding_window is not None and causal:
+    if sliding_window is not None:
         qkv, w = (query, key, value), sliding_window
         if s_aux is None:
             where = {"scale": scaling, "offset": past}
@@ -317,7 +315,7 @@ def window_with_sinks(
     r"""### A window and a sink
 
     gpt-oss has both in every other layer. Lesson 9's tiles are attention of a few queries over a few keys, so
-    any attention may stand in them, lesson 10's for one.
+    any attention may stand in them, lesson 10's for one [check:test_tiles_are_masks].
     """
     t, s = query.shape[2], key.shape[2]
     past, before, u = s - t, window - 1, min(max(128, window // 4), t)

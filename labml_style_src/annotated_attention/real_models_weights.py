@@ -263,9 +263,12 @@ def load(
 
     Returns a model and where its weights come from: this machine's cache or the network, and if neither has
     them, `otherwise()`, which is to build the same architecture, with weights as they come
-    [check:test_load_says_what_it_has].
+    [check:test_load_says_what_it_has]. They are loaded in float32, or a comparison would measure bfloat16.
     """
-    find = library().AutoModelForCausalLM.from_pretrained
+    find = partial(
+        library().AutoModelForCausalLM.from_pretrained,
+        dtype=torch.float32,
+    )
     try:
         return find(name, local_files_only=True).eval(), f"{name}, cached"
     except OSError:

@@ -81,6 +81,8 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS"
 
 import transformers
 
+transformers.utils.logging.disable_progress_bar()
+
 from annotated_attention.attention_sinks_logits import sink_gate
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.language_model_sampling import generate
@@ -141,10 +143,10 @@ for name in ("sdpa", "annotated", "annotated_tiled"):
     print(f"{name:16} {(logits(name) - reference).abs().max():.0e}")
 
 # %% [markdown]
-# Roundings of float32. Whoever makes the same sums in another order rounds otherwise; 0 is possible, if the order
-# is the same too.
+# Roundings of float32. Sums in another order round otherwise; 0 is possible, if the order is the same too.
 #
 # **Predict.** But 0 is also what a function gives that is never called. How could you tell?
+
 
 # %%
 def broken(module, query, key, value, *others, **more):
@@ -182,9 +184,8 @@ for ax, name in zip(axes, ("annotated", "forgetful"), strict=True):
     error = (logits(name, attention_mask=padding) - right).abs().amax(dim=-1).clamp(min=1e-8)
     for text, colour in ((0, QUERY), (1, KEY)):
         seen = padding[text].bool()
-        ax.plot(
-            seen.nonzero()[:, 0], error[text, seen], "o-", color=colour, markersize=3, label=f"text {text}"
-        )
+        style = {"color": colour, "markersize": 3, "label": f"text {text}"}
+        ax.plot(seen.nonzero()[:, 0], error[text, seen], "o-", **style)
     ax.set(title=name, xlabel="token", yscale="log")
 axes[0].set(ylabel="largest error of a logit")
 axes[0].legend()
@@ -219,8 +220,8 @@ def watching(module, query, key, value, attention_mask, *, scaling, s_aux=None, 
 transformers.AttentionInterface.register("watching", watching)
 transformers.AttentionMaskInterface.register("watching", transformers.masking_utils.sdpa_mask)
 
-few = SIZES | {"num_hidden_layers": 2, "sliding_window": 8, "head_dim": 16}
-few |= {"num_local_experts": 2, "num_experts_per_tok": 1}
+few = SIZES | {"num_hidden_layers": 2, "sliding_window": 8, "head_dim": 16, "num_local_experts": 2}
+few |= {"num_experts_per_tok": 1}
 kinds = {
     "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "Mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
@@ -241,8 +242,7 @@ for ax, (title, (config, architecture)) in zip(axes, kinds.items(), strict=True)
 plt.show()
 
 # %% [markdown]
-# The window is a band, and the last row of gpt-oss spends less than it has. `output_attentions=True` would show
-# no more, and only of attention functions that return weights.
+# The window is a band, and gpt-oss spends less than it has: the rest went to nothing.
 #
 # ## 4. How wrong is a mistake?
 #
@@ -258,8 +258,7 @@ plt.show()
 # Alignment. A prompt that is read at once is top-left and bottom-right at the same time; a test with a prompt
 # sees nothing. The first token, which the prompt decides, is still right.
 #
-# A wider window is the mildest of them: one key in nine. Nobody would find it by reading what the model
-# writes.
+# Of the others, a wider window is the mildest: one key in nine.
 #
 # </details>
 
@@ -322,20 +321,19 @@ print(f"by module: {(bloom(tokens).logits - reference).abs().max():.0e}")
 #
 # ## 6. Without the library
 #
-# The weights of section 1, in a model made of this course alone: lesson 8's heads, lesson 5's turns, lesson 7's
-# cache, lesson 3's way to write.
+# The weights of section 1 in a model of this course: lesson 8's heads, lesson 5's turns, lesson 7's cache.
 #
 # **Predict.** How many tokens in a row are those that the library writes?
 
 # %%
 ours = Llama.from_transformers(model)
 model.set_attn_implementation("eager")
+model.generation_config.eos_token_id = None
 theirs = model.generate(tokens, max_new_tokens=40, do_sample=False, pad_token_id=0)
 caches = ours.make_caches(48 + 40)
 mine = generate(ours, tokens, theirs.shape[1] - 48, temperature=0.0, caches=caches)
 same = (mine == theirs)[:, 48:].float().cumprod(dim=1).sum(dim=1).tolist()
 print(f"of {theirs.shape[1] - 48} tokens the same: {same}")
-print(f"bytes of the caches: {sum(cache.nbytes for cache in caches):,}")
 
 # %% [markdown]
 # All of them. (If two logits were equal up to a rounding, one text could take another turn there, and both
@@ -344,7 +342,6 @@ print(f"bytes of the caches: {sum(cache.nbytes for cache in caches):,}")
 # ## Now you
 #
 # - In section 2, pad on the right instead. Which logits are wrong now, and why?
-# - In section 3, keep the weights of the second layer. Which model has the widest view there?
 # - In section 4, take the factor out of `louder`. How many of the mistakes would a test of a freshly initialised
 #   model have found?
 # - In section 6, replace the caches by lesson 9's rings, `RollingKVCache(16)`. Where does the text part from the

@@ -1,6 +1,5 @@
 """The proof of `real_models_interface`: each test is a claim that its page makes. The models: `_models`."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +32,6 @@ from annotated_attention.real_models_interface import (
     no_mask,
     register,
     tiled,
-    window_with_sinks,
 )
 from annotated_attention.sliding_window import sliding_window_mask
 
@@ -136,13 +134,24 @@ def test_none_means_causal_but_for_one_query(ours: Callable[..., Any], device: s
         (layer(True), {"is_causal": False}, False),
         (layer(False), {"is_causal": True}, True),
     ):
-        output, _ = ours(module, query, key, value, None, **more)
+        output, _ = ours(module, query, key, value, None, scaling=0.7, **more)
         mask = proof.causal(7, 7, device) if is_causal else None
-        exact = proof.plain_attention(query, key, value, mask).transpose(1, 2)
+        exact = proof.plain_attention(query, key, value, mask, 0.7).transpose(1, 2)
         assert_close(output, exact, exact)
-    last, _ = ours(layer(True), query[:, :, -1:], key, value, None)
-    exact = proof.plain_attention(query[:, :, -1:], key, value).transpose(1, 2)
+    last, _ = ours(layer(True), query[:, :, -1:], key, value, None, scaling=0.7)
+    exact = proof.plain_attention(query[:, :, -1:], key, value, None, 0.7).transpose(1, 2)
     assert_close(last, exact, exact)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_a_bias_joins_any_mask(kind: str, device: str) -> None:
+    query, key, value = proof.Case("text", r=2, t=7, s=7).inputs(device=device)
+    bias, seen = normal("bias", 1, 6, 7, 7, device=device), proof.causal(7, 7, device)[None, None]
+    hidden = torch.zeros(1, 1, 7, 7, dtype=torch.float64, device=device).masked_fill(~seen, -torch.inf)
+    mask = {"none": None, "bool": seen, "float": hidden}[kind]
+    output, _ = masked(layer(True), query, key, value, mask, position_bias=bias, scaling=1.0)
+    exact = proof.plain_attention(query, key, value, bias + hidden, scale=1.0).transpose(1, 2)
+    assert_close(output, exact, exact)
 
 
 @pytest.mark.parametrize("ours", ["annotated", "annotated_tiled"])
@@ -186,9 +195,11 @@ def test_what_cannot_be_done_is_refused() -> None:
             with pytest.raises(ValueError, match=f"^{name} is "):
                 ours(layer(), query, key, value, None, **{name: x})
     bias = normal("bias", 1, 3, 5, 7)
-    with pytest.raises(ValueError, match=r'^position_bias came: "annotated" takes it'):
+    with pytest.raises(ValueError, match=r"^a mask or a bias came"):
         tiled(layer(), query, key, value, None, position_bias=bias)
-    with pytest.raises(ValueError, match=r'^attention_mask came: "annotated" takes it'):
+    with pytest.raises(ValueError, match=r"^a window of 5 looks both ways"):
+        tiled(layer(False), query, key, value, None, sliding_window=5)
+    with pytest.raises(ValueError, match=r"^a mask or a bias came"):
         proof.bare(tiled)(layer(), query, key, value, proof.causal(5, 7))
 
 
@@ -252,13 +263,18 @@ def test_memory_of_the_tiles_is_linear(device: str) -> None:
 
 
 @pytest.mark.parametrize("past", [0, 9])
-def test_window_with_sinks_is_a_mask(past: int, device: str) -> None:
-    inputs = proof.Case("text", r=2, t=300, s=300 + past).inputs(device=device)
-    sinks = normal("sinks", 6, device=device)
-    ours = functools.partial(window_with_sinks, sink_logits=sinks, window=WINDOW)
-    mask = sliding_window_mask(300, 300 + past, WINDOW, offset=past, device=device)
-    exact = sink_attention(*inputs, sinks, mask)
-    assert_close(ours(*inputs), exact, exact)
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
+def test_tiles_are_masks(past: int, window: int | None, sinks: bool, device: str) -> None:
+    """Across several tiles, with a scale of the model's own, a window and sinks or not."""
+    t, s = 300, 300 + past
+    inputs = proof.Case("text", r=2, t=t, s=s).inputs(device=device)
+    logit = normal("sinks", 6, device=device) if sinks else torch.full((6,), -torch.inf, device=device)
+    more = {"s_aux": logit} if sinks else {}
+    output, _ = tiled(layer(), *inputs, None, scaling=0.7, sliding_window=window, **more)
+    mask = sliding_window_mask(t, s, window or s, offset=past, device=device)
+    exact = sink_attention(*inputs, logit, mask, scale=0.7).transpose(1, 2)
+    assert_close(output, exact, exact)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,8 @@ def test_offline_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_load_says_what_it_has(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     published, random = nn.Linear(1, 1), nn.Linear(1, 1)
 
-    def find(name: str, local_files_only: bool = False) -> nn.Module:
+    def find(name: str, *, dtype: torch.dtype, local_files_only: bool = False) -> nn.Module:
+        assert dtype == torch.float32
         if where == "cached" or (where == "downloaded" and not local_files_only):
             return published
         raise OSError("not here")
