@@ -80,7 +80,7 @@ def split_attention(
     check_inputs(query, key, value, None, False, enable_gqa=True)
     if n_splits < 1:
         raise ValueError(f"n_splits is {n_splits}: at least 1 is wanted")
-    size = max(1, -(-key.shape[2] // n_splits))
+    size = -(-key.shape[2] // n_splits)
     keys, values = key.split(size, dim=2), value.split(size, dim=2)
 
     # What is merged stays in float32 until the last merge, whatever the cache is stored in.
@@ -188,8 +188,8 @@ def first_of_run(positions: Int[Tensor, "... n"]) -> int | None:
       fewer key heads (lesson 8), a window (9), or a shared beginning.
 
     **In production.** flash-attn's `flash_attn_with_kvcache` splits, `num_splits=0` lets it choose. PyTorch's
-    **FlexAttention** has a decoding kernel of its own that does. **FlashInfer** merges levels of shared
-    beginnings; **vLLM** calls that *cascade attention*. **SDPA** takes one query against a cache as any other.
+    **FlexAttention** has a kernel of its own for few queries, which splits as well. **FlashInfer** merges levels
+    of shared beginnings; **vLLM** calls that *cascade attention*.
     """
     if positions.numel() == 0:
         return None
