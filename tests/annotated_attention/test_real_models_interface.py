@@ -274,7 +274,10 @@ def test_tiles_are_masks(past: int, window: int | None, sinks: bool, device: str
     output, _ = tiled(layer(), *inputs, None, scaling=0.7, sliding_window=window, **more)
     mask = sliding_window_mask(t, s, window or s, offset=past, device=device)
     exact = sink_attention(*inputs, logit, mask, scale=0.7).transpose(1, 2)
-    assert_close(output, exact, exact)
+
+    # The gate is a few roundings more than the formula: in float32, what the formula loses is the measure.
+    narrow = sink_attention(*(x.float() for x in inputs), logit.float(), mask, scale=0.7).transpose(1, 2)
+    assert_close(output, exact + (narrow.double() - exact) * 2.0**-29, exact)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
