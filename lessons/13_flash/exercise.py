@@ -190,9 +190,11 @@ def flash_backward(
     """Task 5: the way back.
 
     The weights were not kept. Of the way there only `output` and `lse` are left: compute every tile anew, and
-    again read none that the plan leaves out. With P for the weights and D for one number a query,
+    again read none that the plan leaves out. With P for the weights, and D, one number for each query,
 
-        dP = grad_output valueᵀ        D = Σ grad_output · output, over e        dS = P · (dP - D)
+        dP = grad_output valueᵀ
+        D = Σ grad_output · output, over e
+        dS = P · (dP - D)
 
     and then dv, dq and dk as in lesson 1, but as sums over tiles. Write it by hand: autograd would keep all
     weights.

@@ -14,8 +14,7 @@ STATE = {"m": "text query", "l": "text query", "o": "text query width"}
 SUMMED = {"output": "text query width", "lse": "text query"}
 RESULT = {"output": "batch head query width", "lse": "batch head query"}
 BACK = {"dq": "batch head query width", "dk": "batch head key width", "dv": "batch head key width"}
-# t, s, block_q, block_k.
-SHAPES = {
+SHAPES = {  # t, s, block_q, block_k
     "by hand": (5, 7, 2, 3),
     "wide tiles": (11, 13, 2, 5),
     "high tiles": (13, 11, 5, 2),
@@ -187,6 +186,7 @@ class TestPlan:
         plan = student.call("tile_plan", 5, 7, 2, 3)
         expect.close(plan, torch.full((3, 3), 2), axes="row column", what="the plan of all")
 
+    @pytest.mark.points(3)
     @each("t s block_q block_k", MORE_SHAPES)
     def test_causal(self, student, expect, t, s, block_q, block_k):
         plan = student.call("tile_plan", t, s, block_q, block_k, is_causal=True)
