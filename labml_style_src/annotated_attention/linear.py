@@ -7,22 +7,22 @@ The softmax is to blame. $e^{\mathbf{q}_i^\top \mathbf{k}_j}$ knows $i$ and $j$ 
 apart. Put a product in its place, $\varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)$, with a map $\varphi$ of
 each alone. Then what belongs to the query leaves the sum,
 
-$$\mathbf{o}_i = \frac{\sum_j \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\sum_j
-\varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)} = \frac{\varphi(\mathbf{q}_i)^\top \sum_j
-\varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\varphi(\mathbf{q}_i)^\top \sum_j \varphi(\mathbf{k}_j)}\,,$$
+$$\begin{aligned} \mathbf{o}_i &= \frac{\sum_j \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)\,
+\mathbf{v}_j^\top}{\sum_j \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)} \\[4pt] &=
+\frac{\varphi(\mathbf{q}_i)^\top \sum_j \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\varphi(\mathbf{q}_i)^\top
+\sum_j \varphi(\mathbf{k}_j)}\,, \end{aligned}$$
 
 and what is left in it is the same for all queries: a matrix of $f \times e$ numbers and a vector of $f$,
 however long the text is.
 
-![Three factors, multiplied in two orders. Above: every pair of a query and a key. Below: keys and values
-first, and nothing is as wide as the text is long.](figure:orders)
+![Three factors in two orders. Above, every query meets every key. Below, keys meet values.](figure:orders)
 
 ## What came before
 
 Schmidhuber (1992) let one network write into the weights of another, as sums of outer products. Shen et al.
-(2018, arXiv:1812.01243) multiplied keys with values first, for the pixels of large images. Katharopoulos et
-al. (2020) added the causal mask: the sum then runs up to $i$, and the transformer is a recurrent network.
-Schlag et al. (2021, arXiv:2102.11174) closed the circle: it is that of 1992.
+(2018, arXiv:1812.01243) multiplied keys with values first, for large images. Katharopoulos et al. (2020) add
+a causal mask: the sum runs up to $i$, and the transformer is a recurrent network. Schlag et al. (2021,
+arXiv:2102.11174) closed the circle: it is that of 1992.
 
 ## The map
 
@@ -71,9 +71,8 @@ With $u = 1$ this is the recurrent form, with $u = t$ the parallel one, and they
 | $\mathbf{o}_i$ | `output` | `b h t e` | the blend of values |
 | $u$ | `chunk_size` | scalar | tokens in a chunk |
 
-**Source.** Katharopoulos et al. (2020), arXiv:2006.16236: our first formula is their equations 4 and 5, the
-causal one 10 to 12, `elu_plus_one` 7; their $Z_i$ is our $\mathbf{z}_i$. In chunks: Hua et al. (2022),
-arXiv:2202.10447, and Sun et al. (2023), arXiv:2307.08621, equation 7, without the decay.
+**Source.** Katharopoulos et al. (2020), arXiv:2006.16236: equations 4 and 5, 7 (the map) and 10 to 12; their
+$Z_i$ is our $\mathbf{z}_i$. In chunks: Sun et al. (2023), arXiv:2307.08621, equation 7, without the decay.
 """
 
 from functools import partial
@@ -124,7 +123,8 @@ def state_of(
 ) -> LinearState:
     r"""Of any keys: $S = \sum_j \varphi(\mathbf{k}_j)\,\mathbf{v}_j^\top$ and $\mathbf{z} = \sum_j
     \varphi(\mathbf{k}_j)$, from features `k`. A sum has no order [check:test_keys_have_no_order]."""
-    return LinearState(torch.einsum("b h s f, b h s e -> b h f e", k, v), k.sum(2))
+    matrix = torch.einsum("b h s f, b h s e -> b h f e", k, v)
+    return LinearState(matrix, k.sum(2))
 
 
 def merge_states(a: LinearState, b: LinearState) -> LinearState:
@@ -167,22 +167,24 @@ def linear_attention_piece(
     A piece of a text, behind all that `state` has read: its outputs, and the state after it. Where the cuts
     are cannot be seen [check:test_a_text_in_pieces_is_the_text].
     """
-    q, k, v, start = prepared(query, key, value, state, feature_map)
+    given = prepared(query, key, value, state, feature_map)
+    (q, k, v, start), t = given, query.shape[2]
 
-    # Chunks join the heads: for all but the states, a chunk is a text of its own. Behind the last token stand
-    # *features* of 0, which add nothing. A key of 0 would not do: its features are 1.
-    t = q.shape[2]
+    # Chunks join the heads: but for the states, each is a text of its own. Behind the last token stand
+    # *features* of 0, which add nothing. A key of 0 has features of 1.
     u = min(chunk_size, max(t, 1))
     n = max(1, -(-t // u))
     if n * u > t:
         q, k, v = (F.pad(x, (0, 0, 0, n * u - t)) for x in (q, k, v))
-    q, k, v = (rearrange(x, "b h (n u) c -> b (h n) u c", u=u) for x in (q, k, v))
+    joined = "b h (n u) c -> b (h n) u c"
+    q, k, v = (rearrange(x, joined, u=u) for x in (q, k, v))
 
     # The sums of chunks, added up from the state that came in: what is known before each, and in the end.
     # Add up all, take off a chunk's own, and the future rounds the past [check:test_future_moves_nothing].
-    own = (rearrange(x, "b (h n) ... -> b h n ...", n=n) for x in state_of(k, v))
-    pairs = zip(start, own, strict=True)
-    sums = [torch.cat([x[:, :, None], y], dim=2).cumsum(2) for x, y in pairs]
+    sums = []
+    for x, own in zip(start, state_of(k, v), strict=True):
+        own = rearrange(own, "b (h n) ... -> b h n ...", n=n)
+        sums.append(torch.cat([x[:, :, None], own], dim=2).cumsum(2))
     past = (rearrange(x[:, :, :n], "b h n ... -> b (h n) ...") for x in sums)
     blend, total = read(q, LinearState(*past))
 
@@ -190,7 +192,8 @@ def linear_attention_piece(
     inside = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
     blend = blend + torch.einsum("b h u a, b h a e -> b h u e", inside, v)
     total = total + inside.sum(-1)
-    output = rearrange(ratio(blend, total), "b (h n) u e -> b h (n u) e", n=n)
+    output = ratio(blend, total)
+    output = rearrange(output, "b (h n) u e -> b h (n u) e", n=n)
 
     # A view of the last state would keep all the others in memory.
     after = LinearState(*(x[:, :, n].clone() for x in sums))
@@ -236,7 +239,7 @@ def linear_attention(
     **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`; the result is `b h t e`.
     `is_causal` is aligned top-left.
 
-    **Raises.** `ValueError` if shapes, dtypes or form do not fit [check:test_wrong_input_is_refused].
+    **Raises.** `ValueError` if anything does not fit [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, is_causal)
     if form not in FORMS or chunk_size < 1:
@@ -270,8 +273,8 @@ def linear_attention(
 
     # Queries behind the last key all read what it has left.
     if n < query.shape[2] and state is not None:
-        output = ratio(*read(features(query[:, :, n:], feature_map), state))
-        outputs.append(output.to(query.dtype))
+        q = features(query[:, :, n:], feature_map)
+        outputs.append(ratio(*read(q, state)).to(query.dtype))
     return torch.cat(outputs, dim=2)
 
 
@@ -310,29 +313,26 @@ def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
 
     $$2\,t\,\big(u\,(f + e) + 2 f e + f\big) \qquad\text{and}\qquad \frac tu\, f\,(e + 1)$$
 
-    for chunks of $u$ that fill the text [check:test_cost_counts_the_products]. Both grow like $t$, as does
-    memory, forwards and back [check:test_memory_is_linear]. At $u = f = e$ all products are of one size, and
-    the states are as large as the values. With 64 for each of these that is 32,896 operations a token.
-    Softmax, if it skips what is masked, needs more from 257 tokens on
-    [check:test_softmax_needs_more_from_257_tokens].
+    for chunks that fill the text [check:test_cost_counts_the_products]. Both grow like $t$, as does memory,
+    forwards and back [check:test_memory_is_linear]. At $u = f = e$ all products are of one size, and the
+    states as large as the values. With 64 for each, that is 32,896 operations a token. Softmax, if it skips
+    what is masked, needs more from 257 tokens on [check:test_softmax_needs_more_from_257_tokens].
 
     - *Weights of low rank.* $A$ is a product of $t \times f$ and $f \times s$ numbers; the softmax has no
-      such limit [check:test_weights_have_rank_f]. It takes one to [find](../linear_recall/index.md) things.
+      such limit [check:test_weights_have_rank_f]. What it costs is [recall](../linear_recall/index.md).
     - *Nothing fades.* Every key stays in the sums as it came, unless it [decays](../linear_decay/index.md).
     - *A steep ratio.* Where $\varphi(cx) = c\,\varphi(x)$, as for ReLU, a query $c$ times as small has the
-      same output and a gradient $1/c$ times as large [check:test_the_gradient_has_no_bound]. Qin et al.
-      (2022, arXiv:2210.10340) drop the denominator for it, and normalise outputs instead, as do RetNet, GLA
-      and Lightning Attention.
+      same output, and $1/c$ times the gradient [check:test_the_gradient_has_no_bound]. Qin et al. (2022,
+      arXiv:2210.10340) normalise outputs instead, as do RetNet, GLA and Lightning Attention.
 
     **In production.** SDPA has nothing of the kind. **FlexAttention** can check it, not speed it up: of
     features, with `score_mod` a logarithm and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
-    [check:test_flex_attention_agrees]. **flash-linear-attention** has kernels,
-    `chunk_linear_attn(q, k, v, scale=None, normalize=True)`, of *features*, laid out `b t h d`. Until
-    September 2025 its denominator was summed over heads, not tokens (pull request 594), and until May 2026 it
-    sent no gradient to the keys (875). Both gave plausible numbers: compare with the plain formula.
-    **Transformers** and **vLLM** run MiniMax-01, seven layers of Lightning Attention to one of softmax, and
-    Qwen3-Next and Kimi Linear, three of a gated delta rule to one: where states forget, a softmax layer looks
-    up. MiniMax-M2 went back to softmax in all layers.
+    [check:test_flex_attention_agrees]. **flash-linear-attention** has kernels, `chunk_linear_attn(q, k, v)`,
+    of *features*, laid out `b t h d`. Until September 2025 its denominator was summed over heads, not tokens
+    (pull request 594); for a time before May 2026 it sent the keys no gradient (875). The numbers were
+    plausible: compare with the plain formula. **Transformers** and **vLLM** run MiniMax-01, seven layers of
+    Lightning Attention to one of softmax, and Qwen3-Next and Kimi Linear, three of a gated delta rule to one:
+    where states forget, a softmax layer looks up. MiniMax-M2 went back to softmax in all layers.
     """
     operations = 2 * t * (chunk_size * (f + e) + 2 * f * e + f)
     return operations, -(-t // chunk_size) * f * (e + 1)

@@ -75,8 +75,8 @@ class LinearCache:
     [check:test_learned_positions_count_on]. Keys and values it cannot give back, and `update` says so. So it
     fits every model, and among layers only those below [check:test_a_cache_without_keys].
 
-    It has no room for texts of different lengths either, unless they are padded on the left, with positions
-    below 0.
+    Texts of different lengths are read side by side if positions below 0 mark the padding, on the left or on
+    the right [check:test_texts_of_different_lengths]. Lesson 7 had to cut it off again.
     """
 
     def __init__(self) -> None:
@@ -159,10 +159,10 @@ class LinearSelfAttention(nn.Module):
         # A prompt is read in chunks, and what is written, token by token. (One in the memory of millions
         # should be given in pieces: a chunk is small, its state is not.)
         else:
-            read = partial(linear_attention_piece, chunk_size=self.chunk_size)
+            u, past = self.chunk_size, cache.state
+            read = partial(linear_attention_piece, chunk_size=u)
             if x.shape[1] == 1:
                 read = linear_attention_step
-            past = cache.state
             found, past = read(query, key, value, past, feature_map=phi)
             cache.state, cache.positions = past, newest
         return self.w_o(merge_heads(found))
@@ -188,11 +188,15 @@ def placed(
     before, new = known.cummax(dim=-1).values[..., :-1], known[..., 1:]
     if ((new >= 0) & (new <= before)).any():
         came = f"positions are {known.tolist()}"
-        raise ValueError(f"{came}: each above those before it, or below 0, is wanted")
+        wanted = "each above those before it, or below 0, is wanted"
+        raise ValueError(f"{came}: {wanted}")
     return i, known.cummax(dim=-1).values[..., -1:]
 
 
-def masked(feature_map: FeatureMap, exists: Bool[Tensor, "... t"]) -> FeatureMap:
+def masked(
+    feature_map: FeatureMap,
+    exists: Bool[Tensor, "... t"],
+) -> FeatureMap:
     """No features where there is no token."""
     return lambda x: feature_map(x) * exists[..., None, :, None]
 

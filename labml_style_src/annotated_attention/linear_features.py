@@ -57,6 +57,7 @@ features until the error is no larger than the weight [check:test_millions_of_fe
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -133,12 +134,12 @@ def positive_random_features(
     # Directions that stand at right angles, $d$ at a time, cover space more evenly than independent ones, and
     # the error is smaller [check:test_right_angles_are_better]. Each alone is still normal: uniform in
     # direction, with the length of a normal vector.
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     blocks = -(-n_features // d)
-    normal = torch.randn(blocks, d, d, generator=generator, dtype=torch.float64)
-    directions, triangle = torch.linalg.qr(normal.mT)
+    directions, triangle = torch.linalg.qr(draw(blocks, d, d).mT)
     signs = triangle.diagonal(dim1=-2, dim2=-1).sign()
     directions = directions.mT * signs[..., None]
-    lengths = torch.randn(blocks, d, d, generator=generator, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    lengths = draw(blocks, d, d).norm(dim=-1, keepdim=True)
     w = (lengths * directions).flatten(0, 1)[:n_features]
 
     def features(x: Float[Tensor, "... d"]) -> Float[Tensor, "... f"]:

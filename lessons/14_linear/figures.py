@@ -87,7 +87,7 @@ def orders() -> str:
 
 def chunks() -> str:
     """A causal text of 24 tokens in chunks of six: weights on the diagonal, one state for what lies left of it."""
-    t, u, cell, left, top = 24, 6, 11, 60, 26
+    t, u, cell, left, top = 24, 6, 15, 64, 26
     parts = [text(left + t * cell / 2, 15, "keys")]
     computed = 0
     for n in range(t // u):
@@ -109,7 +109,7 @@ def chunks() -> str:
 
 def maps() -> str:
     """Products of features over products of vectors, for 150 pairs, beside the exponential."""
-    size, gap, top, left, reach = 150, 26, 30, 30, 4.0
+    size, gap, top, left, reach = 112, 22, 28, 26, 4.0
     generator = torch.Generator().manual_seed(1)
     query, key = torch.randn(2, 900, 8, generator=generator, dtype=torch.float64).unbind()
     query, key = 0.8 * query, 0.8 * key

@@ -208,6 +208,25 @@ def test_padding_sees_nothing_and_moves_nothing(device: str) -> None:
         assert cache.positions.tolist() == [[T - 6], [T - 6]]
 
 
+def test_texts_of_different_lengths(device: str) -> None:
+    model, tokens = model_of(positions="learned").to(device), text(device)
+    count = torch.arange(20, device=device)
+    with torch.no_grad():
+        exact = model(tokens[:, :25])
+        for places in (torch.where(count < 13, count, -1), count - 7):
+            rows = torch.stack([count, places])
+            prompt = tokens[:, :20].clone()
+            prompt[1, places >= 0] = tokens[1, :13]
+            caches = [LinearCache(), LinearCache()]
+            read = model(prompt, positions=rows, caches=caches)
+            assert_close(read[1, places >= 0], exact[1, :13], exact[1, :13])
+            # The next tokens go on, each row behind its own text.
+            more = torch.stack([tokens[0, 20:25], tokens[1, 13:18]])
+            steps = torch.cat([model(token, caches=caches) for token in more.split(1, 1)], 1)
+            wanted = torch.stack([exact[0, 20:25], exact[1, 13:18]])
+            assert_close(steps, wanted, wanted)
+
+
 class Learned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
