@@ -230,7 +230,7 @@ kinds = {
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.7))
 for ax, (title, (config, architecture)) in zip(axes, kinds.items(), strict=True):
     torch.manual_seed(0)
-    one = louder(architecture(config(**few)), 12)
+    one = louder(architecture(config(**few)), 30)
     if title == "gpt-oss":
         for layer in one.model.layers:
             layer.self_attn.sinks.data.fill_(1.0)

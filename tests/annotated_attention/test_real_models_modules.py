@@ -91,6 +91,7 @@ def test_a_hole_in_the_mask(device: str) -> None:
 
 
 def test_bloom_writes_the_same_tokens(device: str) -> None:
+    """And, read in pieces behind the library's cache, gives the same logits: tokens alone may agree by chance."""
     tokens = inputs_of("llama", device)["input_ids"]
     written = [
         build("bloom", name, torch.float32, device).generate(
@@ -100,6 +101,14 @@ def test_bloom_writes_the_same_tokens(device: str) -> None:
     ]
     assert written[0].shape == (2, 22)
     assert torch.equal(*written)
+
+    def in_pieces(name: str, dtype: torch.dtype) -> Tensor:
+        model, cache = build("bloom", name, dtype, device), transformers.DynamicCache()
+        with torch.no_grad():
+            pieces = [model(x, past_key_values=cache).logits for x in tokens.split((4, 1, 6, 2), 1)]
+        return torch.cat(pieces, 1)
+
+    assert_model_agrees(in_pieces, "ours", "eager")
 
 
 def test_distances_round_better_than_positions() -> None:
