@@ -149,10 +149,12 @@ def flash_backward(
             dq_tile.baddbmm_(ds, k, alpha=scale)
         dqs[:, :, i : i + u] = dq_tile.unflatten(1, (r, u))
 
+    # All three in the dtype that came.
+    dqs, dks, dvs = (x.to(query.dtype) for x in (dqs, dks, dvs))
     dq = rearrange(dqs, "(b g) r t d -> b (g r) t d", g=g)
     dk = rearrange(dks, "(b g) s d -> b g s d", g=g)
     dv = rearrange(dvs, "(b g) s e -> b g s e", g=g)
-    return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
+    return dq, dk, dv
 
 
 def flash_backward_cost(

@@ -120,7 +120,7 @@ def shared_prefix_attention(
     beginning = query[:1], prefix_key, prefix_value
     check_inputs(*beginning, None, is_causal, enable_gqa=True)
     b, wide = len(query), torch.promote_types(query.dtype, torch.float32)
-    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    q, k, v = (x.to(wide) for x in (query, key, value))
     own = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
 
     q = rearrange(q, "b h t d -> 1 h (b t) d")
@@ -165,7 +165,7 @@ def causal_flash_attention(
         return flash_attention(query, key, value, is_causal=True)[0]
 
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = query.to(wide), key.to(wide), value.to(wide)
+    q, k, v = (x.to(wide) for x in (query, key, value))
     sizes = [min(past, s), max(s - past, 0)]
     old_k, new_k = k.split(sizes, dim=2)
     old_v, new_v = v.split(sizes, dim=2)

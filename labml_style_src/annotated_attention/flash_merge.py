@@ -89,7 +89,8 @@ def summary(
     lowest = torch.finfo(scores.dtype).min
     m = scores.amax(dim=-1, keepdim=True).clamp(min=lowest)
     weights = torch.exp(scores - m)
-    return m, weights.sum(dim=-1, keepdim=True), weights @ value
+    l = weights.sum(dim=-1, keepdim=True)
+    return m, l, weights @ value
 
 
 def merge_triples(a: Triple, b: Triple) -> Triple:
@@ -98,7 +99,8 @@ def merge_triples(a: Triple, b: Triple) -> Triple:
     The three lines above. Neither factor exceeds 1, so what does not overflow in the parts does not in the
     whole.
     """
-    (m_a, l_a, o_a), (m_b, l_b, o_b) = a, b
+    m_a, l_a, o_a = a
+    m_b, l_b, o_b = b
     m = torch.maximum(m_a, m_b)
     x, y = torch.exp(m_a - m), torch.exp(m_b - m)
     return m, x * l_a + y * l_b, x * o_a + y * o_b
