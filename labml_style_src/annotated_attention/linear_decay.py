@@ -251,7 +251,7 @@ def retention_log_decay(
 def half_life(log_a: Float[Tensor, "h"]) -> Float[Tensor, "h"]:
     r"""## How long a head remembers
 
-    $\ln 2\,/\,|\ln a|$ tokens; where $a = 1$, infinitely many.
+    $\ln 2\,/\,|\ln a|$ tokens; where $a = 1$, infinitely many [check:test_half_life].
     """
     return math.log(2) / log_a.abs()
 

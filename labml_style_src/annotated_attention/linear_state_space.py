@@ -13,8 +13,8 @@ $$\mathbf{y}_i = \sum_{j \le i} (\mathbf{c}_i^\top \mathbf{b}_j)\; a_{j+1} \cdot
 
 Where they say $C$ we say query; $B$ is a key, $\Delta x$ a value.
 
-![The matrix that takes $X$ to $Y$, 24 tokens in chunks of 6. On the diagonal: attention. Below it, each block
-is a product of three thin factors, and passes through the state.](figure:semiseparable)
+![The matrix that takes $\Delta X$ to $Y$, 24 tokens in chunks of 6. On the diagonal: attention. Below it,
+each block is a product of three thin factors, and passes through the state.](figure:semiseparable)
 
 ## What came before
 
@@ -42,18 +42,18 @@ on what is new and $f$ on what is old, is the same hold [check:test_the_hold_is_
 
 ## A matrix with thin blocks
 
-From $X$ to $Y$ it is one matrix, $M = L \odot C B^\top$ with $L_{ij} = a_{j+1} \cdots a_i$. Take any block of
-it below the diagonal, queries from $n$ on and keys before $n$. The path from $j$ to $i$ leads across the
-border:
+From $X$ to $Y$ it is one matrix $M$: $L \odot C B^\top$ with $L_{ij} = a_{j+1} \cdots a_i$, times $\Delta_j$
+in each column. Take any block of it below the diagonal, queries from $n$ on and keys before $n$. The path
+from $j$ to $i$ leads across the border:
 
 $$M_{ij} = \big(a_n \cdots a_i\, \mathbf{c}_i\big)^\top \big(a_{j+1} \cdots a_{n-1}\, \mathbf{b}_j\big)\,
 \Delta_j$$
 
 a function of $i$ times a function of $j$, in $d$ dimensions. So every such block, however large, has rank $d$
-at most; such a matrix is called *semiseparable* [check:test_blocks_have_the_rank_of_the_state]. The blocks
-of a causal softmax have full rank [check:test_a_softmax_has_full_rank]. That is the whole difference in one
-sentence: what the future can know of the past passes through $d$ numbers for each channel, or through as many
-as there are tokens.
+at most; such a matrix is called *semiseparable* [check:test_blocks_have_the_rank_of_the_state]. The blocks of
+a causal softmax have full rank [check:test_a_softmax_has_full_rank]. That is the difference in one sentence:
+what the future can know of the past passes through $d$ numbers for each channel, or through as many as there
+are tokens.
 
 It is also the algorithm. Cut $M$ into chunks: blocks on the diagonal are computed as attention, those below
 as *what $j$ leaves at the border*, *what fades on the way*, *what $i$ reads*, and that is [the chunked form
@@ -117,8 +117,8 @@ def selective_scan(
 
     As in Mamba, where each channel is a head of its own ($e = 1$), and $B$ and $C$ are the same for all
     ($g = 1$). Here it stands for comparison, token by token: if the $d$ rates of a head are equal, it is the
-    attention below [check:test_one_rate_makes_it_attention], and only then has $M$ the form
-    $L \odot C B^\top$.
+    attention below [check:test_one_rate_makes_it_attention], and only then does one $L$ stand for all
+    coordinates.
     """
     groups = x.shape[1] // B.shape[1]
     query = C.repeat_interleave(groups, dim=1)
@@ -243,13 +243,13 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(inner, m, bias=False)
 
     def forward(self, stream: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
-        projected = self.in_proj(stream)
-        gate, mixed, step = projected.split(self.sizes, dim=-1)
+        joint = self.in_proj(stream)
+        gate, mixed, step = joint.split(self.sizes, -1)
 
         # The padding is on both sides; what hangs over at the end has seen the future, and is cut off.
         mixed = self.conv1d(mixed.mT)[:, :, : stream.shape[1]].mT
         mixed = F.silu(mixed)
-        wide, write, read = mixed.split(self.parts, dim=-1)
+        wide, write, read = mixed.split(self.parts, -1)
 
         y = state_space_attention(
             rearrange(wide, "b t (h e) -> b h t e", h=self.n_heads),
@@ -263,8 +263,8 @@ class Mamba2Layer(nn.Module):
         # The norm is over the heads of a group, its weight over all.
         gated = rearrange(y, "b h t e -> b t (h e)") * F.silu(gate)
         gated = gated.unflatten(-1, (self.n_groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2)
-        return self.out_proj(normed * self.norm.weight)
+        normed = F.rms_norm(gated, gated.shape[-1:], eps=1e-5)
+        return self.out_proj(normed.flatten(-2) * self.norm.weight)
 
 
 def state_bytes(

@@ -313,7 +313,9 @@ def test_transformers_gated_delta_rule_agrees(device: str) -> None:
     qwen = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
     inputs = inputs_of(SQUARE, torch.float32, device)
     theirs, _ = qwen.torch_recurrent_gated_delta_rule(
-        *(x.transpose(1, 2) for x in (*inputs[:3], inputs[4], inputs[3]))
+        *(x.transpose(1, 2) for x in (*inputs[:3], inputs[4], inputs[3])),
+        initial_state=None,
+        output_final_state=False,
     )
     exact = plain(*(x.double() for x in inputs))
     ours = delta_rule(*inputs)

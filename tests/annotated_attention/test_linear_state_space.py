@@ -222,6 +222,8 @@ def test_transformers_mamba2_agrees(n_groups: int, device: str) -> None:
         chunk_size=8,
     )
     theirs = mamba.Mamba2Mixer(config, 0).to(device).eval()
+    if n_groups > 1 and not hasattr(theirs.norm, "group_size"):
+        pytest.skip("this Transformers has one norm for all groups, unlike mamba_ssm")
     for name, weight in theirs.named_parameters():
         weight.data += 0.3 * normal(name, *weight.shape, dtype=torch.float32, device=device)
     ours = Mamba2Layer(24, 4, 12, 5, n_groups).to(device)
