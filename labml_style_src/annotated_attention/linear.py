@@ -192,8 +192,8 @@ def linear_attention_piece(
     inside = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
     blend = blend + torch.einsum("b h u a, b h a e -> b h u e", inside, v)
     total = total + inside.sum(-1)
-    output = ratio(blend, total)
-    output = rearrange(output, "b (h n) u e -> b h (n u) e", n=n)
+    means = ratio(blend, total)
+    output = rearrange(means, "b (h n) u e -> b h (n u) e", n=n)
 
     # A view of the last state would keep all the others in memory.
     after = LinearState(*(x[:, :, n].clone() for x in sums))
