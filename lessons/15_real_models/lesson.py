@@ -238,7 +238,7 @@ for ax, (title, (config, architecture)) in zip(axes, kinds.items(), strict=True)
     weights = kept[-2][:24, :24]
     sums = weights.sum(dim=-1)
     heatmap(ax, weights, WEIGHTS)
-    ax.set(title=f"{title}: rows sum to {sums.min():.2f} – {sums.max():.2f}")
+    ax.set(title=f"{title}: sums {sums.min():.2f} – {sums.max():.2f}")
 plt.show()
 
 # %% [markdown]
