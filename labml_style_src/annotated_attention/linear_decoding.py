@@ -156,8 +156,8 @@ class LinearSelfAttention(nn.Module):
             attend = partial(linear_attention, feature_map=phi)
             found = attend(query, key, value, chunk_size=self.chunk_size)
 
-        # A prompt is read in chunks, and what is written, token by token. (One in the memory of millions
-        # should be given in pieces: a chunk is small, its state is not.)
+        # A prompt is read in chunks, and what is written, token by token. A very long prompt is best given in
+        # pieces: all its chunks are in memory at once.
         else:
             u, past = self.chunk_size, cache.state
             read = partial(linear_attention_piece, chunk_size=u)
@@ -219,9 +219,9 @@ def linear_state_bytes(
     $$s^* = \frac{f\,(e + 1)}{d + e}$$
 
     tokens on: 33 if all are 64, and twice that if the cache is in bf16 and the state in float32
-    [check:test_where_the_cache_passes_the_state]. Llama-2-7B's shape, with `elu_plus_one`, would need 64.5
-    MiB in place of 2 GiB for its 4,096 tokens, and for a million. Features cost: Based's 273 for 16
-    numbers are passed by its own keys and values of $e = 64$ at token 222 only.
+    [check:test_where_the_cache_passes_the_state]. Llama-2-7B's shape would need 64.5 MiB for any text, in
+    place of 2 GiB for 4,096 tokens [check:test_bytes_of_llama_2]. Features cost: Based's 273, for keys of 16
+    numbers and values of 64, are passed by a cache at token 222 only.
 
     A step does four operations for each number of the state, two to write and two to read, at any position.
     *How much faster* that is depends on what one compares with, and the paper says so. On MNIST: 142.8 images
