@@ -48,10 +48,9 @@ things are not in the signature, and none of them raises an error.
 
 ## Two fillings
 
-The first takes masks as they come. It makes what lesson 1 makes, a score for each pair, and handles all that
-the library's own functions do. The second takes none. It knows where queries stand: they are the last $t$ of
-$s$ keys, whatever cache lies in front, full or sliding. So windows cost $t\,w$ and full layers keep no matrix,
-which is lessons 9 and 13 in a model that was not written for them.
+The first takes masks as they come, and makes what lesson 1 makes, a score for each pair. The second takes none.
+It knows where queries stand: they are the last $t$ of $s$ keys, whatever cache lies in front, full or sliding.
+So windows cost $t\,w$ and full layers keep no matrix: lessons 9 and 13, in models not written for them.
 
 ## Notation
 
@@ -67,8 +66,7 @@ which is lessons 9 and 13 in a model that was not written for them.
 | $w$ | `sliding_window` | scalar | keys that a query sees, its own included |
 | $p$ | `past` | scalar | keys before the first query, $s - t$ |
 
-**Source.** Transformers 5.23: `modeling_utils.py` (`AttentionInterface`), `masking_utils.py`,
-`integrations/sdpa_attention.py`, and the files of the models.
+**Source.** Transformers 5.23: `modeling_utils.py`, `masking_utils.py`, `integrations/sdpa_attention.py`.
 """
 
 from types import ModuleType
@@ -155,8 +153,8 @@ def masked(
     refuse(dropout, others)
     t, s = query.shape[2], key.shape[2]
 
-    # If queries and keys begin together, top-left is right. If there are more keys, they are slots of a static
-    # cache that lie in the future, for behind a cache with a past a mask is always made.
+    # Top-left is right: behind a cache with a past a mask is always made, so if there are more keys than
+    # queries, they are slots of a static cache that lie in the future.
     mask = attention_mask
     if mask is None and t > 1 and looks_back(module, is_causal):
         mask = query.new_ones(t, s, dtype=torch.bool).tril()
@@ -192,11 +190,11 @@ def looks_back(module: nn.Module, is_causal: bool | None) -> bool:
 
 
 def refuse(dropout: float, others: dict[str, object]) -> None:
-    """What is passed, changes the result, and is not done here: dropout on the weights, Gemma 2's `softcap`,
-    the pages of continuous batching."""
-    for name in ("softcap", "cache"):
-        if others.get(name) is not None:
-            raise ValueError(f"{name} is {others[name]}: None is wanted")
+    """What is not done here: dropout, Gemma 2's `softcap`, pages of continuous batching, a second answer."""
+    for name in ("softcap", "cache", "output_attentions"):
+        if others.get(name) not in (None, False):
+            wanted = 'None is wanted, or "eager"'
+            raise ValueError(f"{name} is {others[name]}: {wanted}")
     if dropout:
         raise ValueError(f"dropout is {dropout}: 0 is wanted")
 
@@ -205,20 +203,22 @@ def no_mask(
     *,
     attention_mask: Bool[Tensor, "b s"] | None = None,
     allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    local_size: int | None = None,
     config: object = None,
     **others: object,
 ) -> None:
     r"""## Without masks
 
-    It is called in place of the function that would make a mask, and answers None. Where a mask would hold more
-    than windows and the future, the tiles cannot know it, and so it is refused: padding, texts packed one
-    behind the other, windows to both sides, Llama 4's chunks, caches with empty slots
-    [check:test_tiles_refuse_what_needs_a_mask].
+    Called in place of a function that makes masks. What a mask would hold beside windows and the future, the
+    tiles cannot know, and so it is refused: padding, texts packed one behind the other, windows to both sides,
+    Llama 4's chunks, empty slots of a static cache [check:test_tiles_refuse_what_needs_a_mask].
     """
     wanted = '"annotated" takes masks'
     if attention_mask is not None and not attention_mask.all():
         raise ValueError(f"attention_mask hides padding: {wanted}")
-    if not allow_is_causal_skip:
+    both_ways = allow_is_bidirectional_skip and local_size is None
+    if not (allow_is_causal_skip or both_ways):
         came = "packed texts, two-sided windows or a static cache"
         raise ValueError(f"{came}: {wanted}")
     if getattr(config, "attention_chunk_size", None):
@@ -239,9 +239,9 @@ def tiled(
     s_aux: Float[Tensor, "h"] | None = None,
     **others: object,
 ) -> tuple[Float[Tensor, "b t h e"], None]:
-    r"""The same logits for Llama, Mistral and gpt-oss [check:test_tiles_agree], at once, in pieces and token by
-    token [check:test_tiles_read_in_pieces]. No tensor has $t\,s$ entries: twice the text, twice the largest
-    tensor [check:test_memory_of_the_tiles_is_linear].
+    r"""The same logits for Llama, Mistral, gpt-oss and BERT [check:test_tiles_agree], at once, in pieces and
+    token by token [check:test_tiles_read_in_pieces]. No tensor has $t\,s$ entries: twice the text, twice the
+    largest tensor [check:test_memory_of_the_tiles_is_linear].
 
     **When it fails.** Padding, as said. And versions: Transformers 5.15 was the first whose T5 asks for a
     function, and only from 5.20 on does `set_attn_implementation` reach it. Before, the name is accepted and

@@ -158,7 +158,7 @@ class Llama(nn.Module):
     ) -> None:
         super().__init__()
         v, m = config.vocab_size, config.hidden_size
-        check_config(config)
+        check_config(config, attend)
         self.embedding = nn.Embedding(v, m)
         layers = range(config.num_hidden_layers)
         blocks = [LlamaBlock(config, attend) for _ in layers]
@@ -218,8 +218,16 @@ class Llama(nn.Module):
         return model.eval()
 
 
-def check_config(config: Any) -> None:
-    """What the course's layers do not have: heads of a width of their own, another gate, dropout."""
+def check_config(config: Any, attend: Attend) -> None:
+    """What the layers above do not have. Granite and SmolLM3 have the very names of Llama, and are not it: one
+    multiplies what is added, the other leaves the turn out of some layers."""
+    kind = getattr(config, "model_type", "llama")
+    if kind not in ("llama", "mistral"):
+        raise ValueError(f"model_type is {kind}: llama or mistral is wanted")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and attend is causal_grouped_attention:
+        wanted = "attend=partial(causal_window_attention, window=...)"
+        raise ValueError(f"sliding_window is {window}: {wanted} is wanted")
     d = getattr(config, "head_dim", None)
     wanted = config.hidden_size // config.num_attention_heads
     if d not in (None, wanted):
@@ -236,8 +244,9 @@ def is_reachable(timeout: float = 3.0) -> bool:
     server that never answers holds up every one. So one question is asked first, in a thread that need not
     come back [check:test_offline_is_noticed_in_seconds].
     """
-    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    if any(os.environ.get(name, "0") not in ("", "0") for name in offline):
+    told = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    yes = ("1", "ON", "YES", "TRUE")
+    if any(os.environ.get(name, "").upper() in yes for name in told):
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     answers = []

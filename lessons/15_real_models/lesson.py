@@ -97,8 +97,8 @@ register()
 # %% [markdown]
 # ## 1. Every logit stays where it was
 #
-# SmolLM2 is a Llama of 135 million parameters. If your machine reaches it, this cell loads its published
-# weights; otherwise a smaller Llama with random ones stands in. All that follows holds for both.
+# SmolLM2 is a Llama of 135 million parameters. If your machine reaches it, this cell fetches its published
+# weights, 270 MB; otherwise a smaller Llama with random ones stands in. All that follows holds for both.
 
 
 # %%

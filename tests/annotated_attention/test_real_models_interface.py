@@ -68,7 +68,7 @@ def test_t5(device: str) -> None:
     assert_model_agrees(lambda name, dtype: logits("t5", name, dtype, device), "annotated", "eager", "sdpa")
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt-oss", "bert"])
 def test_tiles_agree(kind: str, device: str) -> None:
     assert_model_agrees(lambda name, dtype: logits(kind, name, dtype, device), "annotated_tiled", "eager")
 
@@ -76,7 +76,7 @@ def test_tiles_agree(kind: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "ours"),
     [
-        *[(kind, "annotated") for kind in MODELS],
+        *[(kind, "annotated") for kind in MODELS if kind != "bert"],
         *[(kind, "annotated_tiled") for kind in ("llama", "mistral", "gpt-oss")],
     ],
 )
@@ -190,7 +190,8 @@ def test_dropped_sinks_are_silent(kind: str, name: str, device: str) -> None:
 
 def test_what_cannot_be_done_is_refused() -> None:
     query, key, value = proof.Case("text").inputs()
-    for name, x in {"softcap": 30.0, "cache": object(), "dropout": 0.5}.items():
+    refused = {"softcap": 30.0, "cache": object(), "dropout": 0.5, "output_attentions": True}
+    for name, x in refused.items():
         for ours in (masked, tiled):
             with pytest.raises(ValueError, match=f"^{name} is "):
                 ours(layer(), query, key, value, None, **{name: x})
@@ -207,6 +208,8 @@ def test_tiles_refuse_what_needs_a_mask() -> None:
     assert no_mask(batch_size=2, attention_mask=torch.ones(2, 3, dtype=torch.bool)) is None
     with pytest.raises(ValueError, match="attention_mask hides padding"):
         logits("mistral", "annotated_tiled", torch.float32, "cpu", attention_mask=padding("cpu"))
+    with pytest.raises(ValueError, match="two-sided windows"):
+        no_mask(allow_is_causal_skip=False, allow_is_bidirectional_skip=True, local_size=3)
     packed = torch.tensor([[*range(6), *range(7)]]).expand(2, -1)
     with pytest.raises(ValueError, match="packed texts"):
         logits("llama", "annotated_tiled", torch.float32, "cpu", position_ids=packed, use_cache=False)

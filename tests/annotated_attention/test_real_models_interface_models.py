@@ -68,6 +68,14 @@ T5 = {
     "eos_token_id": None,
     "decoder_start_token_id": 0,
 }
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 42,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 29,
+    "max_position_embeddings": 64,
+}
 MODELS = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, SIZES),
     "mistral": (
@@ -89,6 +97,7 @@ MODELS = {
     ),
     "whisper": (transformers.WhisperConfig, transformers.WhisperForConditionalGeneration, WHISPER),
     "t5": (transformers.T5Config, transformers.T5ForConditionalGeneration, T5),
+    "bert": (transformers.BertConfig, transformers.BertForMaskedLM, BERT),
 }
 
 

@@ -90,11 +90,12 @@ def test_it_writes_the_same_tokens(kind: str, device: str) -> None:
     source = theirs(kind, torch.float32, device)
     tokens = inputs_of("llama", device)["input_ids"]
     wanted = source.generate(tokens, max_new_tokens=9, do_sample=False)
-    model = Llama.from_transformers(source)
-    caches: Any = model.make_caches(13 + 9)
     if kind == "mistral":
         model = Llama.from_transformers(source, attend=partial(causal_window_attention, window=WINDOW))
-        caches = [RollingKVCache(WINDOW) for _ in model.blocks]
+        caches: Any = [RollingKVCache(WINDOW) for _ in model.blocks]
+    else:
+        model = Llama.from_transformers(source)
+        caches = model.make_caches(13 + 9)
     assert wanted.shape == (2, 22)
     assert torch.equal(generate(model, tokens, 9, temperature=0.0, caches=caches), wanted)
 
@@ -164,6 +165,13 @@ def test_what_does_not_fit_is_refused() -> None:
     for message, more in wrong.items():
         with pytest.raises(ValueError, match=message):
             build(**more)
+    granite = transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**{k: x for k, x in LLAMA.items() if k != "head_dim"})
+    )
+    with pytest.raises(ValueError, match=r"^model_type is granite: llama or mistral"):
+        Llama.from_transformers(granite)
+    with pytest.raises(ValueError, match=f"^sliding_window is {WINDOW}: attend="):
+        Llama.from_transformers(theirs("mistral", torch.float32, "cpu"))
 
 
 def test_offline_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +190,7 @@ def test_offline_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ended
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: nullcontext())
     assert is_reachable(5.0)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "true")
     assert not is_reachable(5.0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.undo()
