@@ -265,8 +265,9 @@ def sink_gate(
 
     $\sigma(L_i - z_h)$, to be multiplied with the output of any kernel that returns $L_i$.
 
-    - **FlexAttention** does, with `return_lse=True` [check:test_flex_attention_agrees]. Its `score_mod` sees
-      one score at a time and cannot add a column. This is how Transformers runs gpt-oss on it.
+    - **FlexAttention** does, with `return_lse=True`, since PyTorch 2.9 with `return_aux=AuxRequest(lse=True)`
+      [check:test_flex_attention_agrees]. Its `score_mod` sees one score at a time and cannot add a column.
+      This is how Transformers runs gpt-oss on it.
     - **Transformers** in eager mode concatenates `sinks` as an extra column and drops it after the softmax,
       as `sink_attention` does, but takes the softmax in the model's dtype. It offers no SDPA for gpt-oss,
       which the extra key would allow.

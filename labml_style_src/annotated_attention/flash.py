@@ -126,11 +126,12 @@ def flash_forward(
     values = value.to(wide).flatten(0, 1)
     outputs = query.new_empty(b * g, r, t, e)
     lses = queries.new_empty(b * g, r, t)
+    lowest = torch.finfo(wide).min
 
     for i in range(0, t, block_q):
         u = min(block_q, t - i)
         q = queries[:, :, i : i + u].flatten(1, 2)
-        m = q.new_full((b * g, r * u, 1), -torch.inf)
+        m = q.new_full((b * g, r * u, 1), lowest)
         l = torch.zeros_like(m)
         o = q.new_zeros(b * g, r * u, e)
 
@@ -143,8 +144,9 @@ def flash_forward(
             k, v = keys[:, j : j + a], values[:, j : j + a]
             scores = torch.bmm(q, k.mT).mul_(scale)
 
-            # Only a tile that the diagonal crosses needs a mask. Key 0 is in the first tile and seen by all,
-            # so $m$ is finite from there on, and no row of $-\infty$ can make a NaN.
+            # Only a tile that the diagonal crosses needs a mask. $m$ begins at the lowest of all numbers, not at
+            # $-\infty$: even where a product overflows to $-\infty$, there is a difference
+            # [check:test_scores_may_overflow_downwards].
             if is_causal and j + a - 1 > i:
                 future = scores.new_ones(u, a, dtype=torch.bool)
                 future.triu_(i - j + 1)
@@ -159,8 +161,7 @@ def flash_forward(
             o = torch.baddbmm(shrink * o, weights, v)
             m = larger
 
-        # Divided and rounded once. Where there is no key, $0/1$ and $-\infty + \ln 0$
-        # [check:test_no_keys_at_all].
+        # Divided and rounded once. Where there is no key, $0/1$ and $m + \ln 0$ [check:test_no_keys_at_all].
         o = o / l.clamp(min=1.0)
         outputs[:, :, i : i + u] = o.unflatten(1, (r, u))
         lses[:, :, i : i + u] = (m + l.log()).view(b * g, r, u)
@@ -252,15 +253,18 @@ def flash_traffic(
       [check:test_skipped_tiles_cost_nothing]. Linear memory is not linear time (lesson 14).
     - *A kernel is rigid.* What enters the scores must enter the kernel: a bias or mask of another kind needs
       its own. FlexAttention compiles one from a function of indices.
+    - *Below float32, all inputs are widened first*, whole: linear as well, but twice their own bytes again. A
+      kernel widens a tile in its registers.
     - *Bits differ.* Sums in another order are rounded otherwise [check:test_bits_depend_on_the_blocks].
     - *Here, nothing stays on a chip.* In PyTorch each line is a kernel of its own. On a CPU a tile stays in the
       caches, and that is enough to be several times as fast as lesson 1's formula and within a factor of two
-      or so of PyTorch's fused kernel (`benchmarks/bench_flash.py`). On a GPU it takes one kernel for all.
+      or so of PyTorch's fused kernel (`benchmarks/bench_flash.py`). But a tile here is one of every head of
+      every text at once: with many of them, take smaller blocks. On a GPU it takes one kernel for all.
 
     **In production.** **SDPA** picks FlashAttention by itself where it can;
     `with sdpa_kernel(SDPBackend.FLASH_ATTENTION):` makes it, or fails. It keeps $L$ to itself;
     `torch.ops.aten._scaled_dot_product_flash_attention_for_cpu` returns both, and is private.
-    **FlexAttention** returns $L$ with `return_lse=True`, since 2.9 with `return_aux=AuxRequest(lse=True)`
+    **FlexAttention** returns $L$ with `return_lse=True`, since PyTorch 2.9 with `return_aux=AuxRequest(lse=True)`
     [check:test_flex_attention_returns_the_same]. **flash-attn** wants `b t h d`, is causal bottom-right, returns
     `softmax_lse` with `return_attn_probs=True`, and takes texts of different lengths end to end, with
     `cu_seqlens`, in `flash_attn_varlen_func`. **Transformers** calls it under

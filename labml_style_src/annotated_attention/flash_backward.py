@@ -102,6 +102,10 @@ def flash_backward(
     The same walk over the same tiles, those above the diagonal left out
     [check:test_skipped_tiles_cost_nothing]. It is the gradient of attention [check:test_gradcheck], and as
     near to it as that of PyTorch's fused kernel, in every dtype [check:test_as_exact_as_the_fused_kernel].
+
+    Nothing in it asks for all keys at once. Give it a piece of the keys, with `output` and `lse` of *all*: then
+    the `dk` and `dv` of the piece are right, and the `dq` of all pieces add up
+    [check:test_pieces_of_keys_add_up]. Ring attention goes back like this (lesson 16).
     """
     g, s = key.shape[1:3]
     t, r = query.shape[2], query.shape[1] // g
@@ -127,8 +131,8 @@ def flash_backward(
         u = min(block_q, t - i)
         q = queries[:, :, i : i + u].flatten(1, 2)
         do = grads[:, :, i : i + u].flatten(1, 2)
-        l = lses[:, :, i : i + u].flatten(1, 2)
-        c = shifts[:, :, i : i + u].flatten(1, 2)
+        lse_i = lses[:, :, i : i + u].flatten(1, 2)
+        shift_i = shifts[:, :, i : i + u].flatten(1, 2)
 
         dq_tile = torch.zeros_like(q)
         stop = min(i + u, s) if is_causal else s
@@ -138,12 +142,12 @@ def flash_backward(
 
             # $P_{ij} = e^{S_{ij} - L_i}$, and 0 for the future. `baddbmm` adds a product to its first
             # argument, so the logarithm is subtracted on the way.
-            weights = torch.baddbmm(-l, q, k.mT, alpha=scale).exp_()
+            weights = torch.baddbmm(-lse_i, q, k.mT, alpha=scale).exp_()
             if is_causal and tile.stop - 1 > i:
                 weights.unflatten(1, (r, u)).tril_(i - j)
 
             # $dS_{ij} = P_{ij}\,(dP_{ij} - (D_i - dL_i))$.
-            ds = torch.baddbmm(-c, do, v.mT).mul_(weights)
+            ds = torch.baddbmm(-shift_i, do, v.mT).mul_(weights)
             dvs[:, tile].baddbmm_(weights.mT, do)
             dks[:, tile].baddbmm_(ds.mT, q, alpha=scale)
             dq_tile.baddbmm_(ds, k, alpha=scale)
@@ -182,7 +186,7 @@ def flash_backward_cost(
     - *Zeros are not quite zero.* A row with a single key has $P = 1$, whatever its score, and no gradient. Here
       $dP$ and $D$ are the same number by different sums, and a rounding error is left
       [check:test_a_row_with_one_key].
-    - *A rounded output is rounded twice.* Below float32, $D$ is made of the output as it was handed out, and its
+    - *A rounded output leaves a trace.* Below float32, $D$ is made of the output as it was handed out, and its
       rounding enters the gradient [check:test_a_rounded_output_enters_the_gradient].
     - *Once only.* The gradient has no gradient. To ask for it, with `create_graph=True`, is a `RuntimeError`
       [check:test_not_twice_differentiable]; PyTorch's `once_differentiable` would say so too late, or never.

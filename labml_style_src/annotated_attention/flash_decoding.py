@@ -117,17 +117,22 @@ def shared_prefix_attention(
     **Raises.** `ValueError` if shapes do not fit [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, is_causal, enable_gqa=True)
-    beginning = query[:1], prefix_key, prefix_value
-    check_inputs(*beginning, None, is_causal, enable_gqa=True)
-    b, wide = len(query), torch.promote_types(query.dtype, torch.float32)
+    g, d, e, p = *key.shape[1::2], value.shape[3], prefix_key.shape[-2]
+    for name, x, n in (("key", prefix_key, d), ("value", prefix_value, e)):
+        if x.shape != (1, g, p, n) or x.dtype != query.dtype:
+            came = f"prefix_{name} is {x.dtype} of shape {tuple(x.shape)}"
+            wanted = f"{(1, g, p, n)} of {query.dtype} is wanted"
+            raise ValueError(f"{came}: {wanted}")
+    b, t = query.shape[::2]
+    wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (query, key, value))
     own = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
 
     q = rearrange(q, "b h t d -> 1 h (b t) d")
     k, v = prefix_key.to(wide), prefix_value.to(wide)
     output, lse = flash_attention(q, k, v, scale=scale)
-    output = rearrange(output, "1 h (b t) e -> b h t e", b=b)
-    lse = rearrange(lse, "1 h (b t) -> b h t", b=b)
+    output = rearrange(output, "1 h (b t) e -> b h t e", b=b, t=t)
+    lse = rearrange(lse, "1 h (b t) -> b h t", b=b, t=t)
     output, lse = merge_attention(output, lse, *own)
     return output.to(query.dtype), lse
 

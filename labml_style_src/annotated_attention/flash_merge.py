@@ -186,9 +186,13 @@ def merged_with_nothing(
       refused [check:test_wrong_input_is_refused].
     - *There is no way back.* Taken out of a sum, a large part leaves rounding errors behind.
 
-    **In production** this is FlashInfer's `merge_state(v_a, s_a, v_b, s_b)` and vLLM's
-    `merge_attn_states(output, prefix_output, prefix_lse, suffix_output, suffix_lse)`, whose logarithms are
-    laid out heads first.
+    - *Logarithms have a base.* FlashInfer's kernels return $\log_2$ of the sum, and its merge takes them so;
+      FlashAttention's are natural, as here. To merge the one kind with the rule for the other gives plausible
+      numbers and wrong ones [check:test_the_other_base_is_wrong]: vLLM (pull request 28840) and SGLang
+      (35045) have had this bug.
+
+    **In production** this is FlashInfer's `merge_state(v_a, s_a, v_b, s_b)`, with logarithms `t h`, and vLLM's
+    `merge_attn_states(output, prefix_output, prefix_lse, suffix_output, suffix_lse)`, with `h t`.
     """
     z = sink_logits[:, None].to(lse.dtype).expand_as(lse)
     return merge_attention(output, lse, torch.zeros_like(output), z)[0]

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import proof
+from tests.annotated_attention.test_flash_details import flex_with_lse
 from tests.proof import SQUARE, Case, assert_agrees, assert_close, assert_gradcheck, changed, normal
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from annotated_attention.attention_sinks import (
     LearnableSink,
@@ -329,11 +329,11 @@ def test_a_zero_key_is_a_sink_logit(case: Case, dtype: torch.dtype, device: str)
         assert_gradcheck(partial(fused, *case.inputs(device=device)), [z])
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:.*return_lse")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_agrees(device: str) -> None:
     query, key, value = SQUARE.inputs(torch.float32, device)
     z = logits(dtype=torch.float32, device=device)
-    output, lse = flex_attention(query, key, value, return_lse=True)
+    output, lse = flex_with_lse(query, key, value)
     exact = plain_sinks(query.double(), key.double(), value.double(), z.double())
     assert_close(output * sink_gate(lse, z), sink_attention(query, key, value, z), exact)
 

@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.growth import peak_mib
+from benchmarks.measure import forward_backward
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import proof
@@ -15,6 +17,7 @@ from tests.annotated_attention.test_flash_details import (
     assert_lse,
     attention,
     causal_tiles,
+    flex_with_lse,
     is_causal_or_not,
     of_one_vector,
     one_vector,
@@ -24,7 +27,6 @@ from tests.annotated_attention.test_grouped_query import inputs_of
 from tests.annotated_attention.test_sliding_window_details import allocated
 from tests.proof import Case, assert_agrees, assert_close, causal, changed, normal, plain_attention
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from annotated_attention.flash import flash_attention, flash_traffic, online_softmax
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
@@ -141,6 +143,21 @@ def test_no_keys_at_all(dtype: torch.dtype, device: str) -> None:
         assert not any(x.any() for x in torch.autograd.grad(output.sum() + lse.exp().sum(), inputs))
 
 
+@is_causal_or_not
+def test_scores_may_overflow_downwards(is_causal: bool, device: str) -> None:
+    # In float32, all scores but those of the last two keys are minus infinity; a tile has two keys.
+    case = Case("text", t=5, s=5)
+    query, key, value = (x.abs() + 1 for x in case.inputs(torch.float32, device))
+    query, key = query * 1e20, torch.cat([key[:, :, :3] * -1e20, key[:, :, 3:] * 1e-20], 2)
+    output, lse = flash_attention(query, key, value, is_causal=is_causal, block_q=2, block_k=2)
+    peer = scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+    exact = plain_attention(*(x.double() for x in (query, key, value)), mask_of(case, is_causal, device))
+    blind = torch.tensor([is_causal and i < 3 for i in range(5)], device=device)
+    assert_close(output[:, :, ~blind], peer[:, :, ~blind], exact[:, :, ~blind])
+    assert not output[:, :, blind].any()
+    assert torch.equal(lse == -torch.inf, blind.expand_as(lse))
+
+
 def test_wrong_input_is_refused() -> None:
     query, key, value = GROUPED.inputs()
     ours = proof.bare(flash_attention)
@@ -173,13 +190,19 @@ def test_skipped_tiles_cost_nothing(t: int, s: int) -> None:
 @is_causal_or_not
 def test_memory_is_linear(is_causal: bool, device: str) -> None:
     ours = attention(is_causal=is_causal, block_q=64, block_k=64)
+    tile = 4 * 2 * 64 * 64
     for t in (512, 1024):
-        text = 4 * 2 * t * 8
-        forward, backward = allocated(ours, t, device)
-        assert forward.largest <= text
-        assert backward.largest <= text
+        assert [x.largest for x in allocated(ours, t, device)] == [max(tile, 4 * 2 * t * 8)] * 2
     whole = partial(scaled_dot_product_attention, is_causal=is_causal)
-    assert allocated(whole, 1024, device)[0].largest == 4 * 2 * 1024 * 1024
+    assert all(x.largest == 4 * 2 * 1024 * 1024 for x in allocated(whole, 1024, device))
+
+    # And all that is there at a time: the length of a text makes it larger, never its square.
+    peaks = []
+    for t in (512, 1024, 1536):
+        inputs = normal("text", 3, 1, 2, t, 8, device=device).float().unbind()
+        peaks.append(peak_mib(lambda inputs=inputs: forward_backward(ours, inputs), inputs) * 2**20)
+    assert peaks[1] - peaks[0] == pytest.approx(peaks[2] - peaks[1], rel=0.01)
+    assert peaks[2] < 12 * 4 * 2 * 1536 * 8 + 6 * tile
 
 
 def test_what_is_kept_is_linear(device: str) -> None:
@@ -236,11 +259,11 @@ def test_bits_depend_on_the_blocks(device: str) -> None:
     assert_close(outputs[0], outputs[1], exact)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:.*return_lse")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("dtype", proof.DTYPES[:2], ids=["float64", "float32"])
 def test_flex_attention_returns_the_same(dtype: torch.dtype, device: str) -> None:
     inputs = GROUPED.inputs(dtype, device)
-    flex = flex_attention(*inputs, enable_gqa=True, return_lse=True)
+    flex = flex_with_lse(*inputs, enable_gqa=True)
     exact = plain_attention(*(x.double() for x in inputs)), plain_lse(*(x.double() for x in inputs[:2]))
     ours = flash_attention(*inputs, block_q=2, block_k=3)
     for triple in zip(ours, flex, exact, strict=True):

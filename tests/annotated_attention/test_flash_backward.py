@@ -62,6 +62,32 @@ def test_gradient_through_the_logarithm(is_causal: bool, dtype: torch.dtype, dev
     assert not torch.autograd.grad(lse.sum(), leaves)[2].any()
 
 
+def test_pieces_of_keys_add_up(device: str) -> None:
+    case, options = Case("text", r=2, t=7, s=7), (0.3, 2, 3)
+    query, key, value = case.inputs(device=device)
+    output, lse = flash_forward(query, key, value, True, *options)
+    grads = normal("o", *output.shape, device=device), normal("lse", *lse.shape, device=device)
+    whole = flash_backward(*grads, query, key, value, output, lse, True, *options)
+    # Two ranks with their queries and keys: each sees its own causally, and the second all of the first.
+    dq, dks, dvs = torch.zeros_like(query), [], []
+    for first, last in ((0, 4), (4, 7)):
+        piece = key[:, :, first:last], value[:, :, first:last]
+        sums = [torch.zeros_like(x) for x in piece]
+        for start, stop in ((0, 4), (4, 7)):
+            if start < first:
+                continue
+            at = slice(start, stop)
+            of_queries = [x[:, :, at] for x in (*grads, query, output, lse)]
+            inputs = (*of_queries[:3], *piece, *of_queries[3:])
+            found = flash_backward(*inputs, start == first, *options)
+            dq[:, :, at] += found[0]
+            sums = [x + y for x, y in zip(sums, found[1:], strict=True)]
+        dks.append(sums[0])
+        dvs.append(sums[1])
+    for found, exact in zip((dq, torch.cat(dks, 2), torch.cat(dvs, 2)), whole, strict=True):
+        assert_close(found, exact, exact)
+
+
 @is_causal_or_not
 def test_gradcheck(is_causal: bool) -> None:
     case = Case("small", b=1, g=1, r=2, t=4, s=3, d=2, e=3)

@@ -84,6 +84,10 @@ def test_a_shared_prefix_is_a_longer_text(dtype: torch.dtype, is_causal: bool, d
 
     names = ["query", "key", "value", "prefix_key", "prefix_value"]
     assert_agrees(ours, longer, inputs, names=names)
+    # No text at all, and texts without a query.
+    for query, *own in ([x[:0] for x in inputs[:3]], [x[:, :, :0] for x in inputs[:3]]):
+        output, lse = shared_prefix_attention(query, *inputs[3:], *own)
+        assert (output.shape, lse.shape) == ((*query.shape[:3], 13), query.shape[:3])
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -181,7 +185,11 @@ def test_wrong_input_is_refused() -> None:
         split(query, key, value[:, :2], 2)
     with pytest.raises(ValueError, match="key has 3 heads, query has 5"):
         split(query[:, :5], key, value, 2)
-    with pytest.raises(ValueError, match="key has shape"):
+    with pytest.raises(ValueError, match=r"prefix_key is .* \(2, 3, 7, 11\): \(1, 3, 7, 11\)"):
         shared(query, key, value, key, value)
+    with pytest.raises(ValueError, match=r"prefix_key is torch\.float32"):
+        shared(query, key[:1].float(), value[:1], key, value)
+    with pytest.raises(ValueError, match=r"prefix_value is .* \(1, 3, 7, 9\): \(1, 3, 7, 13\)"):
+        shared(query, key[:1], value[:1, ..., :9], key, value)
     with pytest.raises(ValueError, match="value has shape"):
         shared(query, key[:1], value[:1], key, value[:, :, :4])

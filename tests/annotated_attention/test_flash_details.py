@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.proof import Case, apart, assert_close, changed, plain_attention
+from tests.proof import Case, apart, assert_close, changed, plain_attention, with_gradients
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_attention.flash import flash_attention
@@ -25,6 +26,14 @@ def plain_lse(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: flo
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1)
+
+
+def flex_with_lse(*inputs: Tensor, **options: Any) -> Any:
+    """FlexAttention's output and logarithm, asked for as this PyTorch wants it: `AuxRequest` is there since 2.9."""
+    if hasattr(flex, "AuxRequest"):
+        output, aux = flex.flex_attention(*inputs, return_aux=flex.AuxRequest(lse=True), **options)
+        return output, aux.lse
+    return flex.flex_attention(*inputs, return_lse=True, **options)
 
 
 def of_one_vector(function: Callable[..., Any], case: Case, like: tuple[Tensor, ...]) -> Callable[..., Any]:
@@ -105,6 +114,9 @@ def test_scale_is_that_of_pytorch(scale: float, device: str) -> None:
     assert_close(output, exact, exact)
     exact = plain_lse(*inputs[:2], scale=scale)
     assert_close(lse, exact, exact)
+    ways = attention(scale=scale, block_q=2, block_k=3), lambda *x: plain_attention(*x, scale=scale)
+    for found, exact in zip(*(with_gradients(f, inputs)[1] for f in ways), strict=True):
+        assert_close(found, exact, exact)
 
 
 def test_inputs_are_left_alone(device: str) -> None:

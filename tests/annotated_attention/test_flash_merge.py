@@ -252,6 +252,17 @@ def test_round_after_the_last_merge(device: str) -> None:
     assert_close(parts(*(x.float() for x in inputs)).bfloat16(), plain_attention(*inputs), exact)
 
 
+def test_the_other_base_is_wrong(device: str) -> None:
+    query, key, value = Case("text", s=64).inputs(device=device)
+    exact = plain_attention(query, key, value)
+    (o_a, l_a), (o_b, l_b) = (flash_attention(query, *x) for x in ((key[:, :, :60], value[:, :, :60]),
+                                                                  (key[:, :, 60:], value[:, :, 60:])))  # fmt: skip
+    right = merge_attention(o_a, l_a, o_b, l_b)[0]
+    assert_close(right, exact, exact)
+    wrong = merge_attention(o_a, l_a / math.log(2), o_b, l_b / math.log(2))[0]
+    assert (wrong - exact).abs().max() > 0.1
+
+
 def test_a_step_of_bfloat16_at_ten() -> None:
     ten = torch.tensor(10.0, dtype=torch.bfloat16)
     step = torch.nextafter(ten, torch.tensor(20.0, dtype=torch.bfloat16)) - ten
