@@ -49,8 +49,8 @@ each waiting for the one before. On the way back, all $t$ states are wanted.
 **Chunked**: cut the text into chunks of $u$ tokens. A sum up to $i$ is the sum up to the chunk and that
 within it. The first is a state, the second is the parallel form of $u$ tokens:
 
-$$\varphi(\mathbf{q}_i)^\top S_i = \varphi(\mathbf{q}_i)^\top S_{\text{before the chunk}} + \sum_{j \le i
-\text{ in the chunk}} A_{ij}\, \mathbf{v}_j^\top .$$
+$$\varphi(\mathbf{q}_i)^\top S_i = \varphi(\mathbf{q}_i)^\top S_{\text{before}} + \sum_{j \le i
+\text{, within}} A_{ij}\, \mathbf{v}_j^\top .$$
 
 With $u = 1$ this is the recurrent form, with $u = t$ the parallel one, and they are all one function
 [check:test_forms_are_one_function].
@@ -76,6 +76,7 @@ $Z_i$ is our $\mathbf{z}_i$. In chunks: Sun et al. (2023), arXiv:2307.08621, equ
 """
 
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -93,13 +94,11 @@ from annotated_attention.linear_features import (
 )
 from annotated_attention.scaled_dot_product import check_inputs
 
-__all__ = ["LinearState", "elu_plus_one", "linear_attention"]
-__all__ += ["linear_attention_piece", "linear_attention_step", "linear_cost"]
-__all__ += ["merge_states", "positive_random_features", "ratio", "read"]
-__all__ += ["relu_features", "state_of", "taylor_features"]
+__all__ = ["LinearState", "elu_plus_one", "linear_attention", "linear_attention_piece"]
+__all__ += ["linear_attention_step", "linear_cost", "merge_states", "positive_random_features"]
+__all__ += ["ratio", "read", "relu_features", "state_of", "taylor_features"]
 
 FORMS = ("parallel", "recurrent", "chunked")
-CHUNKS_AT_ONCE = 16
 
 
 class LinearState(NamedTuple):
@@ -146,9 +145,9 @@ def ratio(
     blend: Float[Tensor, "b h t e"],
     total: Float[Tensor, "b h t"],
 ) -> Float[Tensor, "b h t e"]:
-    r"""And their ratio. Where nothing was seen the denominator is 0: no keys, or features that are all 0, as
-    those of ReLU can be, and of elu at $-10^4$. Such a row is divided by infinity: it gives 0, and sends 0
-    back [check:test_rows_that_see_nothing_are_zero]."""
+    r"""And their ratio. Where nothing was seen the denominator is 0 (or below $10^{-38}$, where float32 ends): no
+    keys, or features that are all 0, as those of ReLU can be, and of elu at $-10^4$. Such a row is divided by
+    infinity: it gives 0, and sends 0 back [check:test_rows_that_see_nothing_are_zero]."""
     nothing = total.abs() < torch.finfo(total.dtype).tiny
     return blend / total.masked_fill(nothing, torch.inf)[..., None]
 
@@ -176,28 +175,26 @@ def linear_attention_piece(
     n = max(1, -(-t // u))
     if n * u > t:
         q, k, v = (F.pad(x, (0, 0, 0, n * u - t)) for x in (q, k, v))
-    joined = "b h (n u) c -> b (h n) u c"
-    q, k, v = (rearrange(x, joined, u=u) for x in (q, k, v))
+    cut = partial(rearrange, pattern="b h (n u) c -> b (h n) u c", u=u)
+    q, k, v = map(cut, (q, k, v))
 
-    # The sums of chunks, added up from the state that came in: what is known before each, and in the end.
-    # Add up all, take off a chunk's own, and the future rounds the past [check:test_future_moves_nothing].
-    sums = []
+    # The state before each chunk, and after the last: what came in, and one chunk's sums after the other. To
+    # sum up all and take off the rest lets the future round the past [check:test_future_moves_nothing].
+    past, after = [], []
     for x, own in zip(start, state_of(k, v), strict=True):
         own = rearrange(own, "b (h n) ... -> b h n ...", n=n)
-        sums.append(torch.cat([x[:, :, None], own], dim=2).cumsum(2))
-    past = (rearrange(x[:, :, :n], "b h n ... -> b (h n) ...") for x in sums)
+        *before, last = accumulate(own.unbind(2), initial=x)
+        past.append(torch.stack(before, dim=2).flatten(1, 2))
+        after.append(last)
     blend, total = read(q, LinearState(*past))
 
     # Within a chunk, the parallel form.
     inside = torch.einsum("b h u f, b h a f -> b h u a", q, k).tril()
-    blend = blend + torch.einsum("b h u a, b h a e -> b h u e", inside, v)
-    total = total + inside.sum(-1)
+    near = torch.einsum("b h u a, b h a e -> b h u e", inside, v)
+    blend, total = blend + near, total + inside.sum(-1)
     means = ratio(blend, total)
     output = rearrange(means, "b (h n) u e -> b h (n u) e", n=n)
-
-    # A view of the last state would keep all the others in memory.
-    after = LinearState(*(x[:, :, n].clone() for x in sums))
-    return output[:, :, :t].to(query.dtype), after
+    return output[:, :, :t].to(query.dtype), LinearState(*after)
 
 
 def linear_attention_step(
@@ -216,7 +213,8 @@ def linear_attention_step(
     if query.shape[2] > 1:
         came = f"query has shape {tuple(query.shape)}"
         raise ValueError(f"{came}: one token, b h 1 d, is wanted")
-    q, k, v, state = prepared(query, key, value, state, feature_map)
+    token = query, key, value
+    q, k, v, state = prepared(*token, state, feature_map)
     state = merge_states(state, state_of(k, v))
     return ratio(*read(q, state)).to(query.dtype), state
 
@@ -246,7 +244,7 @@ def linear_attention(
         came = f"form is {form!r}, chunk_size is {chunk_size}"
         raise ValueError(f"{came}: one of {FORMS}, and at least 1, is wanted")
     if form == "parallel" or not is_causal:
-        q, k = features(query, feature_map), features(key, feature_map)
+        q, k = (features(x, feature_map) for x in (query, key))
         v = value.to(q.dtype)
 
         # Without a mask, all queries read one state, that of all keys.
@@ -257,11 +255,12 @@ def linear_attention(
         blend = torch.einsum("b h t s, b h s e -> b h t e", weights, v)
         return ratio(blend, weights.sum(-1)).to(query.dtype)
 
-    # In Python a piece of one token takes as long as one of hundreds. So the recurrent form is slow here,
-    # though it has the fewest operations. Of a piece, only its outputs and one state are left.
+    # In Python a piece of one token takes as long as one of hundreds, so the recurrent form is slow here,
+    # though it has the fewest operations. Of a piece, only its outputs and one state are left. 16 chunks are
+    # enough to keep a processor busy, and few enough to stay in its cache.
     size, do = 1, linear_attention_step
     if form == "chunked":
-        size = CHUNKS_AT_ONCE * chunk_size
+        size = 16 * chunk_size
         do = partial(linear_attention_piece, chunk_size=chunk_size)
 
     # As many tokens as have a query and a key; `split` cuts outside of the loop (lesson 9).
@@ -278,7 +277,7 @@ def linear_attention(
     return torch.cat(outputs, dim=2)
 
 
-def features(x: Float[Tensor, "b h t d"], feature_map: FeatureMap) -> Float[Tensor, "b h t f"]:
+def features(x: Tensor, feature_map: FeatureMap) -> Tensor:
     """In float32 or wider: what is rounded here is rounded in every sum."""
     mapped = feature_map(x.to(torch.promote_types(x.dtype, torch.float32)))
     if mapped.ndim != 4 or mapped.shape[:3] != x.shape[:3]:
@@ -287,7 +286,7 @@ def features(x: Float[Tensor, "b h t d"], feature_map: FeatureMap) -> Float[Tens
     return mapped
 
 
-def prepared(query, key, value, state, feature_map) -> tuple[Tensor, Tensor, Tensor, LinearState]:
+def prepared(query, key, value, state, feature_map):
     """Features, values and a state that fits them."""
     check_inputs(query, key, value, None, False)
     if query.shape[2] != key.shape[2]:
@@ -302,7 +301,8 @@ def prepared(query, key, value, state, feature_map) -> tuple[Tensor, Tensor, Ten
     for x, fits in zip(state, empty, strict=True):
         if x.shape != fits.shape or x.dtype != fits.dtype:
             came = f"state has {x.dtype} of shape {tuple(x.shape)}"
-            raise ValueError(f"{came}: {fits.dtype}, {tuple(fits.shape)}, is wanted")
+            wanted = f"{fits.dtype}, {tuple(fits.shape)},"
+            raise ValueError(f"{came}: {wanted} is wanted")
     return q, k, v, state
 
 
@@ -329,7 +329,7 @@ def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
     features, with `score_mod` a logarithm and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
     [check:test_flex_attention_agrees]. **flash-linear-attention** has kernels, `chunk_linear_attn(q, k, v)`,
     of *features*, laid out `b t h d`. Until September 2025 its denominator was summed over heads, not tokens
-    (pull request 594); for a time before May 2026 it sent the keys no gradient (875). The numbers were
+    (pull request 594); for a time before May 2026 it sent no gradient to the keys (875). The numbers were
     plausible: compare with the plain formula. **Transformers** and **vLLM** run MiniMax-01, seven layers of
     Lightning Attention to one of softmax, and Qwen3-Next and Kimi Linear, three of a gated delta rule to one:
     where states forget, a softmax layer looks up. MiniMax-M2 went back to softmax in all layers.

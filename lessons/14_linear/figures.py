@@ -87,15 +87,15 @@ def orders() -> str:
 
 def chunks() -> str:
     """A causal text of 24 tokens in chunks of six: weights on the diagonal, one state for what lies left of it."""
-    t, u, cell, left, top = 24, 6, 15, 64, 26
-    parts = [text(left + t * cell / 2, 15, "keys")]
+    t, u, cell, left, top = 24, 6, 17, 62, 24
+    parts = [text(left + t * cell / 2, 14, "keys", size=12)]
     computed = 0
     for n in range(t // u):
         y = top + n * u * cell
         if n:
             parts.append(rect(left, y, n * u * cell - 2, u * cell - 2, "bias", 0.22, 4))
-            name = f"state of {n * u} tokens" if n > 1 else "state of 6"
-            parts.append(text(left + n * u * cell / 2, y + u * cell / 2 + 4, name, colour="ink", size=12))
+            name = f"state of {n * u} tokens"
+            parts.append(text(left + n * u * cell / 2, y + u * cell / 2 + 4, name, colour="ink", size=11))
         for i in range(u):
             for j in range(i + 1):
                 place = left + (n * u + j) * cell, y + i * cell
