@@ -72,12 +72,14 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
 
 # %%
 import os
+import warnings
 
 # Transformers is an extra of the course. This installs it where it is missing, and keeps it quiet.
 if importlib.util.find_spec("transformers") is None:
     EXTRA = "annotated-attention[models]"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", EXTRA], check=True)
 os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+warnings.filterwarnings("ignore", message="IProgress")
 
 import transformers
 
@@ -161,8 +163,7 @@ print(f"broken {(logits('broken') - reference).abs().max():.0e}")
 #
 # ## 2. Padding that nobody masks
 #
-# Attention functions are one table of the library, functions that make masks another. Somebody registers the
-# first and forgets the second.
+# Attention functions are one table of the library, functions that make masks another. The second is forgotten.
 #
 # **Predict.** Two texts, the second one 20 tokens shorter and padded on the left. Which logits are wrong?
 #
@@ -336,8 +337,7 @@ same = (mine == theirs)[:, 48:].float().cumprod(dim=1).sum(dim=1).tolist()
 print(f"of {theirs.shape[1] - 48} tokens the same: {same}")
 
 # %% [markdown]
-# All of them. (If two logits were equal up to a rounding, one text could take another turn there, and both
-# would be right.)
+# All of them. (Where two logits are equal up to a rounding, a text could take another turn, and be as right.)
 #
 # ## Now you
 #
