@@ -94,7 +94,7 @@ def test_gradcheck(is_causal: bool) -> None:
     proof.assert_gradcheck(partial(flash_attention, is_causal=is_causal, block_q=3, block_k=2), case.inputs())
 
 
-@pytest.mark.parametrize(("t", "s"), [(24, 24), (22, 24), (10, 24), (24, 10)])
+@pytest.mark.parametrize(("t", "s"), [(24, 24), (22, 24), (10, 24), (22, 13)])
 def test_skipped_tiles_cost_nothing(t: int, s: int) -> None:
     case, tiles = Case("text", b=1, g=1, r=2, t=t, s=s, d=3, e=5), causal_tiles(t, s)
     inputs = [x.requires_grad_() for x in case.inputs()]

@@ -30,6 +30,7 @@ PLACES = {
     **OF_LESSON_9,
     "before": (range(2, 7), range(4, 11)),
     "one before": ([2], range(4, 11)),
+    "one within": ([6], range(4, 11)),
     "behind": (range(9, 14), range(2, 7)),
 }
 CACHE = Case("cache", r=2, t=1, s=23)
