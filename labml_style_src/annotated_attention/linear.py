@@ -62,8 +62,8 @@ With $u = 1$ this is the recurrent form, with $u = t$ the parallel one, and they
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
-| $\mathbf{k}_j$ | `key` | `b h s d` | what position $j$ offers |
-| $\mathbf{v}_j$ | `value` | `b h s e` | what position $j$ gives |
+| $\mathbf{k}_j$, $\mathbf{k}_i$ | `key` | `b h s d` | what position $j$ offers |
+| $\mathbf{v}_j$, $\mathbf{v}_i$ | `value` | `b h s e` | what position $j$ gives |
 | $\varphi$ | `feature_map` | – | from $d$ numbers to $f$ features |
 | $A_{ij}$ | `weights` | `b h t s` | product of features, before the division |
 | $S$ | `matrix` | `b h f e` | sum of $\varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top$ over what was read |

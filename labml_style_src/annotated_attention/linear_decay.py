@@ -74,8 +74,8 @@ one layer: what a token has picked up, the next layer can pass on.
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
-| $\mathbf{k}_i$ | `key` | `b h t d` | under what position $i$ writes |
-| $\mathbf{v}_i$ | `value` | `b h t e` | what it writes |
+| $\mathbf{k}_i$, $\mathbf{k}_j$ | `key` | `b h t d` | under what position $i$ writes |
+| $\mathbf{v}_i$, $\mathbf{v}_j$ | `value` | `b h t e` | what it writes |
 | $\ln a_i$ | `log_decay` | `b h t` | logarithm of what is left of the past when $i$ writes, at most 0 |
 | $D_{ij}$ | – | `b h t t` | what is left of $j$ when $i$ reads |
 | $S_i$ | `state` | `b h d e` | all that was written, faded |
@@ -147,7 +147,18 @@ def decayed_linear_attention_step(
     Fade, write, read: the first formula of this page. It is all that decoding needs, and costs the same at
     every position; `state` is `None` before the first. It is kept in float32 or wider, for it is a sum over
     the whole text.
+
+    **Raises.** `ValueError` if there is more than one token, or shapes do not fit
+    [check:test_wrong_input_is_refused].
     """
+    check_inputs(query, key, value, None, is_causal=True)
+    (b, h, t, d), e = query.shape, value.shape[3]
+    shape = (b, h, d, e) if state is None else tuple(state.shape)
+    fits = key.shape[2] == t == 1 and log_decay.shape == (b, h, 1)
+    if not fits or shape != (b, h, d, e):
+        came = f"query has {t} tokens, key {key.shape[2]}, log_decay has shape"
+        came = f"{came} {tuple(log_decay.shape)}, state {shape}"
+        raise ValueError(f"{came}: 1, 1, b h 1 and b h d e are wanted")
     wide = torch.promote_types(query.dtype, torch.float32)
     q = query.to(wide)
     k, v = key.to(wide), value.to(wide)

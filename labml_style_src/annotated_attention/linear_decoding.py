@@ -39,6 +39,9 @@ a few numbers, where a cache was cut [check:test_going_back_is_remembering].
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
+| $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
+| $\mathbf{k}_i$ | `key` | `b h t d` | under what it writes |
+| $\mathbf{v}_i$ | `value` | `b h t d` | what it writes |
 | $S$, $\mathbf{z}$ | `state` | – | the sums of `LinearState`: `b h f e` and `b h f` |
 | $\varphi$ | `feature_map` | – | from $d$ numbers to $f$ features |
 | $i$ | `positions` | `... t` | where the tokens stand; below 0 is padding |
@@ -237,8 +240,8 @@ def linear_state_bytes(
     - *Beginnings are shared by copying*, not by pointing: each branch of a conversation has its own state.
 
     **In production.** **Transformers** keeps the states of MiniMax in a `MiniMaxCache`, beside the keys of
-    its softmax layers. **vLLM** gives them a cache of their own, counted in states, not in pages of tokens,
-    whose dtype `mamba_cache_dtype` sets. **flash-linear-attention** takes `initial_state` and returns the
+    its softmax layers. In **vLLM** a state takes a page of the cache, and pages of keys are made as
+    large; `mamba_cache_dtype` sets its dtype. **flash-linear-attention** takes `initial_state` and returns the
     last with `output_final_state=True`.
     """
     return n_layers * n_heads * f * (e + 1) * dtype.itemsize * batch

@@ -47,7 +47,9 @@ features until the error is no larger than the weight [check:test_millions_of_fe
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\mathbf{x}$ | `x` | `... d` | a query or a key |
+| $\mathbf{q}$ | – | `d` | a query |
+| $\mathbf{k}$ | – | `d` | a key |
+| $\mathbf{x}$ | `x` | `... d` | either |
 | $\varphi$ | `features` | – | from $d$ numbers to $f$ features |
 | $f$ | `n_features` | scalar | how many |
 | $\mathbf{w}$ | `w` | `f d` | a random direction for each feature |

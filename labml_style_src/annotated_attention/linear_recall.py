@@ -32,9 +32,10 @@ The answer, and noise from every key that is not orthogonal to this one. So
 An answer need not be exact to be recognised among the values of a vocabulary. So the figure's curves do not
 break off at $n = d$; they bend.
 
-The width that counts is that of the features, the $f$ of the lesson's first page. There, features are
-positive. Two such vectors are orthogonal only if each is 0 wherever the other is not, and `elu_plus_one` is
-nowhere 0: so every answer contains every value [check:test_positive_features_are_never_orthogonal].
+The width that counts is that of the features, the $f$ of the lesson's first page. And if these are never
+negative, two vectors of them are orthogonal only if each is 0 wherever the other is not. Those of
+`elu_plus_one` are nowhere 0: so every answer contains every value
+[check:test_positive_features_are_never_orthogonal].
 
 ## Why a softmax does not forget
 
@@ -92,9 +93,9 @@ kept apart.
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
-| $\mathbf{k}_i$ | `key` | `b h t d` | under what position $i$ writes |
-| $\mathbf{v}_i$ | `value` | `b h t e` | what it writes |
+| $\mathbf{q}_i$, $\mathbf{q}$ | `query` | `b h t d` | what position $i$ asks |
+| $\mathbf{k}_i$, $\mathbf{k}_j$ | `key` | `b h t d` | under what position $i$ writes |
+| $\mathbf{v}_i$, $\mathbf{v}_j$ | `value` | `b h t e` | what it writes |
 | $\beta_i$ | `beta` | `b h t` | how much of the difference is written |
 | $\ln a_i$ | `log_decay` | `b h t` | logarithm of what is left of the past, at most 0 |
 | $S_i$ | `state` | `b h d e` | what the state says is $S_i^\top \mathbf{q}$ |

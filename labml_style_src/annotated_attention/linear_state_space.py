@@ -192,8 +192,8 @@ def state_space_attention(
     query = C.to(wide).repeat_interleave(h // g, dim=1)
     key = B.to(wide).repeat_interleave(h // g, dim=1)
 
-    # The step belongs to the value and to the decay, in float32: a product in bfloat16 would be rounded
-    # before it is used, and a rounded rate is raised to the power of a distance.
+    # The step belongs to the value and to the decay. Both products are taken in float32: what is rounded
+    # before a sum cannot be mended after it.
     value = x.to(wide) * dt.to(wide)[..., None]
     log_decay = dt.to(wide) * A.to(wide)[:, None]
     attend = decayed_linear_attention
@@ -244,7 +244,7 @@ class Mamba2Layer(nn.Module):
 
     def forward(self, stream: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
         joint = self.in_proj(stream)
-        gate, mixed, step = joint.split(self.sizes, -1)
+        z, mixed, step = joint.split(self.sizes, -1)
 
         # The padding is on both sides; what hangs over at the end has seen the future, and is cut off.
         mixed = self.conv1d(mixed.mT)[:, :, : stream.shape[1]].mT
@@ -261,7 +261,7 @@ class Mamba2Layer(nn.Module):
         )
 
         # The norm is over the heads of a group, its weight over all.
-        gated = rearrange(y, "b h t e -> b t (h e)") * F.silu(gate)
+        gated = rearrange(y, "b h t e -> b t (h e)") * F.silu(z)
         gated = gated.unflatten(-1, (self.n_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], eps=1e-5)
         return self.out_proj(normed.flatten(-2) * self.norm.weight)

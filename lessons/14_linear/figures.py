@@ -254,7 +254,7 @@ def recall() -> str:
     for name, attend, colour, (at, share) in (
         ("softmax", sharp, "weights", (14, 1.02)),
         ("best state", best, "soft", (76, 0.92)),
-        ("sum", sum_rule, "key", (67, 0.42)),
+        ("sum", sum_rule, "key", (58, 0.72)),
         ("delta rule", corrected, "query", (18, 0.6)),
     ):
         found = [recall_accuracy(attend, *batch, table) for batch in batches]

@@ -267,25 +267,25 @@ def test_future_and_neighbours_move_nothing(form: str, device: str) -> None:
 
 def test_wrong_input_is_refused() -> None:
     query, key, value, log_decay = inputs_of(SQUARE)
-    ours = proof.bare(decayed_linear_attention)
+    ours, text = proof.bare(decayed_linear_attention), (query, key, value)
     wrong = [
         ((query[0], key, value, log_decay), {}, "query is"),
-        (
-            (query, key, value, log_decay[:, :2]),
-            {},
-            r"log_decay has shape \(2, 2, 7\): as many, and \(2, 3, 7\), are",
-        ),
+        ((*text, log_decay[:, :2]), {}, r"log_decay has shape \(2, 2, 7\): as many, and \(2, 3, 7\), are"),
         ((query[:, :, :5], key, value, log_decay), {}, "key has 7 positions, query 5"),
-        (
-            (query, key, value, log_decay),
-            {"form": "chunk"},
-            "form is 'chunk', chunk_size is 64: one of parallel, ",
-        ),
-        ((query, key, value, log_decay), {"chunk_size": 0}, "chunk_size is 0"),
+        ((*text, log_decay), {"form": "chunk"}, "form is 'chunk', chunk_size is 64: one of parallel, "),
+        ((*text, log_decay), {"chunk_size": 0}, "chunk_size is 0"),
     ]
     for arguments, more, message in wrong:
         with pytest.raises(ValueError, match=message):
             ours(*arguments, **more)
+    step, one = proof.bare(decayed_linear_attention_step), [x[:, :, :1] for x in (*text, log_decay)]
+    for words, kept, message in (
+        ((*text, log_decay), None, r"query has 7 tokens, key 7, log_decay has shape \(2, 3, 7\)"),
+        ((*one[:3], one[3][..., 0]), None, r"log_decay has shape \(2, 3\)"),
+        (one, step(*one)[1][:1], r"state \(1, 3, 11, 13\): 1, 1, b h 1 and b h d e are wanted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step(*words, kept)
 
 
 @pytest.mark.parametrize(("t", "u"), [(40, 8), (37, 8), (5, 8), (8, 2), (11, 11)])
