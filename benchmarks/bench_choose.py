@@ -1,5 +1,5 @@
-"""All mechanisms of the course on the same inputs, for the guide `docs/choose.md`: a whole text read at once, forward
-and with the gradients; and one more token behind a text, with the bytes of the cache that it needs.
+"""All mechanisms of the course on the same inputs, for the guide `docs/choose.md`: the time to read a whole text, the
+memory to train on one, and one more token behind a text, with the bytes of the cache that it needs.
 
 Dense attention is PyTorch's fused kernel under a causal mask. Where a mechanism only changes what the kernel is given
 (fewer key heads, turned queries, another context), the same kernel stands behind it. The others are the course's own.
@@ -101,6 +101,7 @@ def cross(query: Tensor, key: Tensor, value: Tensor, longer: Tensor) -> Tensor:
 
 
 def whole_texts() -> Iterator[dict[str, Any]]:
+    """Milliseconds of the forward pass, and the peak of memory with the gradients."""
     for what, lengths in (("forward", LENGTHS), ("both", TRAINED)):
         for t in lengths:
             inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
@@ -108,11 +109,13 @@ def whole_texts() -> Iterator[dict[str, Any]]:
                 name: partial(once, function, inputs, what == "both")
                 for name, function in contenders(t).items()
             }
-            memory = {name: {"mib": peak_mib(call, inputs)} for name, call in calls.items() if what == "both"}
-            times = medians(calls, ROUNDS)
+            if what == "both":
+                shown = {name: {"mib": peak_mib(call, inputs)} for name, call in calls.items()}
+            else:
+                times = medians(calls, ROUNDS)
+                shown = {name: {"ms": ms, "ratio": ms / times["dense"]} for name, ms in times.items()}
             for name in calls:
-                shown = {"ms": times[name], "ratio": times[name] / times["dense"], **memory.get(name, {})}
-                yield {"pass": what, "t": t, "variant": name, **shown}
+                yield {"pass": what, "t": t, "variant": name, **shown[name]}
 
 
 def next_tokens() -> Iterator[dict[str, Any]]:
