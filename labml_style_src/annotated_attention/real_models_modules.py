@@ -112,7 +112,7 @@ class BloomAlibi(nn.Module):
         self.n_heads = source.num_heads
         self.layer_idx = source.layer_idx
         self.hidden_dropout = source.hidden_dropout
-        without_dropout(source.attention_dropout.p)
+        refuse(source.attention_dropout.p)
 
     def forward(
         self,
@@ -121,8 +121,10 @@ class BloomAlibi(nn.Module):
         alibi: Float[Tensor, "bh 1 s"],
         attention_mask: Shaped[Tensor, "b 1 t s"] | None,
         layer_past: Any = None,
+        output_attentions: bool | None = False,
         **others: Any,
     ) -> tuple[Float[Tensor, "b t m"], None]:
+        refuse(0.0, output_attentions)
         fused = self.query_key_value(hidden_states)
         query, key, value = split_fused(fused, self.n_heads)
         if layer_past is not None:
@@ -176,10 +178,10 @@ class LongformerWindow(nn.Module):
         is_index_masked: Bool[Tensor, "b t"],
         is_index_global_attn: Bool[Tensor, "b t"],
         is_global_attn: bool,
-        output_attentions: bool = False,
+        output_attentions: bool | None = False,
         **others: Any,
     ) -> tuple[Float[Tensor, "b t m"]]:
-        without_dropout(self.dropout if self.training else 0.0)
+        refuse(self.dropout if self.training else 0.0, output_attentions)
         starred = None
         if is_global_attn:
             starred = self.heads(hidden_states, "_global")
@@ -207,10 +209,12 @@ class LongformerWindow(nn.Module):
         return query, key, value
 
 
-def without_dropout(p: float) -> None:
-    """The two classes above have no dropout on weights."""
+def refuse(p: float, output_attentions: bool | None = False) -> None:
+    """The two classes above drop no weights, and hand none out."""
     if p:
         raise ValueError(f"dropout on the weights is {p}: 0 is wanted")
+    if output_attentions:
+        raise ValueError("output_attentions is True: False is wanted")
 
 
 def annotate(model: nn.Module) -> int:

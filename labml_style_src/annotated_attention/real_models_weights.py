@@ -5,7 +5,7 @@ code it was trained with. So a published Llama can run on this course alone: les
 lesson 7's cache, lesson 3's loop that writes. The library only fetches the file.
 
 ```python
-published, where_from = load("HuggingFaceTB/SmolLM2-135M")
+published = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
 model = Llama.from_transformers(published)
 generate(model, tokens, 20, caches=model.make_caches(64))
 ```

@@ -53,7 +53,7 @@ def build(kind: str, name: str, dtype: torch.dtype, device: str) -> Any:
     return model
 
 
-def logits(kind: str, name: str, dtype: torch.dtype, device: str, **more: Tensor) -> Tensor:
+def logits(kind: str, name: str, dtype: torch.dtype, device: str, **more: Any) -> Tensor:
     tokens = inputs_of("llama", device)
     with torch.no_grad():
         return build(kind, name, dtype, device)(**tokens, **more).logits
@@ -214,3 +214,9 @@ def test_dropout_is_refused() -> None:
     model = copy.deepcopy(build("longformer", "ours", torch.float32, "cpu")).train()
     with pytest.raises(ValueError, match=r"dropout on the weights is 0.1: 0 is wanted"):
         model(**inputs_of("llama"))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "longformer"])
+def test_weights_are_not_handed_out(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"^output_attentions is True: False is wanted"):
+        logits(kind, "ours", torch.float32, "cpu", output_attentions=True)
