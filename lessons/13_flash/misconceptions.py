@@ -90,6 +90,12 @@ def merge_attention__weighted_by_the_lse(output_a, lse_a, output_b, lse_b):
     return output, merge_attention(output_a, lse_a, output_b, lse_b)[1]
 
 
+def merge_attention__not_shifted(output_a, lse_a, output_b, lse_b):
+    """exp of an lse of 10,000 is infinite, and infinity by infinity is NaN. What can be taken off both first?"""
+    a, b = torch.exp(lse_a)[..., None], torch.exp(lse_b)[..., None]
+    return (a * output_a + b * output_b) / (a + b), torch.log(a + b)[..., 0]
+
+
 def merge_attention__two_empties_are_nan(output_a, lse_a, output_b, lse_b):
     """Where both sides saw nothing, both lse are -inf, and their difference is NaN. What is the result of
     nothing and nothing?"""
@@ -129,12 +135,6 @@ def tile_plan__last_queries_as_if_full(t, s, block_q, block_k, *, is_causal=Fals
     """You keep tiles of the last queries in which nothing is seen: you let the row of tiles reach as far as a
     full one. Which is the last query that is really there?"""
     return _plan(t, s, block_q, block_k, is_causal, full="q")
-
-
-def tile_plan__ends_as_if_full(t, s, block_q, block_k, *, is_causal=False):
-    """Your plan goes wrong at both ends of the table, where tiles are not full. Which is the last query of such a
-    tile, and which the last key?"""
-    return _plan(t, s, block_q, block_k, is_causal, full="qk")
 
 
 def tile_plan__one_key_too_strict(t, s, block_q, block_k, *, is_causal=False):
@@ -198,12 +198,6 @@ def flash_attention__mask_of_the_tile(query, key, value, **options):
     return _flash((query, key, value), options, within=True)
 
 
-def flash_attention__every_tile_is_the_first(query, key, value, **options):
-    """You mask every tile as if it were the first, from corner to corner: queries of the third row then see
-    keys of the future, and miss some of the past. Which positions do the rows and columns of a tile have?"""
-    return _flash((query, key, value), options, within=True, skip=False)
-
-
 def flash_attention__not_scaled(query, key, value, **options):
     """Your scores are not scaled: the weights are too sharp, and the lse is too large. What stands under the
     products in softmax(query keyᵀ / √d)?"""
@@ -230,7 +224,7 @@ def flash_attention__sums_in_half_precision(query, key, value, **options):
     return output, lse.to(torch.promote_types(lse.dtype, torch.float32))
 
 
-def _backward(given, result, grad, options, *, d=True, own=False, add=True, mask=True):
+def _backward(given, result, grad, options, *, d=True, own=False, tile=False, add=True, mask=True):
     """The way back, with one of its parts done wrong."""
     (query, key, value), is_causal = given, options.get("is_causal", False)
     block_q, block_k = options.get("block_q", 32), options.get("block_k", 64)
@@ -244,7 +238,8 @@ def _backward(given, result, grad, options, *, d=True, own=False, add=True, mask
         p = torch.exp(q @ k.mT * c - lse[:, :, i, None])
         if is_causal and mask:
             p = p.masked_fill(j > i[:, None], 0.0)
-        ds = p * (g @ value[:, :, j].mT - delta[:, :, i]) * c
+        dp = g @ value[:, :, j].mT
+        ds = p * (dp - ((p * dp).sum(dim=-1, keepdim=True) if tile else delta[:, :, i])) * c
         dq[:, :, i] += ds @ k
         dk[:, :, j] = dk[:, :, j] * add + ds.mT @ q
         dv[:, :, j] = dv[:, :, j] * add + p.mT @ g
@@ -255,6 +250,12 @@ def flash_backward__without_d(query, key, value, output, lse, grad_output, **opt
     """dv is right, dq and dk are not: you take P · dP for dS. A weight cannot grow without the others of its
     row becoming smaller, for their sum is 1. Which term says so?"""
     return _backward((query, key, value), (output, lse), grad_output, options, d=False)
+
+
+def flash_backward__d_of_the_tile(query, key, value, output, lse, grad_output, **options):
+    """In place of D you take Σ P · dP over the keys of a tile. Over all keys that is D: over these it is a part.
+    What do `output` and `grad_output` say without any key?"""
+    return _backward((query, key, value), (output, lse), grad_output, options, tile=True)
 
 
 def flash_backward__a_softmax_of_its_own(query, key, value, output, lse, grad_output, **options):

@@ -50,6 +50,13 @@ def read__raw_query(query, state):
     return query @ S / torch.einsum("b h t d, b h d -> b h t", query, z)[..., None]
 
 
+def read__a_little_more(query, state):
+    """You add a small number to the denominator, to be safe from 0. Features are never 0, but all of a text's may
+    be as small as exp(-40): what is left of your output then?"""
+    S, z = state
+    return elu_plus_one(query) @ S / (elu_plus_one(query) @ z[..., None] + 1e-6)
+
+
 def read__heads_mixed(query, state):
     """Your heads are added up. In an einsum, a letter that the output lacks is summed over, and one that two
     inputs do not share is paired with everything. Does the head have one and the same letter in all three?"""
@@ -62,6 +69,11 @@ def linear_attention_step__reads_first(query, key, value, state):
     """You read before you write: a token does not see itself, and the first finds 0/0. Which comes first?"""
     S, z = store(key, value)
     return read(query, state), (state[0] + S, state[1] + z)
+
+
+def linear_attention_step__state_stays(query, key, value, state):
+    """Your output is right, but you return the state as it came. What will the next token find of this one?"""
+    return linear_attention_step(query, key, value, state)[0], state
 
 
 def linear_attention_step__z_forgotten(query, key, value, state):
@@ -182,6 +194,12 @@ def summary__nothing_fades(key, value, log_decay):
     return log_decay.sum(dim=-1), torch.einsum("b h t d, b h t e -> b h d e", key, value)
 
 
+def summary__fades_at_once(key, value, log_decay):
+    """In what your piece leaves, each token has faded by its own decay as well. That decay was for what stood
+    there before it: at the end of the piece, by how much has its last token faded?"""
+    return summary(key * log_decay.exp()[..., None], value, log_decay)
+
+
 def summary__product_of_decays(key, value, log_decay):
     """You return A itself. Asked for is its logarithm, which does not vanish when a text is long: what
     becomes of 0.9 to the power of 10,000?"""
@@ -251,6 +269,12 @@ def decayed_linear_attention__fades_by_the_past(query, key, value, log_decay, *,
     return _decayed(query, key, value, log_decay, chunk_size, lambda a, carried: carried.expand_as(a))
 
 
+def decayed_linear_attention__one_table(query, key, value, log_decay, *, chunk_size=64):
+    """Your output is right, but it comes from one table of all pairs: 0 times NaN is NaN, so one bad value spoils
+    the text before it. What do tokens need of earlier chunks, other than their summary?"""
+    return decayed_attention(query, key, value, log_decay)
+
+
 def _backward(query, key, value, log_decay, grad, *, late=False, summed=True, table=False):
     """The backward pass through the table of pairs, with one thing wrong."""
     weights = decay_mask(log_decay)
@@ -282,3 +306,17 @@ def decayed_backward__one_table(query, key, value, log_decay, grad):
     """Your gradients are right, but they come from a table of all pairs: masked or not, 0 times NaN is NaN.
     What do later queries ask of token j, all of them together?"""
     return _backward(query, key, value, log_decay, grad, table=True)
+
+
+def decayed_backward__by_the_factor(query, key, value, log_decay, grad):
+    """Your last gradient is that by aᵢ. Asked for is that by its logarithm: if log a grows a little, by how much
+    does a grow?"""
+    *three, by_log = decayed_backward(query, key, value, log_decay, grad)
+    return *three, by_log / log_decay.exp()
+
+
+def decayed_backward__queries_before_their_token(query, key, value, log_decay, grad):
+    """Only the gradient by the query is wrong: you read the state before token i has written. Which state did
+    its output come from?"""
+    d_query, *rest = decayed_backward(query, key, value, log_decay, grad)
+    return d_query - (grad * value).sum(dim=-1, keepdim=True) * key, *rest
