@@ -316,7 +316,8 @@ def decayed_backward__by_the_factor(query, key, value, log_decay, grad):
 
 
 def decayed_backward__queries_before_their_token(query, key, value, log_decay, grad):
-    """Only the gradient by the query is wrong: you read the state before token i has written. Which state did
-    its output come from?"""
+    """Your gradient by the query comes from the state before token i has faded it and written to it. Which state
+    did its output come from?"""
     d_query, *rest = decayed_backward(query, key, value, log_decay, grad)
-    return d_query - (grad * value).sum(dim=-1, keepdim=True) * key, *rest
+    late = d_query - (grad * value).sum(dim=-1, keepdim=True) * key
+    return late / log_decay.exp()[..., None], *rest

@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 
 import torch
 
@@ -58,7 +59,7 @@ def attention_forward__padding_takes_the_mean(query, key, value, attention_mask=
     in every place is the same number in every place. What does a softmax make of that, and what is to come
     out?"""
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = (~attention_mask).to(query.dtype) * -1e9
+        attention_mask = (~attention_mask).to(query.dtype) * torch.finfo(query.dtype).min
     return attention_forward(query, key, value, attention_mask, **options)
 
 
@@ -81,6 +82,12 @@ def attention_forward__swallows_everything(query, key, value, attention_mask=Non
     return attention_forward(query, key, value, attention_mask, **known)
 
 
+def attention_forward__swallows_them_silently(query, key, value, attention_mask=None, **options):
+    """`position_bias`, `s_aux` and `softcap` pass through your function as if nothing had come: the model runs, and
+    is another model. What should a function do with what it does not understand and must not ignore?"""
+    return attention_forward__swallows_everything(query, key, value, attention_mask, **options)[0], None
+
+
 def attention_forward__ignores_scaling(query, key, value, attention_mask=None, **options):
     """You scale by d^(-1/2) whatever `scaling` says. T5 was trained without a scale and says so: 1.0. When
     is d^(-1/2) meant?"""
@@ -93,6 +100,12 @@ def split_qkv__bloom_in_blocks(fused, layout, n_heads, n_kv_heads):
     heads of width 1, row 1 is not a query. Look at the example by hand: whose is it?"""
     layout = "phi3" if layout == "bloom" else layout
     return split_qkv(fused, layout, n_heads, n_kv_heads)
+
+
+def split_qkv__falcon_in_blocks(fused, layout, n_heads, n_kv_heads):
+    """You cut Falcon's matrix into three blocks, as Phi-3's. The shapes are right, and the rows are mixed: in the
+    example by hand, what is row 2?"""
+    return split_qkv(fused, "phi3" if layout == "falcon" else layout, n_heads, n_kv_heads)
 
 
 def split_qkv__falcon_in_rounds(fused, layout, n_heads, n_kv_heads):
@@ -152,6 +165,12 @@ def convert_llama__values_too(state, n_heads, n_kv_heads):
     return _with_order(state, n_heads, n_kv_heads, _halves, moved="qkv")
 
 
+def convert_llama__keys_as_many_heads_as_queries(state, n_heads, n_kv_heads):
+    """Queries are right, keys are not. They are turned as well, so their rows move within a head: into how many
+    heads do you cut their matrix?"""
+    return convert_llama(state, n_heads, n_heads)
+
+
 def convert_llama__gate_and_up_swapped(state, n_heads, n_kv_heads):
     """`gate_proj` and `up_proj` are swapped: they have the same shape, so nothing complains. Read the two
     formulas side by side: which of Meta's is inside of silu?"""
@@ -172,6 +191,31 @@ def t5_buckets__all_buckets_each_way(relative, *, n_buckets=32, max_distance=128
     outside of the table. How many are there for one direction?"""
     n = 2 * n_buckets if bidirectional else n_buckets
     return t5_buckets(relative, n_buckets=n, max_distance=max_distance, bidirectional=bidirectional)
+
+
+def t5_buckets__no_last_bucket(relative, *, n_buckets=32, max_distance=128, bidirectional=True):
+    """Distances beyond `max_distance` get buckets of their own, where there is none: the logarithm goes on. How
+    large may the number of a bucket be?"""
+    n = n_buckets // 2 if bidirectional else n_buckets
+    x, e = relative.abs() if bidirectional else (-relative).clamp(min=0), n // 2
+    far = e + (torch.log(x.clamp(min=1) / e) / math.log(max_distance / e) * (n - e)).floor().long()
+    return torch.where(x < e, x, far) + n * (bidirectional & (relative > 0))
+
+
+def t5_buckets__decoder_looks_both_ways(relative, *, bidirectional=True, **options):
+    """Without `bidirectional`, you sort later keys by their distance too. Nobody attends to them; which x does
+    the rule give them?"""
+    relative = relative if bidirectional else -relative.abs()
+    return t5_buckets(relative, bidirectional=bidirectional, **options)
+
+
+def t5_bias__seen_from_the_key(table, t, s, *, offset=0, **options):
+    """Your table has i - j. The buckets ask for j - i: where the key stands, seen from the query. Which index
+    goes down, and which across?"""
+    j = 2 * (offset + torch.arange(t))[:, None] - torch.arange(s)
+    far = j.abs().max() + 1
+    mirror = t5_bias(table, 1, int(2 * far), offset=int(far), **options)[0, :, 0]
+    return mirror[:, far + j - (offset + torch.arange(t))[:, None]][None]
 
 
 def t5_bias__every_query_at_zero(table, t, s, *, offset=0, **options):
@@ -210,19 +254,25 @@ def bloom_alibi__takes_off(attention_mask, slopes):
     return -bloom_alibi(attention_mask, slopes)
 
 
+def bloom_alibi__counts_columns(attention_mask, slopes):
+    """You count columns, so a padded text does not begin with 0. Attention would be the same, but BLOOM's own
+    numbers were asked for. What does task 5 count?"""
+    return bloom_alibi(torch.ones_like(attention_mask), slopes)
+
+
 def readings_that_fit__first_one(x, fused, recorded, n_heads, n_kv_heads, window):
     """You stop at the first reading that fits. If more than one does, the record cannot tell, and the next
     text will. What would you want to know before you trust a port?"""
     return readings_that_fit(x, fused, recorded, n_heads, n_kv_heads, window)[:1]
 
 
-def _within(x, fused, recorded, n_heads, n_kv_heads, window, allowed):
+def _within(x, fused, recorded, n_heads, n_kv_heads, window, allowed, over=torch.max):
     """The readings that are no further from the record than this."""
     shapes = fused, n_heads, n_kv_heads
     readings = itertools.product(
         ("phi3", "falcon"), ("halves", "pairs"), ("neighbours", "rounds"), (window, window + 1)
     )
-    return [each for each in readings if (layer_output(x, *shapes, each) - recorded).abs().max() <= allowed]
+    return [each for each in readings if over((layer_output(x, *shapes, each) - recorded).abs()) <= allowed]
 
 
 def readings_that_fit__fixed_tolerance(x, fused, recorded, n_heads, n_kv_heads, window):
@@ -234,7 +284,14 @@ def readings_that_fit__fixed_tolerance(x, fused, recorded, n_heads, n_kv_heads, 
 def readings_that_fit__digit_by_digit(x, fused, recorded, n_heads, n_kv_heads, window):
     """You want the record's own numbers, to nearly the last digit. It was rounded to float32, or to float16:
     how far may a right answer be from what was rounded?"""
-    return _within(x, fused, recorded, n_heads, n_kv_heads, window, 1e-9)
+    return _within(x, fused, recorded, n_heads, n_kv_heads, window, 1e-12)
+
+
+def readings_that_fit__on_the_average(x, fused, recorded, n_heads, n_kv_heads, window):
+    """You take the mean of the errors. A single number that is wrong disappears in it, and so does a mistake
+    that shows in one place. What does it say of *none* of the numbers?"""
+    allowed = 4 * torch.finfo(recorded.dtype).eps * recorded.double().abs().max()
+    return _within(x, fused, recorded, n_heads, n_kv_heads, window, allowed, torch.mean)
 
 
 def readings_that_fit__window_only(x, fused, recorded, n_heads, n_kv_heads, window):
