@@ -36,9 +36,9 @@ within the exponential made softmax sharper or flatter; here it is a part of the
 
 A causal query sees the keys $j \le i$, so its sums end at $i$:
 
-$$S_i = \sum_{j \le i} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, \qquad \mathbf{z}_i = \sum_{j \le i}
-\varphi(\mathbf{k}_j), \qquad \mathbf{o}_i = \frac{\varphi(\mathbf{q}_i)^\top S_i}{\varphi(\mathbf{q}_i)^\top
-\mathbf{z}_i}\,.$$
+$$\begin{gathered} S_i = \sum_{j \le i} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, \quad \mathbf{z}_i =
+\sum_{j \le i} \varphi(\mathbf{k}_j), \\ \mathbf{o}_i = \frac{\varphi(\mathbf{q}_i)^\top
+S_i}{\varphi(\mathbf{q}_i)^\top \mathbf{z}_i}\,. \end{gathered}$$
 
 **Parallel**: all weights $A_{ij} = \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j)$, half of them masked. No
 step waits for another, and the cost is that of softmax.
@@ -145,7 +145,7 @@ def ratio(
     blend: Float[Tensor, "b h t e"],
     total: Float[Tensor, "b h t"],
 ) -> Float[Tensor, "b h t e"]:
-    r"""And their ratio. Where nothing was seen the denominator is 0 (or below $10^{-38}$, where float32 ends): no
+    r"""And their ratio. Where nothing was seen the denominator is 0 (or below $10^{-38}$, float32's end): no
     keys, or features that are all 0, as those of ReLU can be, and of elu at $-10^4$. Such a row is divided by
     infinity: it gives 0, and sends 0 back [check:test_rows_that_see_nothing_are_zero]."""
     nothing = total.abs() < torch.finfo(total.dtype).tiny

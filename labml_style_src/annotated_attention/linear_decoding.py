@@ -6,9 +6,10 @@ stands; but it was trained one step after the other.
 
 Linear attention is both. It is trained in chunks, all positions at once, and writes like a recurrent network:
 
-$$S_i = S_{i-1} + \varphi(\mathbf{k}_i)\,\mathbf{v}_i^\top, \qquad \mathbf{z}_i = \mathbf{z}_{i-1} +
-\varphi(\mathbf{k}_i), \qquad \mathbf{o}_i = \frac{\varphi(\mathbf{q}_i)^\top
-S_i}{\varphi(\mathbf{q}_i)^\top \mathbf{z}_i}\,.$$
+$$\begin{gathered} S_i = S_{i-1} + \varphi(\mathbf{k}_i)\,\mathbf{v}_i^\top, \\
+\mathbf{z}_i = \mathbf{z}_{i-1} + \varphi(\mathbf{k}_i), \\[4pt]
+\mathbf{o}_i = \frac{\varphi(\mathbf{q}_i)^\top S_i}{\varphi(\mathbf{q}_i)^\top \mathbf{z}_i}\,.
+\end{gathered}$$
 
 Token after token, a model with such layers computes what one pass over the whole text computes
 [check:test_a_stream_equals_the_full_pass], and after 1,000 tokens its memory has not grown by a byte
@@ -32,8 +33,8 @@ sum does not know what came first: exchange two tokens of the past, and a layer 
 [check:test_the_past_has_no_order]. Whatever order a layer needs must be in the keys, from positions that
 joined the tokens (lesson 3) or from layers below, which saw another past at each token.
 
-And a state is a value. To go back, as speculative decoding must, one keeps the state from before the draft:
-a few numbers, where a cache was cut [check:test_going_back_is_remembering].
+And a state is a value. A cache is cut to go back, as speculative decoding must. Of a state, one keeps a copy
+from before the draft [check:test_going_back_is_remembering].
 
 ## Notation
 
@@ -48,7 +49,8 @@ a few numbers, where a cache was cut [check:test_going_back_is_remembering].
 | $L$ | `n_layers` | scalar | layers, each with a state |
 
 **Source.** Katharopoulos et al. (2020), arXiv:2006.16236, section 3.4: equations 16 to 20, whose $s_i$ and
-$z_i$ are our $S_i$ and $\mathbf{z}_i$; table 1 and section 4.2 for what was measured.
+$z_i$ are our $S_i$ and $\mathbf{z}_i$; table 1 for MNIST, and the supplement on *stateful softmax* for what a
+cache changes.
 """
 
 from functools import partial
@@ -240,9 +242,9 @@ def linear_state_bytes(
     - *Beginnings are shared by copying*, not by pointing: each branch of a conversation has its own state.
 
     **In production.** **Transformers** keeps the states of MiniMax in a `MiniMaxCache`, beside the keys of
-    its softmax layers. In **vLLM** a state takes a page of the cache, and pages of keys are made as
-    large; `mamba_cache_dtype` sets its dtype. **flash-linear-attention** takes `initial_state` and returns the
-    last with `output_final_state=True`.
+    its softmax layers. In **vLLM** a state takes a page of the cache, and pages of keys are made as large;
+    `mamba_cache_dtype` sets its dtype. **flash-linear-attention** takes `initial_state` and returns the last
+    with `output_final_state=True`.
     """
     return n_layers * n_heads * f * (e + 1) * dtype.itemsize * batch
 

@@ -56,9 +56,9 @@ update is attention.)
 A key that comes again with a new value is the other failure: the sum answers with old and new together. The
 *delta rule* (Widrow, Hoff, 1960) first reads what the state would say, and writes the difference:
 
-$$S_i = S_{i-1} + \beta_i\, \mathbf{k}_i\,\big(\mathbf{v}_i - S_{i-1}^\top \mathbf{k}_i\big)^\top
-= \big(I - \beta_i\, \mathbf{k}_i \mathbf{k}_i^\top\big)\, S_{i-1} +
-\beta_i\, \mathbf{k}_i \mathbf{v}_i^\top$$
+$$\begin{aligned} S_i &= S_{i-1} + \beta_i\, \mathbf{k}_i\,\big(\mathbf{v}_i - S_{i-1}^\top
+\mathbf{k}_i\big)^\top \\ &= \big(I - \beta_i\, \mathbf{k}_i \mathbf{k}_i^\top\big)\, S_{i-1} +
+\beta_i\, \mathbf{k}_i \mathbf{v}_i^\top \end{aligned}$$
 
 It is a step of gradient descent on $\tfrac12 |S^\top \mathbf{k}_i - \mathbf{v}_i|^2$, taken while reading
 [check:test_it_is_a_step_of_gradient_descent]: the state is a small linear model that is trained on the text.

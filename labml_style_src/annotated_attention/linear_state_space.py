@@ -32,8 +32,8 @@ rate. That is less general, and it is attention: tensor cores can do it.
 A token is a signal that stays constant for a time $\Delta$. For a number $A < 0$ the equation can be solved
 over that time, without an error (a *zero-order hold*):
 
-$$\mathbf{h}_i = a_i\,\mathbf{h}_{i-1} + g_i\,B\,x_i, \qquad a_i = e^{\Delta_i A}, \qquad
-g_i = \frac{e^{\Delta_i A} - 1}{A}$$
+$$\begin{gathered} \mathbf{h}_i = a_i\,\mathbf{h}_{i-1} + g_i\,B\,x_i, \\
+a_i = e^{\Delta_i A}, \qquad g_i = \frac{e^{\Delta_i A} - 1}{A} \end{gathered}$$
 
 [check:test_the_hold_is_exact]. For a small step $g \approx \Delta$, and Mamba's code, of both kinds, takes
 $g = \Delta$ [check:test_a_small_step_is_its_gain]. What matters is the coupling. A large $\Delta$ forgets
