@@ -33,7 +33,7 @@ def contenders(t: int, is_causal: bool = True) -> Mapping[str, Function]:
     return {name: partial(function, is_causal=is_causal) for name, function in functions.items()}
 
 
-def side_by_side(ours: Callable[[], Any], peer: Callable[[], Any], **about: Any) -> dict[str, Any]:
+def side_by_side(ours: Callable[[], Any], peer: Callable[[], Any], /, **about: Any) -> dict[str, Any]:
     return {**about, **compare(ours, peer, ROUNDS)}
 
 

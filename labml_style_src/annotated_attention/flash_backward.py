@@ -154,7 +154,8 @@ def flash_backward(
         dqs[:, :, i : i + u] = dq_tile.unflatten(1, (r, u))
 
     # All three in the dtype that came.
-    dqs, dks, dvs = (x.to(query.dtype) for x in (dqs, dks, dvs))
+    sums = dqs, dks, dvs
+    dqs, dks, dvs = (x.to(query.dtype) for x in sums)
     dq = rearrange(dqs, "(b g) r t d -> b (g r) t d", g=g)
     dk = rearrange(dks, "(b g) s d -> b g s d", g=g)
     dv = rearrange(dvs, "(b g) s e -> b g s e", g=g)
