@@ -1,7 +1,7 @@
 r"""# Flash
 
-One head, 4,096 tokens, width 64, in bf16: queries, keys and values are 1.5 MiB together, the output is half
-of one. In between, lesson 1's formula writes 16 million scores to memory, reads them for the softmax, writes
+One head, 4,096 tokens, width 64, in bf16: queries, keys and values are 1.5 MiB together, the output is 0.5
+more. In between, lesson 1's formula writes 16 million scores to memory, reads them for the softmax, writes
 the weights and reads those: 128 MiB [check:test_traffic_of_one_head|128 MiB]. An A100 (1.5 TB/s, 312 TFLOP/s)
 needs 90 µs to move them, and 14 for all the arithmetic [check:test_traffic_of_one_head|90 and 14 µs]. It waits.
 
@@ -23,10 +23,11 @@ Causal, a tile above the diagonal is never made.](figure:tiles)
 
 Milakov and Gimelshein (2018, arXiv:1805.02867) found the first two lines, to save the softmax one of its
 passes over memory. Rabe and Staats (2021, arXiv:2112.05682) had all three, in chunks, to save memory.
-FlashAttention (2022) put them into one kernel that never leaves the chip, to save *traffic*: of GPT-2 medium's
-attention, forward and backward on an A100, 40.3 GB became 4.4, and 41.7 ms became 7.3, though it computes more
-(figure 2). FlashAttention-2 (2023) went over the queries outside and divided once, 1.7 to 3.0 times as fast;
-the third (2024, arXiv:2407.08608) was made for the H100 and reached 75% of what that can do in fp16.
+FlashAttention (2022) put them into one kernel whose scores never leave the chip, to save *traffic* between it
+and its memory: of GPT-2 medium's attention, forward and backward on an A100, 40.3 GB became 4.4, and 41.7 ms
+became 7.3, though it computes more (figure 2). FlashAttention-2 (2023) went over the queries outside and
+divided once, 1.7 to 3.0 times as fast; the third (2024, arXiv:2407.08608) was made for the H100 and reached
+75% of what that can do in fp16.
 
 ## Three passes, two, one
 

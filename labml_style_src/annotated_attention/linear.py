@@ -12,8 +12,8 @@ $$\begin{aligned} \mathbf{o}_i &= \frac{\sum_j \varphi(\mathbf{q}_i)^\top \varph
 \frac{\varphi(\mathbf{q}_i)^\top \sum_j \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top}{\varphi(\mathbf{q}_i)^\top
 \sum_j \varphi(\mathbf{k}_j)}\,, \end{aligned}$$
 
-and what is left in it is the same for all queries: a matrix of $f \times e$ numbers and a vector of $f$,
-however long the text is.
+and what is left in it is the same for all queries: a matrix of $f \times e$ numbers and a vector of $f$, if
+$\varphi$ makes $f$ features of a query or key, however long the text is.
 
 ![Three factors in two orders. Above, every query meets every key. Below, keys meet values.](figure:orders)
 

@@ -15,8 +15,8 @@ model.set_attn_implementation("annotated")
 puts lesson 8 into Llama, lessons 8 and 9 into Mistral, lesson 10 into gpt-oss and lesson 4 into Whisper. T5
 brings its biases along.
 
-![Which model takes which lesson. Five ask for a function by its name. The two below have no such place: whole
-modules of theirs are exchanged.](figure:seams)
+![Models and lessons. Five ask for a function by its name, and get what was put there. The two below have no such
+place: whole modules of theirs are exchanged.](figure:seams)
 
 ## What came before
 

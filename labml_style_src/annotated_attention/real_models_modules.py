@@ -7,8 +7,8 @@ BLOOM was published in 2022, Longformer in 2020, and their attention stands in t
 An error of exactly 0 asks for a second look. The same sums in the same order give it, and so does a function that
 is never called. Break the function: if nothing moves, it was not there.
 
-Here the seam is the module. An `nn.Module` is an attribute of its parent and can be exchanged for another that
-holds the same weights and answers the same call:
+Here the seam, the place where code can be exchanged, is the module. An `nn.Module` is an attribute of its
+parent and can be exchanged for another that holds the same weights and answers the same call:
 
 ```python
 annotate(model)

@@ -30,8 +30,9 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Task 1: the seam.
 
-    Transformers calls a function of this form in every layer (with the layer in front, which we leave out).
-    Yours computes softmax(query keyᵀ · scaling + mask) value, by these rules:
+    In every layer, Transformers calls a function of this form, and another can be put in its place: it is the
+    seam where a port begins. (The layer itself, its first argument, is left out here.) Yours
+    computes softmax(query keyᵀ · scaling + mask) value, by these rules:
 
     - The result is laid out `b t h e`: time before heads.
     - Query heads that share a key head are neighbours: with h = 4 and g = 2, heads 0 and 1 use key head 0.
