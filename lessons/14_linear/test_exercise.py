@@ -220,7 +220,7 @@ class TestForgetting:
 
         def explain(index):
             i, j = index["query"], index["key"]
-            faded = f"key {j} has faded at the tokens {list(range(j + 1, i + 1))}"
+            faded = f"key {j} fades at the tokens: {', '.join(map(str, range(j + 1, i + 1))) or 'none'}"
             return faded if j <= i else "the future is hidden"
 
         mask = student.call("decay_mask", log_decay)
