@@ -155,10 +155,10 @@ for name, order in orders.items():
 
 # %% [markdown]
 # By rounding. A merge is commutative and associative, like a sum, and the empty result, (0, $-\infty$), is its
-# zero. So pieces may come one after the other on one chip, or at once on many (split-K decoding, lesson 16).
+# zero. So pieces may come one after the other on one chip, or at once on many (many readers, lesson 16).
 #
 # A sum has a difference. Has a merge? Take $b$ away again: $o_a = (o - w\, o_b) / (1 - w)$, with the share
-# $w = e^{L_b - L}$.
+# $w = e^{L_b - L}$, where $L$ is the lse.
 #
 # **Predict.** In float32, how large is the error of $o_a$ if $a$ had half of the weight? A thousandth?
 # $10^{-8}$?
