@@ -1,4 +1,4 @@
-r"""# Flash
+r"""# FlashAttention
 
 One head, 4,096 tokens, width 64, in bf16: queries, keys and values are 1.5 MiB together, the output is 0.5
 more. In between, lesson 1's formula writes 16 million scores to memory, reads them for the softmax, writes
