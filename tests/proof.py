@@ -127,6 +127,16 @@ def causal(t: int, s: int, device: str = "cpu") -> Tensor:
     return torch.ones(t, s, dtype=torch.bool, device=device).tril()
 
 
+def flex_with_lse(*inputs: Tensor, **options: Any) -> Any:
+    """FlexAttention's output and logarithm, asked for as this PyTorch wants it: `AuxRequest` is there since 2.9."""
+    from torch.nn.attention import flex_attention as flex
+
+    if hasattr(flex, "AuxRequest"):
+        output, aux = flex.flex_attention(*inputs, return_aux=flex.AuxRequest(lse=True), **options)
+        return output, aux.lse
+    return flex.flex_attention(*inputs, return_lse=True, **options)
+
+
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:

@@ -10,8 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import proof
-from tests.annotated_attention.test_flash_details import flex_with_lse
-from tests.proof import SQUARE, Case, assert_agrees, assert_close, assert_gradcheck, changed, normal
+from tests.proof import (
+    SQUARE,
+    Case,
+    assert_agrees,
+    assert_close,
+    assert_gradcheck,
+    changed,
+    flex_with_lse,
+    normal,
+)
 from torch import Tensor
 
 from annotated_attention.attention_sinks import (

@@ -17,7 +17,6 @@ from tests.annotated_attention.test_flash_details import (
     assert_lse,
     attention,
     causal_tiles,
-    flex_with_lse,
     is_causal_or_not,
     of_one_vector,
     one_vector,
@@ -25,7 +24,16 @@ from tests.annotated_attention.test_flash_details import (
 )
 from tests.annotated_attention.test_grouped_query import inputs_of
 from tests.annotated_attention.test_sliding_window_details import allocated
-from tests.proof import Case, assert_agrees, assert_close, causal, changed, normal, plain_attention
+from tests.proof import (
+    Case,
+    assert_agrees,
+    assert_close,
+    causal,
+    changed,
+    flex_with_lse,
+    normal,
+    plain_attention,
+)
 from torch import Tensor
 
 from annotated_attention.flash import flash_attention, flash_traffic, online_softmax

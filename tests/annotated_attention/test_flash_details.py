@@ -7,7 +7,6 @@ import pytest
 import torch
 from tests.proof import Case, apart, assert_close, changed, plain_attention, with_gradients
 from torch import Tensor
-from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_attention.flash import flash_attention
@@ -26,14 +25,6 @@ def plain_lse(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: flo
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1)
-
-
-def flex_with_lse(*inputs: Tensor, **options: Any) -> Any:
-    """FlexAttention's output and logarithm, asked for as this PyTorch wants it: `AuxRequest` is there since 2.9."""
-    if hasattr(flex, "AuxRequest"):
-        output, aux = flex.flex_attention(*inputs, return_aux=flex.AuxRequest(lse=True), **options)
-        return output, aux.lse
-    return flex.flex_attention(*inputs, return_lse=True, **options)
 
 
 def of_one_vector(function: Callable[..., Any], case: Case, like: tuple[Tensor, ...]) -> Callable[..., Any]:
