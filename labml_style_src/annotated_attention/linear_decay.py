@@ -111,7 +111,8 @@ def segment_sum(x: Float[Tensor, "... t"]) -> Float[Tensor, "... t t"]:
     """
     t = x.shape[-1]
     later = x.new_ones(t, t, dtype=torch.bool).tril(-1)
-    started = x[..., :, None].expand(*x.shape, t).masked_fill(~later, 0)
+    columns = x[..., :, None].expand(*x.shape, t)
+    started = columns.masked_fill(~later, 0)
     sums = started.cumsum(dim=-2)
     return sums.masked_fill(later.mT, -torch.inf)
 
@@ -156,9 +157,10 @@ def decayed_linear_attention_step(
     shape = (b, h, d, e) if state is None else tuple(state.shape)
     fits = key.shape[2] == t == 1 and log_decay.shape == (b, h, 1)
     if not fits or shape != (b, h, d, e):
-        came = f"query has {t} tokens, key {key.shape[2]}, log_decay has shape"
-        came = f"{came} {tuple(log_decay.shape)}, state {shape}"
-        raise ValueError(f"{came}: 1, 1, b h 1 and b h d e are wanted")
+        came = f"query has {t} tokens, key {key.shape[2]}"
+        came = f"{came}, log_decay has shape {tuple(log_decay.shape)}"
+        wanted = "1, 1, b h 1 and b h d e are wanted"
+        raise ValueError(f"{came}, state {shape}: {wanted}")
     wide = torch.promote_types(query.dtype, torch.float32)
     q = query.to(wide)
     k, v = key.to(wide), value.to(wide)
