@@ -10,16 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests import proof
-from tests.proof import (
-    SQUARE,
-    Case,
-    assert_agrees,
-    assert_close,
-    assert_gradcheck,
-    changed,
-    flex_with_lse,
-    normal,
-)
+from tests.proof import SQUARE, Case, assert_agrees, assert_close, assert_gradcheck, changed, normal
 from torch import Tensor
 
 from annotated_attention.attention_sinks import (
@@ -341,7 +332,7 @@ def test_a_zero_key_is_a_sink_logit(case: Case, dtype: torch.dtype, device: str)
 def test_flex_attention_agrees(device: str) -> None:
     query, key, value = SQUARE.inputs(torch.float32, device)
     z = logits(dtype=torch.float32, device=device)
-    output, lse = flex_with_lse(query, key, value)
+    output, lse = proof.flex_with_lse(query, key, value)
     exact = plain_sinks(query.double(), key.double(), value.double(), z.double())
     assert_close(output * sink_gate(lse, z), sink_attention(query, key, value, z), exact)
 
