@@ -54,7 +54,7 @@ from annotated_attention.flash import flash_attention, merge_attention
 from annotated_attention.language_model import causal_mask
 from annotated_attention.scaled_dot_product import check_inputs
 
-__all__ = ["causal_flash_attention", "first_of_run"]
+__all__ = ["causal_flash_attention", "first_of_run", "flash_behind_a_cache"]
 __all__ += ["shared_prefix_attention", "split_attention"]
 
 
@@ -150,10 +150,6 @@ def causal_flash_attention(
     positions, and the result is that of a mask, wherever queries and keys stand
     [check:test_slot_is_by_position]. A model trains with it, in memory that grows like $t$, and writes the
     same [check:test_a_model_trains_and_writes_the_same] [check:test_training_memory_is_linear].
-
-    A piece of a text behind a cache is the case that PyTorch's `is_causal` cannot express, being aligned
-    top-left, and two readers can: one for the past, which needs no mask, and one for the piece itself, which
-    begins where its queries do.
     """
     first, start = first_of_run(i), first_of_run(j)
     if first is None or start is None or first < start:
@@ -162,21 +158,43 @@ def causal_flash_attention(
         return attend(query, key, value, mask, enable_gqa=True)
 
     # A single query has nothing to mask: all up to itself.
-    past, t, s = first - start, query.shape[2], key.shape[2]
-    if t == 1:
+    past = first - start
+    if query.shape[2] == 1:
         seen = key[:, :, : past + 1], value[:, :, : past + 1]
         return flash_attention(query, *seen)[0]
-    if past == 0:
-        return flash_attention(query, key, value, is_causal=True)[0]
+    return flash_behind_a_cache(query, key, value, past)[0]
 
+
+def flash_behind_a_cache(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b g s d"],
+    value: Float[Tensor, "b g s e"],
+    past: int,
+    *,
+    scale: float | None = None,
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
+    r"""### A piece behind a cache
+
+    PyTorch's `is_causal` cannot express it, being aligned top-left, and two readers can: one for the keys of the
+    past, which need no mask, and one for the piece itself, which begins where its queries do
+    [check:test_a_piece_is_two_readers].
+
+    **Raises.** `ValueError` if `past` is below 0, or shapes do not fit [check:test_wrong_input_is_refused].
+    """
+    if past < 0:
+        raise ValueError(f"past is {past}: at least 0 is wanted")
+    causal = {"is_causal": True, "scale": scale}
+    if past == 0:
+        return flash_attention(query, key, value, **causal)
+    check_inputs(query, key, value, None, False, enable_gqa=True)
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (query, key, value))
-    sizes = [min(past, s), max(s - past, 0)]
-    old_k, new_k = k.split(sizes, dim=2)
-    old_v, new_v = v.split(sizes, dim=2)
-    old = flash_attention(q, old_k, old_v)
-    new = flash_attention(q, new_k, new_v, is_causal=True)
-    return merge_attention(*old, *new)[0].to(query.dtype)
+    old_k, new_k = k.tensor_split([past], dim=2)
+    old_v, new_v = v.tensor_split([past], dim=2)
+    old = flash_attention(q, old_k, old_v, scale=scale)
+    new = flash_attention(q, new_k, new_v, **causal)
+    output, lse = merge_attention(*old, *new)
+    return output.to(query.dtype), lse
 
 
 def first_of_run(positions: Int[Tensor, "... n"]) -> int | None:
@@ -211,5 +229,6 @@ def example(axes: dict[str, int]) -> None:
     split_attention(query, key, value, 2)
     shared_prefix_attention(query, torch.randn(1, g, p, d), torch.randn(1, g, p, e), key, value)
     i, j = torch.arange(t), torch.arange(s)
+    flash_behind_a_cache(query, key, value, p)
     causal_flash_attention(query, key, value, i + 1, j)
     causal_flash_attention(query, key, value, i.flip(0), j)

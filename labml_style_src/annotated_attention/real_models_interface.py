@@ -79,7 +79,8 @@ from annotated_attention.attention_sinks_logits import (
     sink_attention,
     sink_gate,
 )
-from annotated_attention.flash import flash_attention, merge_attention
+from annotated_attention.flash import flash_attention
+from annotated_attention.flash_decoding import flash_behind_a_cache
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.sliding_window import (
     sliding_window_attention,
@@ -88,7 +89,7 @@ from annotated_attention.sliding_window import (
 )
 
 __all__ = ["library", "masked", "no_mask", "register", "tiled"]
-__all__ += ["flash_behind_a_cache", "window_with_sinks"]
+__all__ += ["window_with_sinks"]
 
 
 def library() -> ModuleType:
@@ -270,38 +271,16 @@ def tiled(
             output = window_with_sinks(*qkv, s_aux, w, scaling)
         return output.transpose(1, 2).contiguous(), None
 
-    # Lesson 10's gate needs nothing but the logsumexp that lesson 13 returns.
+    # The past has a reader of its own (lesson 13). Lesson 10's gate needs nothing but the logsumexp of both.
+    qkv = query, key, value
     if causal:
-        output, lse = flash_behind_a_cache(query, key, value, scaling)
+        output, lse = flash_behind_a_cache(*qkv, past, scale=scaling)
     else:
-        output, lse = flash_attention(query, key, value, scale=scaling)
+        output, lse = flash_attention(*qkv, scale=scaling)
     if s_aux is not None:
         gate = sink_gate(lse, s_aux.to(lse.dtype))
         output = (output * gate).to(query.dtype)
     return output.transpose(1, 2).contiguous(), None
-
-
-def flash_behind_a_cache(
-    query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "b g s d"],
-    value: Float[Tensor, "b g s e"],
-    scale: float | None = None,
-) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""### Bottom-right from top-left
-
-    The causal form of lesson 13 is aligned top-left. Of $s = p + t$ keys, the first $p$ are seen by all $t$
-    queries, and the others causally, both of them from the top left. The two answers are merged by their
-    logsumexp [check:test_the_past_is_merged].
-    """
-    past = key.shape[2] - query.shape[2]
-    sizes = past, query.shape[2]
-    old_k, k = key.split(sizes, dim=2)
-    old_v, v = value.split(sizes, dim=2)
-    new = flash_attention(query, k, v, is_causal=True, scale=scale)
-    if past == 0:
-        return new
-    old = flash_attention(query, old_k, old_v, scale=scale)
-    return merge_attention(*old, *new)
 
 
 def window_with_sinks(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import proof
-from tests.annotated_attention.test_flash_details import GROUPED, assert_lse
+from tests.annotated_attention.test_flash_details import GROUPED, assert_lse, plain_lse
 from tests.annotated_attention.test_grouped_query_details import Largest
 from tests.annotated_attention.test_sliding_window_details import model_of
 from tests.annotated_attention.test_sliding_window_stack import PLACES as OF_LESSON_9
@@ -19,6 +19,7 @@ from annotated_attention.flash import flash_attention, merge_attention
 from annotated_attention.flash_decoding import (
     causal_flash_attention,
     first_of_run,
+    flash_behind_a_cache,
     shared_prefix_attention,
     split_attention,
 )
@@ -113,6 +114,19 @@ def test_slot_is_by_position(name: str, dtype: torch.dtype, device: str) -> None
         assert (found.double() - wide).abs().max() <= 1.01 * half * wide.abs().max()
 
 
+@proof.each_dtype
+@pytest.mark.parametrize("past", [0, 1, 6, 13])
+def test_a_piece_is_two_readers(past: int, dtype: torch.dtype, device: str) -> None:
+    """Of 11 keys, a piece of 5 queries sees its own and those before it; behind the last key it sees all."""
+    inputs = Case("piece", r=2, t=5, s=11).inputs(dtype, device)
+    output, lse = flash_behind_a_cache(*inputs, past, scale=0.3)
+    assert output.dtype == dtype
+    mask = torch.ones(5, 11, dtype=torch.bool, device=device).tril(past)
+    wide, narrow = ([x.to(kind) for x in inputs] for kind in (torch.float64, lse.dtype))
+    assert_close(output, plain_attention(*inputs, mask, 0.3), plain_attention(*wide, mask, 0.3))
+    assert_lse(lse, *(plain_lse(*x[:2], mask, 0.3) for x in (narrow, wide)))
+
+
 def test_a_run_is_the_same_for_all_texts() -> None:
     runs = {
         (0, 1, 2): 0,
@@ -184,6 +198,10 @@ def test_wrong_input_is_refused() -> None:
         split(query, key, value, 0)
     with pytest.raises(ValueError, match="value has shape"):
         split(query, key, value[:, :2], 2)
+    with pytest.raises(ValueError, match="past is -1: at least 0 is wanted"):
+        proof.bare(flash_behind_a_cache)(query, key, value, -1)
+    with pytest.raises(ValueError, match="value has shape"):
+        proof.bare(flash_behind_a_cache)(query, key, value[:, :2], 2)
     with pytest.raises(ValueError, match="key has 3 heads, query has 5"):
         split(query[:, :5], key, value, 2)
     with pytest.raises(ValueError, match=r"prefix_key is .* \(2, 3, 7, 11\): \(1, 3, 7, 11\)"):

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from annotated_attention.attention_sinks_logits import sink_attention
 from annotated_attention.real_models_interface import (
-    flash_behind_a_cache,
     library,
     masked,
     no_mask,
@@ -238,18 +237,6 @@ def test_tiles_read_in_pieces(kind: str, ours: str, device: str) -> None:
     assert_close(torch.cat(pieces, 1), exact + (narrow.double() - exact) * 2.0**-29, exact)
     if kind != "llama":
         assert cache.layers[0].keys.shape[2] == WINDOW - 1
-
-
-@pytest.mark.parametrize("past", [0, 1, 6])
-def test_the_past_is_merged(past: int, device: str) -> None:
-    query, key, value = proof.Case("text", r=2, t=5, s=5 + past).inputs(device=device)
-    output, lse = flash_behind_a_cache(query, key, value)
-    mask = torch.ones(5, 5 + past, dtype=torch.bool, device=device).tril(past)
-    exact = proof.plain_attention(query, key, value, mask)
-    assert_close(output, exact, exact)
-    scores = query @ key.repeat_interleave(2, 1).mT * 11**-0.5
-    wanted = scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
-    assert_close(lse, wanted, wanted)
 
 
 def test_memory_of_the_tiles_is_linear(device: str) -> None:
