@@ -125,7 +125,8 @@ def shared_prefix_attention(
             raise ValueError(f"{came}: {wanted}")
     b, t = query.shape[::2]
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (x.to(wide) for x in (query, key, value))
+    q = query.to(wide)
+    k, v = key.to(wide), value.to(wide)
     own = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
 
     q = rearrange(q, "b h t d -> 1 h (b t) d")
@@ -188,7 +189,8 @@ def flash_behind_a_cache(
         return flash_attention(query, key, value, **causal)
     check_inputs(query, key, value, None, False, enable_gqa=True)
     wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (x.to(wide) for x in (query, key, value))
+    q = query.to(wide)
+    k, v = key.to(wide), value.to(wide)
     old_k, new_k = k.tensor_split([past], dim=2)
     old_v, new_v = v.tensor_split([past], dim=2)
     old = flash_attention(q, old_k, old_v, scale=scale)
@@ -224,11 +226,12 @@ def first_of_run(positions: Int[Tensor, "... n"]) -> int | None:
 
 def example(axes: dict[str, int]) -> None:
     """A cache, a beginning, a piece of a text: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e, p = (axes[letter] for letter in "bgrtsdeu")
+    b, g, r, t, s, d, e, p = (axes[letter] for letter in "bgrtsdep")
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, s, d), torch.randn(b, g, s, e)
     split_attention(query, key, value, 2)
     shared_prefix_attention(query, torch.randn(1, g, p, d), torch.randn(1, g, p, e), key, value)
-    i, j = torch.arange(t), torch.arange(s)
+    key, value = torch.randn(b, g, p + t, d), torch.randn(b, g, p + t, e)
     flash_behind_a_cache(query, key, value, p)
+    i, j = torch.arange(t), torch.arange(p + t)
     causal_flash_attention(query, key, value, i + 1, j)
     causal_flash_attention(query, key, value, i.flip(0), j)
