@@ -245,3 +245,7 @@ def sync(
         changed = notebooks.sync_back(lesson) if from_notebook else notebooks.sync(lesson)
         half = lesson.notebook if from_notebook else lesson.ipynb
         say(f"{'wrote' if changed else 'unchanged'} {half.relative_to(lesson.root).as_posix()}")
+
+
+# The commands for those who teach join the same `app`.
+from coursekit.grading import cli as _grading  # noqa: E402, F401

@@ -143,6 +143,21 @@ class Report:
         found = {mistake.name: mistake for case in cases for mistake in case.mistakes}
         return list(found.values())
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Report":
+        """The report that `dataclasses.asdict` took apart."""
+
+        def case(data: dict[str, Any]) -> Case:
+            return Case(**{**data, "mistakes": [Mistake(**each) for each in data["mistakes"]]})
+
+        def check(data: dict[str, Any]) -> Check:
+            return Check(**{**data, "cases": [case(each) for each in data["cases"]]})
+
+        def task(data: dict[str, Any]) -> Task:
+            return Task(**{**data, "checks": [check(each) for each in data["checks"]]})
+
+        return cls(**{**data, "tasks": [task(each) for each in data["tasks"]]})
+
 
 def build(records: list[dict[str, Any]]) -> Report:
     """The report of one lesson's run, from the plugin's records: one a case, in the order of the file."""

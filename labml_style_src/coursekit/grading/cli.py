@@ -1,0 +1,83 @@
+"""The commands for those who teach. As in `coursekit/cli.py`, each is thin: it finds the course, calls the part
+that does the work and prints.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coursekit.cli import Slug, Slugs, app
+
+Out = Annotated[Path, typer.Option("--out", help="Where the results are and go.")]
+Rules = Annotated[Path | None, typer.Option("--assignment", help="An assignment.toml with the rules.")]
+Submissions = Annotated[Path, typer.Argument(help="A folder or zip: a file, folder or zip a student.")]
+Jobs = Annotated[int, typer.Option(help="Submissions at a time; a core each by default.", min=0)]
+Shard = Annotated[str, typer.Option(help="i/n: only the i-th of n parts, for array jobs.")]
+Cluster = Annotated[str, typer.Option(metavar="ADDRESS", help="Grade on a Dask cluster.")]
+Fenced = Annotated[bool, typer.Option("--require-sandbox", help="Refuse a machine that lacks a layer.")]
+Secret = Annotated[Path | None, typer.Option(help="The file with the batch's secret; OUT/secret by default.")]
+
+
+@app.command()
+def validate(
+    slugs: Slugs = None,
+    seeds: Annotated[int, typer.Option(help="On how many seeds the checks must hold.", min=1)] = 50,
+) -> None:
+    """Say whether a lesson's checks deserve trust: what is right earns all, each known mistake is named."""
+
+
+@app.command()
+def release(
+    slug: Slug, folder: Annotated[Path, typer.Argument(help="A new folder.")], rules: Rules = None
+) -> None:
+    """Make the students' bundle: the stub as .py and .ipynb, the public checks, instructions."""
+
+
+@app.command()
+def grade(
+    slug: Slug,
+    submissions: Submissions,
+    to: Out,
+    rules: Rules = None,
+    jobs: Jobs = 0,
+    shard: Shard = "1/1",
+    dask: Cluster = "",
+    require_sandbox: Fenced = False,
+    secret: Secret = None,
+) -> None:
+    """Grade a class: results, feedback, grades.csv and a report. Run it again to go on where it stopped."""
+
+
+@app.command()
+def regrade(slug: Slug, submissions: Submissions, to: Out) -> None:
+    """Grade everything again with the same seeds, and say whose score differs and why."""
+
+
+@app.command()
+def merge(to: Out, parts: Annotated[list[Path], typer.Argument(help="Results of the shards.")]) -> None:
+    """Make one results folder of those of several shards."""
+
+
+@app.command()
+def export(
+    results: Annotated[Path, typer.Argument(help="A results folder.")],
+    kind: Annotated[str, typer.Option("--format", help="csv, canvas, moodle, junit or gradescope.")],
+    to: Annotated[Path, typer.Option("--to", help="The file to write (gradescope: a folder).")],
+    roster: Annotated[Path | None, typer.Option(help="The roster that Canvas or Moodle exported.")] = None,
+) -> None:
+    """Write the scores for another system; into its own exported roster where it wants that."""
+
+
+@app.command()
+def replay(student: Annotated[str, typer.Argument(help="As in grades.csv.")], results: Out) -> None:
+    """Run one student's submission again on the same inputs, in this process, under the debugger."""
+
+
+@app.command()
+def gradescope(
+    slug: Slug,
+    to: Annotated[Path, typer.Argument(help="The .zip to write.")],
+    rules: Rules = None,
+) -> None:
+    """Make a Gradescope autograder that needs no network while it grades."""
