@@ -33,9 +33,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Other:
-    """An answer that is none of the values above; only what it was is told."""
+    """An answer that is none of the values above; only what it was is told, in a few printable letters."""
 
     kind: str
+
+    def __post_init__(self) -> None:
+        letters = self.kind[:80]
+        object.__setattr__(self, "kind", "".join(c if c.isprintable() else "?" for c in letters))
 
 
 def dtype_name(array: np.ndarray) -> str:

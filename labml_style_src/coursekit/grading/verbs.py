@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from coursekit.grading.backends import Backend
 
 NOT_DONE = "not done yet"
+# Of numbers that come from the student's process: no file has more lines.
+LINE_LIMIT = 10_000_000
 SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -35,13 +37,13 @@ class StudentError(Exception):
         self.type = _clean(told.get("type"), 100) or "Exception"
         self.bases = [_clean(base, 100) for base in _items(told.get("bases"))]
         self.message = _clean(told.get("message"), 2000)
-        self.name = told.get("name")
+        self.name = _clean(told.get("name"), 100)
         self.lines = [
             (line, _clean(function, 100))
             for pair in _items(told.get("lines"))
             if isinstance(pair, tuple) and len(pair) == 2
             for line, function in [pair]
-            if isinstance(line, int)
+            if isinstance(line, int) and 0 <= line <= LINE_LIMIT
         ]
         self.column = told.get("column")
         self.where = [self._place(*pair) for pair in self.lines]
@@ -55,7 +57,7 @@ class StudentError(Exception):
     @property
     def sentence(self) -> str:
         """What happened, for the student."""
-        name, file = self.name or self.message, self.submission.name
+        name, file = self.name or self.message, clean(self.submission.name, 100)
         match self.type:
             case _ if self.not_done:
                 return NOT_DONE

@@ -5,6 +5,10 @@
 In the header an array is `{"array": [dtype, shape, order]}` and stands for the next bytes of the body;
 `order` lists its axes from the slowest in memory to the fastest. Nothing is ever unpickled: a dtype that is
 not in `values.DTYPES`, a length beyond the limit or bytes left over make a `WireError`.
+
+Towards the student's process (`inputs=True` where it reads) there are tensors and dtypes too. What comes back
+is read by the grader, so it may hold plain values and arrays only, and whatever the bytes are, reading them
+takes time and memory in proportion to their number.
 """
 
 import json
@@ -20,8 +24,10 @@ from coursekit.grading.values import BFLOAT16, DTYPES, Other, Reference, dtype_n
 
 PREFIX = struct.Struct("<IQ")
 HEADER_LIMIT = 1 << 20
-BODY_LIMIT = 1 << 28
+BODY_LIMIT = 1 << 26
 AXES_LIMIT = 16
+# Larger whole numbers could be chosen so that all have one hash: a dict of them takes seconds to fill.
+KEY_LIMIT = 1 << 60
 
 
 class WireError(Exception):
@@ -34,11 +40,11 @@ def send(stream: IO[bytes], message: dict[str, Any]) -> None:
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> dict[str, Any]:
+def receive(stream: IO[bytes], *, inputs: bool = False) -> dict[str, Any]:
     """Read one message. Raises `EOFError` if the stream ends first, `WireError` if it is malformed."""
     header_length, body_length = PREFIX.unpack(_exactly(stream, PREFIX.size))
     _check_lengths(header_length, body_length)
-    return decode(_exactly(stream, header_length), _exactly(stream, body_length))
+    return decode(_exactly(stream, header_length), _exactly(stream, body_length), inputs=inputs)
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -49,11 +55,11 @@ def encode(message: dict[str, Any]) -> bytes:
     return PREFIX.pack(len(header), len(body)) + header + body
 
 
-def decode(header: bytes, body: bytes) -> dict[str, Any]:
-    view = _Body(body)
+def decode(header: bytes | bytearray, body: bytes | bytearray, *, inputs: bool = False) -> dict[str, Any]:
+    view = _Body(body, _KINDS | _INPUT_KINDS if inputs else _KINDS)
     try:
         message = _restored(json.loads(header), view, 0)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise WireError(f"malformed message: {type(error).__name__}") from None
     if view.rest or not isinstance(message, dict):
         raise WireError("malformed message: bytes left over" if view.rest else "malformed message")
@@ -65,15 +71,15 @@ def _check_lengths(header: int, body: int) -> None:
         raise WireError(f"the message is too long: {header} + {body} bytes")
 
 
-def _exactly(stream: IO[bytes], length: int) -> bytes:
-    parts = []
-    while length:
-        part = stream.read(min(length, 1 << 20))
+def _exactly(stream: IO[bytes], length: int) -> bytearray:
+    """So many bytes. Room is made as they come: a length that was only claimed costs nothing."""
+    found = bytearray()
+    while len(found) < length:
+        part = stream.read(min(length - len(found), 1 << 20))
         if not part:
             raise EOFError
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
+        found += part
+    return found
 
 
 def _described(value: Any, buffers: list[bytes], depth: int = 0) -> Any:
@@ -113,9 +119,11 @@ def _described(value: Any, buffers: list[bytes], depth: int = 0) -> Any:
 
 
 def _key(key: Any) -> str | int:
-    if isinstance(key, str | int):
-        return key
-    raise WireError(f"a dict's keys must be text or whole numbers, not {type(key).__name__}")
+    if not isinstance(key, str | int):
+        raise WireError(f"a dict's keys must be text or whole numbers, not {type(key).__name__}")
+    if isinstance(key, int) and abs(key) > KEY_LIMIT:
+        raise WireError(f"whole numbers as a dict's keys must lie within {KEY_LIMIT}")
+    return key
 
 
 def _array(array: np.ndarray, name: str, buffers: list[bytes]) -> list[Any]:
@@ -127,10 +135,11 @@ def _array(array: np.ndarray, name: str, buffers: list[bytes]) -> list[Any]:
 
 
 class _Body:
-    """The bytes of the arrays, taken from the front."""
+    """The bytes of the arrays, taken from the front, and the kinds of values that the message may hold."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | bytearray, kinds: dict[str, Any]) -> None:
         self.rest = memoryview(body)
+        self.kinds = kinds
 
     def take(self, description: Any) -> tuple[str, np.ndarray]:
         name, shape, order = description
@@ -154,10 +163,12 @@ def _restored(value: Any, body: _Body, depth: int) -> Any:
             raise TypeError("list")
         return value
     [(kind, content)] = value.items()
-    return _KINDS[kind](content, body, depth + 1)
+    return body.kinds[kind](content, body, depth + 1)
 
 
 def _parts(content: Any, body: _Body, depth: int) -> Iterator[Any]:
+    if not isinstance(content, list):
+        raise TypeError("parts")
     return (_restored(part, body, depth) for part in content)
 
 
@@ -170,6 +181,17 @@ def _restored_array(content: Any, body: _Body, _depth: int) -> np.ndarray:
     if name == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32).astype(BFLOAT16)
     return array
+
+
+def _restored_reference(content: Any, _body: _Body, _depth: int) -> Reference:
+    if type(content) is not int or not 0 <= content < 1 << 32:
+        raise ValueError("reference")
+    return Reference(content)
+
+
+def _restored_complex(content: Any, _body: _Body, _depth: int) -> complex:
+    real, imaginary = content
+    return complex(float(real), float(imaginary))
 
 
 def _restored_tensor(content: Any, body: _Body, _depth: int) -> Any:
@@ -192,10 +214,12 @@ _KINDS = {
     "list": lambda content, body, depth: list(_parts(content, body, depth)),
     "tuple": lambda content, body, depth: tuple(_parts(content, body, depth)),
     "dict": _restored_dict,
-    "complex": lambda content, _body, _depth: complex(*content),
-    "reference": lambda content, _body, _depth: Reference(int(content)),
-    "other": lambda content, _body, _depth: Other(str(content)[:80]),
+    "complex": _restored_complex,
+    "reference": _restored_reference,
+    "other": lambda content, _body, _depth: Other(str(content)),
     "array": _restored_array,
+}
+_INPUT_KINDS = {
     "tensor": _restored_tensor,
     "leaf": lambda content, body, depth: _restored_tensor(content, body, depth).requires_grad_(),
     "dtype": _restored_dtype,

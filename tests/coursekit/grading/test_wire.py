@@ -15,7 +15,7 @@ from coursekit.grading.values import BFLOAT16, DTYPES, Other, Reference, dtype_n
 
 
 def there_and_back(value):
-    return wire.receive(io.BytesIO(wire.encode({"value": value})))["value"]
+    return wire.receive(io.BytesIO(wire.encode({"value": value})), inputs=True)["value"]
 
 
 SIMPLE = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
