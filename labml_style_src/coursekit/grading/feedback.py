@@ -1,8 +1,11 @@
-"""A report in words: for the terminal (Rich), as plain text, and as plain data.
+"""A report in words: for the terminal (Rich), as plain text, and as plain data. What there is to say, and in which
+order, is decided once, in `sections`: the terminal and the HTML pages only give it a look.
 
 Rich is imported only where it is used, so that pytest's own output does not need it.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,34 @@ if TYPE_CHECKING:
 PRINTED_SHOWN = 1000
 PRINTED_LINES = 5
 SIGNS = {"passed": "✓", "failed": "✗", "not done": "·"}
+# `line 12, in f: ...` under a sentence, and what is indented: source with a caret below it.
+QUOTE = re.compile(r"(code cell \d+, )?line \d+(, in \S+)?: |  ")
+# What is told of a task, by its kind, and how the terminal shows it.
+STYLES = {
+    "waits": "dim", "check": "bold", "message": "", "mistake": "yellow", "printed": "dim", "hint": "cyan"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is told of one task: `texts` are pairs of a kind of `STYLES` and a text."""
+
+    task: Task
+    title: str
+    state: str
+    line: str
+    texts: list[tuple[str, str]]
+
+
+def sections(report: Report) -> list[Section]:
+    """The tasks in order, each error and each mistake told once."""
+    told: set[str] = set()
+    found = []
+    for place, task in enumerate(report.tasks, start=1):
+        texts = task_texts(task, told)
+        texts += [("hint", hint_line(task, level)) for level in shown_hints(report, task)]
+        found.append(Section(task, f"{place}. {task.title}", state(task), task_line(task), texts))
+    return found
 
 
 def printed(text: str, more: int = 0) -> str:
@@ -103,9 +134,9 @@ def footer(report: Report) -> str:
 
 
 def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
-    """What there is to say of a task, each with its style. `told` has the errors and mistakes that were
+    """What there is to say of a task, each with its kind. `told` has the errors and mistakes that were
     told before, and grows."""
-    texts = [("dim", f"waits for {wait}") for wait in task.waits]
+    texts = [("waits", f"waits for {wait}") for wait in task.waits]
     failing = [
         check for check in task.checks if check.outcome not in (PASSED, NOT_DONE) and not check.first.waits
     ]
@@ -116,15 +147,15 @@ def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
                 continue
             title = check_title(check, case)
             if case.error and case.error in told:
-                texts.append(("bold", f"{title}: the same error as above"))
+                texts.append(("check", f"{title}: the same error as above"))
                 continue
             if case.mistakes and not fresh:
-                texts.append(("bold", f"{title}: the same mistake as above"))
+                texts.append(("check", f"{title}: the same mistake as above"))
                 continue
-            texts += [("bold", title), ("", case.message)]
-            texts += [("yellow", line) for line in mistake_lines(fresh)]
+            texts += [("check", title), ("message", case.message)]
+            texts += [("mistake", line) for line in mistake_lines(fresh)]
             if case.printed and check is failing[0]:
-                texts.append(("dim", f"printed: {case.printed}"))
+                texts.append(("printed", f"printed: {case.printed}"))
             told |= {mistake.name for mistake in fresh} | {case.error}
     return texts
 
@@ -143,19 +174,17 @@ def render(report: Report) -> "Group":
     parts += [message(note, "yellow") for note in report.notes]
     if report.problem:
         return Group(*parts, Text(""), message(report.problem, "red"))
-    told: set[str] = set()
-    for place, task in enumerate(report.tasks, start=1):
+    for section in sections(report):
         row = Table.grid(expand=True, padding=(0, 1))
         row.add_column(width=1)
         row.add_column(ratio=1)
         row.add_column(justify="right")
-        style = styles[state(task)]
-        title = Text(f"{place}. {task.title}")
-        row.add_row(Text(SIGNS[state(task)], style=style), title, Text(task_line(task), style=style))
+        style = styles[section.state]
+        row.add_row(
+            Text(SIGNS[section.state], style=style), Text(section.title), Text(section.line, style=style)
+        )
         parts.append(row)
-        texts = task_texts(task, told)
-        texts += [("cyan", hint_line(task, level)) for level in shown_hints(report, task)]
-        parts += [Padding(message(text, style), (0, 0, 0, 3)) for style, text in texts]
+        parts += [Padding(message(text, STYLES[kind]), (0, 0, 0, 3)) for kind, text in section.texts]
     if footer(report):
         parts += [Text(""), Text(footer(report), style="dim")]
     return Group(*parts)

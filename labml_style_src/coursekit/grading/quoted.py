@@ -3,13 +3,10 @@
 Only this module and `feedback.render` need Rich.
 """
 
-import re
-
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-# `line 12, in f: ...` under a sentence, and what is indented: source with a caret below it.
-QUOTE = re.compile(r"(code cell \d+, )?line \d+(, in \S+)?: |  ")
+from coursekit.grading.feedback import QUOTE
 
 
 class Quoted:

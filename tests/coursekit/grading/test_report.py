@@ -35,11 +35,11 @@ def record(case: str, message: str, *mistakes: str, **more) -> dict:
 def test_what_is_told_of_a_case_stays_with_it():
     report = build([record("one", "1 is 2"), record("(5, 7)", "3 is 4", "m"), record("three", "5 is 6", "m")])
     assert feedback.task_texts(report.tasks[0], set()) == [
-        ("bold", "a (one)"),
-        ("", "1 is 2"),
-        ("bold", "a (5, 7)"),
-        ("", "3 is 4"),
-        ("yellow", "m!"),
+        ("check", "a (one)"),
+        ("message", "1 is 2"),
+        ("check", "a (5, 7)"),
+        ("message", "3 is 4"),
+        ("mistake", "m!"),
     ]
     assert [each.name for each in report.mistakes] == ["m"]
 
