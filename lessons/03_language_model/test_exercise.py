@@ -111,13 +111,15 @@ def draw_block(draw, h, m):
 )
 class TestMlpHalf:
     @pytest.mark.parametrize(
-        ("scale", "mean"), [(1.0, 0.0), (0.003, 0.0), (1.0, 1e6)], ids=["usual", "small", "a large mean"]
+        ("kind", "scale", "mean"),
+        [("usual", 1.0, 0.0), ("small", 0.003, 0.0), ("a large mean", 1.0, 1e6)],
+        ids=["usual", "small", "a large mean"],
     )
-    def test_norm(self, student, draw, expect, scale, mean, request):
+    def test_norm(self, student, draw, expect, kind, scale, mean):
         x, weight, bias = draw(2, 5, 7, scale=scale) + mean, draw(7), draw(7)
-        ours, name = student.call("layer_norm", x, weight, bias), request.node.callspec.id
-        what, expected = f"LN of vectors ({name})", F.layer_norm(x, (7,), weight, bias)
-        expect.close(ours, expected, axes=STREAM, what=what, largest=max(1 / scale, mean))
+        ours, expected = student.call("layer_norm", x, weight, bias), F.layer_norm(x, (7,), weight, bias)
+        what, largest = f"LN of vectors ({kind})", max(1 / scale, mean)
+        expect.close(ours, expected, axes=STREAM, what=what, largest=largest)
 
     def test_eps(self, student, draw, expect):
         x, weight, bias = draw(2, 3, 5), draw(5), draw(5)

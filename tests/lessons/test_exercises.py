@@ -4,6 +4,7 @@ Two correct solutions of another hand lie in `alternatives/SLUG_*.py`.
 """
 
 import ast
+import functools
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from coursekit.course import Lesson, find_course
 from coursekit.grading.bank import Misconception, read_bank
-from coursekit.grading.checking import Bank
+from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.exercise import run
 from coursekit.grading.submission import read_submission
@@ -32,10 +33,15 @@ def alternatives(lesson: Lesson) -> list[Path]:
     return [path for path in found if COURSE.owner(path.stem) == lesson]
 
 
+@functools.cache
+def checks_of(lesson: Lesson) -> Checks:
+    return Checks(lesson)
+
+
 @every_lesson
 def test_solution_scores_all(lesson: Lesson) -> None:
     for seed in SEEDS:
-        report = run(lesson, read_submission(lesson.exercise), seed=seed)
+        report = checks_of(lesson).run(read_submission(lesson.exercise), seed=seed)
         assert right(report, f"seed {seed}") == []
         assert report.earned == report.points
 
@@ -46,7 +52,8 @@ def test_other_solutions_score_all(lesson: Lesson) -> None:
     assert len(paths) >= 2, f"tests/lessons/alternatives/{lesson.slug}_*.py: two are wanted"
     for path in paths:
         for seed in SEEDS:
-            assert right(run(lesson, read_submission(path), seed=seed), f"{path.name}, seed {seed}") == []
+            report = checks_of(lesson).run(read_submission(path), seed=seed)
+            assert right(report, f"{path.name}, seed {seed}") == []
 
 
 @every_lesson
@@ -56,7 +63,7 @@ def test_stub_scores_nothing(lesson: Lesson) -> None:
 
 @every_lesson
 def test_tasks_and_hints(lesson: Lesson) -> None:
-    report = run(lesson, read_submission(lesson.exercise))
+    report = checks_of(lesson).run(read_submission(lesson.exercise))
     assert len(report.tasks) >= 4
     assert len({task.title for task in report.tasks}) == len(report.tasks)
     for task in report.tasks:
@@ -74,7 +81,7 @@ def test_every_misconception_loses_points_and_is_named(lesson: Lesson) -> None:
 
 
 def undetected(lesson: Lesson, mistake: Misconception, bank: Bank) -> str | None:
-    report = run(lesson, variant_submission(lesson, mistake), bank=bank)
+    report = checks_of(lesson).run(variant_submission(lesson, mistake), bank=bank)
     if report.earned == report.points:
         return f"{mistake.name} loses no point"
     named = [each.name for each in report.mistakes]
@@ -86,7 +93,7 @@ def test_checks_need_no_pickle(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) 
     """With a second process, and this one unable to pickle, checks and diagnosis say the same as without."""
     bank = Bank(lesson)
     solution, wrong = read_submission(lesson.exercise), variant_submission(lesson, read_bank(lesson)[0])
-    here = run(lesson, wrong, bank=bank)
+    here = checks_of(lesson).run(wrong, bank=bank)
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("something was pickled")

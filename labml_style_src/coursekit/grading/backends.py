@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from coursekit.grading import wire
-from coursekit.grading.child import PRINT_LIMIT
+from coursekit.grading.child import PRINT_LIMIT, Printed
 from coursekit.grading.session import Randomness, Session, describe_error, seed_everything
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import copied
@@ -53,15 +54,19 @@ class Backend(Protocol):
 
 
 class InProcess:
-    """The student's module in this process: a debugger works, and nothing limits it."""
+    """The student's module in this process: a debugger works, and nothing limits it.
 
-    def __init__(self, submission: Submission) -> None:
+    With `keep_printed` what it prints does not reach the terminal but `printed`.
+    """
+
+    def __init__(self, submission: Submission, keep_printed: bool = False) -> None:
         self.submission = submission
+        self._kept = Printed() if keep_printed else None
         self.session = Session(next(_names))
         self.random = Randomness(submission.text)
         self.problem: StudentError | None = None
         try:
-            with self.random.entered():
+            with self.random.entered(), self._caught():
                 seed_everything(LOAD_SEED)
                 self.session.load(submission.text, submission.filename, submission.cells)
         except KeyboardInterrupt:
@@ -73,7 +78,7 @@ class InProcess:
         if self.problem is not None:
             raise self.problem.with_traceback(None)
         try:
-            with self.random.entered():
+            with self.random.entered(), self._caught():
                 return self.session.run(copied(request))
         except KeyboardInterrupt:
             raise
@@ -86,10 +91,18 @@ class InProcess:
         return stops_in_words(self.session.stops, self.submission)
 
     def printed(self) -> tuple[str, int]:
-        return "", 0
+        return self._kept.taken() if self._kept else ("", 0)
 
     def close(self) -> None:
         self.session.close()
+
+    @contextlib.contextmanager
+    def _caught(self) -> Generator[None]:
+        if self._kept is None:
+            yield
+            return
+        with contextlib.redirect_stdout(self._kept), contextlib.redirect_stderr(self._kept):
+            yield
 
     def _told(self, error: BaseException, loading: bool = False) -> StudentError:
         return StudentError(describe_error(error, self.submission.filename), self.submission, loading=loading)

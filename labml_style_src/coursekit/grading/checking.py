@@ -1,38 +1,77 @@
-"""One run of a lesson's checks: the submission behind its backend, each check's fixtures, its verdict.
+"""A lesson's checks on a submission: each case is tried, and what came of it is noted.
 
-`plugin.py` hands pytest's events here; this module is imported only when a lesson's check was collected.
+`Checks` runs them all and gives a report; `plugin.py` does the same case by case when a person runs pytest.
 """
 
 import contextlib
-import inspect
 import io
-from pathlib import Path
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from coursekit.course import Lesson
-from coursekit.grading.backends import Backend, InProcess, SecondProcess
+from coursekit.grading.backends import Backend, InProcess
 from coursekit.grading.bank import Misconception, read_bank
+from coursekit.grading.cases import CheckCase, collect
 from coursekit.grading.diagnosis import BROKEN, UNDIAGNOSED, UNDONE, Failure, Variant, failure_of
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
 from coursekit.grading.feedback import printed
 from coursekit.grading.notes import fused_notes
-from coursekit.grading.plugin import task_of
+from coursekit.grading.report import FAILED, NOT_DONE, PASSED, SKIPPED, Report, build
 from coursekit.grading.session import seed_everything
-from coursekit.grading.submission import Submission, read_submission
+from coursekit.grading.submission import Submission
 from coursekit.grading.verbs import Student
 
-FIXTURES = ("student", "expect", "draw")
+
+class Attempt:
+    """One case of a check on one backend: its fixtures, and how it failed if it did."""
+
+    def __init__(self, case: CheckCase, backend: Backend, seed: int) -> None:
+        self.case = case
+        self.backend = backend
+        self.seed = seed
+        self.student = Student(backend)
+        self.expect = Expect(self.student)
+        self.draw = Draw(seed_of(seed, case.key))
+        self.failure: Failure | None = None
+
+    def begin(self) -> None:
+        # The checks' own random numbers (the weights of a layer, say) are the same in every attempt.
+        seed_everything(seed_of(self.seed, self.case.key))
+        # The student's code learns its seed: it must not be the one that inputs are drawn from.
+        self.student.begin(seed_of(self.seed, f"student of {self.case.key}"))
+
+    def failed(self, error: BaseException) -> None:
+        self.failure = failure_of(error, self.student, self.expect.count)
+
+    def run(self) -> str:
+        """Try it, and return the outcome."""
+        try:
+            self.begin()
+            self.case.run(student=self.student, expect=self.expect, draw=self.draw)
+        except pytest.skip.Exception:
+            return SKIPPED
+        except (Exception, pytest.fail.Exception) as error:
+            self.failed(error)
+            return FAILED
+        return PASSED
 
 
 class Bank:
-    """A lesson's wrong variants, opened when the first is needed, and how each fails each check. What a check
-    draws depends on its name and the seed only, so one bank serves many submissions."""
+    """A lesson's wrong variants, opened when the first is needed, and how each fails each case.
 
-    def __init__(self, lesson: Lesson) -> None:
+    What a case draws depends on its key and the seed only. With a `seed` of its own a bank tells mistakes apart
+    on that one, whatever seed a submission is checked on, so that it computes each failure once for a class.
+    """
+
+    def __init__(self, lesson: Lesson, seed: int | None = None) -> None:
         self.lesson = lesson
+        self.seed = seed
         self._variants: list[tuple[Misconception, Variant]] | None = None
         self._failures: dict[tuple[str, int, str], Failure | None] = {}
 
@@ -42,113 +81,119 @@ class Bank:
             self._variants = [(each, Variant(self.lesson, each)) for each in read_bank(self.lesson)]
         return self._variants
 
-    def like(self, check: "Check", failure: Failure) -> list[Misconception]:
-        """The misconceptions whose variant fails this check just so."""
-        found = []
-        for known, variant in self.variants:
-            key = (check.item.nodeid, check.seed, known.name)
-            if key not in self._failures:
-                self._failures[key] = check.rerun(variant)
-            if failure.equals(self._failures[key]):
-                found.append(known)
-        return found
+    def like(self, attempt: Attempt) -> list[Misconception]:
+        """The misconceptions whose variant fails the attempt's case just so."""
+        if not diagnosable(attempt):
+            return []
+        if self.seed is not None and self.seed != attempt.seed:
+            attempt = Attempt(attempt.case, attempt.backend, self.seed)
+            attempt.run()
+            if not diagnosable(attempt):
+                return []
+        assert attempt.failure is not None
+        return [
+            known
+            for known, variant in self.variants
+            if attempt.failure.equals(self._failure(known, variant, attempt))
+        ]
+
+    def _failure(self, known: Misconception, variant: Variant, attempt: Attempt) -> Failure | None:
+        key = (attempt.case.key, attempt.seed, known.name)
+        if key not in self._failures:
+            again = Attempt(attempt.case, variant, attempt.seed)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                again.run()
+            self._failures[key] = again.failure
+        return self._failures[key]
 
     def close(self) -> None:
         for _, variant in self._variants or []:
             variant.close()
 
 
-class Bench:
-    """A lesson's submission, opened once for all its checks, and the bank to name mistakes from, if any."""
+def diagnosable(attempt: Attempt) -> bool:
+    """Whether the attempt failed with something that can be compared with a variant's failure."""
+    return attempt.failure is not None and attempt.failure.kind not in UNDIAGNOSED
 
-    def __init__(self, lesson: Lesson, submission: Submission, boundary: bool, bank: Bank | None) -> None:
+
+class Bench:
+    """A lesson's submission behind its backend for one run of the checks, and the bank to name mistakes from."""
+
+    def __init__(self, lesson: Lesson, submission: Submission, backend: Backend, bank: Bank | None) -> None:
         self.lesson = lesson
-        self.backend: Backend = SecondProcess(submission) if boundary else InProcess(submission)
+        self.backend = backend
         self.bank = bank
         self.fused = fused_notes(submission)
 
-    @property
-    def notes(self) -> list[str]:
-        """What to say of the submission as a whole, once a check has asked it something."""
-        return [*self.backend.stops, *self.fused]
-
-    def close(self) -> None:
-        """End the submission; the bank may go on to serve others."""
-        self.backend.close()
-
-
-class Check:
-    """One check of the run: its fixtures, and how it failed."""
-
-    def __init__(self, item: pytest.Function, bench: Bench, seed: int) -> None:
-        self.item = item
-        self.bench = bench
-        self.seed = seed_of(seed, item.nodeid.rpartition(f"{item.path.name}::")[2])
-        self.student = Student(bench.backend)
-        self.expect = Expect(self.student)
-        self.draw = Draw(self.seed)
-        self.failure: Failure | None = None
-        self.printed = ""
-
-    def begin(self) -> None:
-        # Another fixture may have drawn already; a rerun draws what the check will draw from here.
-        self.next_draw = self.draw.fork()
-        # The checks' own random numbers (the weights of a layer, say) are the same in a rerun too.
-        seed_everything(self.seed)
-        self.student.begin(self.seed)
-
-    def failed(self, error: BaseException) -> None:
-        self.failure = failure_of(error, self.student, self.expect.count)
-
-    def end(self) -> None:
-        self.printed = printed(*self.bench.backend.printed())
-
-    def mistakes(self) -> list[Misconception]:
-        """The misconceptions whose variant fails this check just as the student's code does."""
-        if self.failure is None or self.failure.kind in UNDIAGNOSED or self.bench.bank is None:
-            return []
-        return self.bench.bank.like(self, self.failure)
-
-    def rerun(self, variant: Variant) -> Failure | None:
-        """How a variant fails this check, on the same inputs; None if it passes."""
-        student = Student(variant)
-        expect, draw = Expect(student), self.next_draw.fork()
-        fresh = dict(zip(FIXTURES, (student, expect, draw), strict=True))
-        known = self.item.funcargs | fresh
-        arguments = {name: known[name] for name in inspect.signature(self.item.obj).parameters}
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                seed_everything(self.seed)
-                student.begin(self.seed)
-                self.item.obj(**arguments)
-        except (Exception, pytest.fail.Exception) as error:
-            return failure_of(error, student, expect.count)
-        return None
-
-    def record(self, outcome: str) -> dict[str, Any]:
-        """The verdict as plain data: it travels with pytest's report, between processes too."""
-        task = task_of(self.item)
-        points = self.item.get_closest_marker("points")
-        mistakes = self.mistakes() if outcome == "failed" else []
-        failure = self.failure or Failure("", 0, None, "the check stopped before it began")
+    def record(self, attempt: Attempt, outcome: str) -> dict[str, Any]:
+        """The verdict on an attempt as plain data, from which `report.build` makes the report."""
+        case, student = attempt.case, attempt.student
+        failure = attempt.failure or Failure("", 0, None, "the check stopped before it began")
+        mistakes = self.bank.like(attempt) if self.bank and outcome == FAILED else []
         return {
-            "lesson": self.bench.lesson.slug,
-            "key": task["key"],
-            "title": task["title"],
-            "hints": task["hints"],
-            "check": self.item.originalname,
-            "case": self.item.name.removeprefix(self.item.originalname)[1:-1],
-            "points": points.args[0] if points else 1,
-            "outcome": "not done" if failure.kind == UNDONE else outcome,
+            "lesson": self.lesson.slug,
+            **case.task,
+            "check": case.name,
+            "case": case.case,
+            "points": case.points,
+            "outcome": NOT_DONE if failure.kind == UNDONE else outcome,
             "broken": failure.kind == BROKEN,
-            "notes": self.bench.notes,
-            "asked": self.student.names,
+            # Where the file stopped while it was loaded is known once a check has asked it something.
+            "notes": [*self.backend.stops, *self.fused],
+            "asked": student.names,
             "error": [failure.error.identity, failure.error.function] if failure.error else None,
-            "message": failure.message if outcome == "failed" else "",
+            "message": failure.message if outcome == FAILED else "",
             "mistakes": [[each.name, each.sentence] for each in mistakes],
-            "printed": self.printed,
+            "printed": printed(*self.backend.printed()),
         }
 
 
-def open_bench(lesson: Lesson, path: Path | None, boundary: bool) -> Bench:
-    return Bench(lesson, read_submission(path or lesson.exercise), boundary, Bank(lesson))
+class Checks:
+    """A lesson's checks, collected once. A run takes milliseconds beside what the student's code takes.
+
+    Raises `ExerciseError` if the checks themselves cannot be run.
+    """
+
+    def __init__(self, lesson: Lesson) -> None:
+        self.lesson = lesson
+        self.cases = collect(lesson)
+
+    def run(
+        self,
+        submission: Submission,
+        *,
+        backend: Backend | None = None,
+        seed: int = 0,
+        bank: Bank | None = None,
+    ) -> Report:
+        """Run every case on a submission that runs behind `backend`: by default in this process. Mistakes are
+        named from `bank`."""
+        own = InProcess(submission, keep_printed=True) if backend is None else None
+        bench = Bench(self.lesson, submission, own or backend, bank)  # type: ignore[arg-type]
+        try:
+            with quiet():
+                records = [self._tried(case, bench, seed) for case in self.cases]
+        finally:
+            if own is not None:
+                own.close()
+        report = build(records)
+        report.submission, report.seed = submission.name, seed
+        return report
+
+    def _tried(self, case: CheckCase, bench: Bench, seed: int) -> dict[str, Any]:
+        attempt = Attempt(case, bench.backend, seed)
+        return bench.record(attempt, attempt.run())
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without warnings, which student's code and odd answers cause, and on one thread: the checks' tensors are
+    tiny, and threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -5,20 +5,13 @@ report = check(lesson)                         points, the first wrong index, mi
 text = solution(lesson)                        after a first attempt
 """
 
-import io
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from coursekit.course import Lesson
 from coursekit.grading import feedback, progress, stub
-from coursekit.grading.checking import Bank, Bench
-from coursekit.grading.plugin import BENCH, LEDGER
-from coursekit.grading.report import Report, build
+from coursekit.grading.backends import SecondProcess
+from coursekit.grading.checking import Bank, Checks
+from coursekit.grading.report import Report
 from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 
@@ -109,81 +102,14 @@ def run(
     boundary: bool = False,
     bank: Bank | None = None,
 ) -> Report:
-    """Run a lesson's checks on a submission, without remembering anything. Mistakes are named from `bank`.
+    """Run a lesson's checks on a submission once, without remembering anything (`Checks` runs them on many).
 
     Raises `ExerciseError` if the lesson's checks themselves cannot be run.
     """
-    if not lesson.checks.exists():
-        raise ExerciseError(f"lesson '{lesson.slug}' has no {lesson.checks.name}")
-    runner, complaint = Runner(Bench(lesson, submission, boundary, bank)), io.StringIO()
+    # Started first: the second process imports PyTorch while the checks are collected.
+    backend = SecondProcess(submission) if boundary else None
     try:
-        with fresh_lesson_modules(), redirect_stderr(complaint):
-            code = pytest.main(
-                [*ARGUMENTS, f"--seed={seed}", f"--rootdir={lesson.root}", str(lesson.checks)], [runner]
-            )
+        return Checks(lesson).run(submission, backend=backend, seed=seed, bank=bank)
     finally:
-        runner.bench.close()
-    if runner.interrupted:
-        raise KeyboardInterrupt
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not runner.records:
-        reason = runner.problem or complaint.getvalue().strip() or code
-        raise ExerciseError(f"the checks of '{lesson.slug}' cannot be run: {reason}")
-    report = build(runner.records)
-    report.submission, report.seed = submission.name, seed
-    return report
-
-
-# Only this plugin, whatever else is installed; nothing written beside the lesson; and of pytest's own plugins
-# none that prints or that searches the whole heap after each run.
-BLOCKED = ("terminal", "cacheprovider", "logging", "unraisableexception", "threadexception", "faulthandler")
-ARGUMENTS = [
-    "--disable-plugin-autoload",
-    *("-p", "coursekit"),
-    *(part for name in BLOCKED for part in ("-p", f"no:{name}")),
-    *("-o", "addopts="),
-    "--import-mode=importlib",
-]
-
-
-class Runner:
-    """Takes part in a pytest run: brings the submission, keeps the records and what went wrong."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.records: list[dict[str, Any]] = []
-        self.problem = ""
-        self.interrupted = False
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[BENCH] = self.bench
-        self.records = config.stash[LEDGER].records
-        # Nobody sees pytest's own account of a failure: have it made as cheaply as can be.
-        config.option.tbstyle = "native"
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.problem = self.problem or report.longreprtext
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # A failed collection comes here too, as a class of pytest's own.
-        self.interrupted = excinfo.type is KeyboardInterrupt
-
-    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self.problem = self.problem or str(excinfo.value)
-
-
-@contextmanager
-def fresh_lesson_modules() -> Generator[None]:
-    """Let pytest import the checks anew: it knows a module by its path below the root of a course."""
-
-    def ours() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] == "lessons"]
-
-    saved = {name: sys.modules.pop(name) for name in ours()}
-    try:
-        yield
-    finally:
-        for name in ours():
-            del sys.modules[name]
-        sys.modules.update(saved)
+        if backend is not None:
+            backend.close()

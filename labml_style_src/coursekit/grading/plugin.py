@@ -4,6 +4,7 @@ It is loaded by every pytest run of an environment that has this package, so it 
 leaves every test alone that is not a lesson's `test_exercise.py`.
 """
 
+import inspect
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from coursekit.course import LESSON_FOLDER, Lesson
 
 if TYPE_CHECKING:
-    from coursekit.grading.checking import Bench, Check
+    from coursekit.grading.checking import Attempt, Bench
     from coursekit.grading.draw import Draw
     from coursekit.grading.expect import Expect
     from coursekit.grading.verbs import Student
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 RECORD = "coursekit"
 BENCHES = pytest.StashKey[dict[Path, "Bench"]]()
 LESSON = pytest.StashKey["Lesson | None"]()
-CHECK = pytest.StashKey["Check"]()
+ATTEMPT = pytest.StashKey["Attempt"]()
 LEDGER = pytest.StashKey["Ledger"]()
-# A program that runs the checks may hand over its own bench (see `exercise.run`).
-BENCH = pytest.StashKey["Bench"]()
+# All that a check may ask for beside its own parameters, so that it can be run without pytest too.
+FIXTURES = ("student", "expect", "draw")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,6 +70,18 @@ def task_of(item: pytest.Item) -> dict[str, Any]:
     return {"key": owner.__name__, "title": mark.args[0], "hints": list(mark.kwargs.get("hints", []))}
 
 
+def check_fixtures(item: pytest.Item) -> None:
+    """Raises `pytest.UsageError` if a check needs more of pytest than runs of many submissions give it."""
+    if not isinstance(item, pytest.Function):
+        return
+    known = {*FIXTURES, *getattr(getattr(item, "callspec", None), "params", {})}
+    # pytest lists `request` for every test, also for those that do not ask for it.
+    known |= {"request"} - set(inspect.signature(item.function).parameters)
+    if others := sorted(set(item.fixturenames) - known):
+        wanted = f"{', '.join(FIXTURES)} and its own parameters"
+        raise pytest.UsageError(f"{item.nodeid}: a check asks for {wanted}, not for {', '.join(others)}")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse what cannot be checked before anything runs."""
@@ -77,6 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if lesson := lesson_of_item(item):
             lessons.add(lesson)
             task_of(item)
+            check_fixtures(item)
     if not config.getoption("--submission"):
         return
     if len(lessons) != 1:
@@ -87,53 +101,57 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _bench(config: pytest.Config, lesson: Lesson) -> "Bench":
     from coursekit.course import CourseError
-    from coursekit.grading.checking import open_bench
+    from coursekit.grading.backends import InProcess, SecondProcess
+    from coursekit.grading.checking import Bank, Bench
+    from coursekit.grading.submission import read_submission
 
-    if BENCH in config.stash:
-        return config.stash[BENCH]
     benches = config.stash[BENCHES]
     if lesson.checks not in benches:
         given = config.getoption("--submission")
-        path = config.invocation_params.dir / given if given else None
+        path = config.invocation_params.dir / given if given else lesson.exercise
         try:
-            benches[lesson.checks] = open_bench(lesson, path, bool(config.getoption("--boundary")))
+            submission = read_submission(path)
         except CourseError as error:
             raise pytest.UsageError(str(error)) from None
+        backend = (SecondProcess if config.getoption("--boundary") else InProcess)(submission)
+        benches[lesson.checks] = Bench(lesson, submission, backend, Bank(lesson))
     return benches[lesson.checks]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     for bench in config.stash.get(BENCHES, {}).values():
-        bench.close()
+        bench.backend.close()
 
 
-def _check(item: pytest.Item) -> "Check":
-    if CHECK not in item.stash:
+def _attempt(item: pytest.Item) -> "Attempt":
+    if ATTEMPT not in item.stash:
         lesson = lesson_of_item(item)
         if lesson is None or not isinstance(item, pytest.Function):
             pytest.fail("the fixtures student, expect and draw belong to a lesson's test_exercise.py", False)
-        from coursekit.grading.checking import Check
+        from coursekit.grading.cases import case_of
+        from coursekit.grading.checking import Attempt
 
-        item.stash[CHECK] = Check(item, _bench(item.config, lesson), item.config.getoption("--seed") or 0)
-    return item.stash[CHECK]
+        seed = item.config.getoption("--seed") or 0
+        item.stash[ATTEMPT] = Attempt(case_of(item), _bench(item.config, lesson).backend, seed)
+    return item.stash[ATTEMPT]
 
 
 @pytest.fixture
 def student(request: pytest.FixtureRequest) -> "Student":
     """The submission's code, reached by `call`, `new` and `vjp`."""
-    return _check(request.node).student
+    return _attempt(request.node).student
 
 
 @pytest.fixture
 def expect(request: pytest.FixtureRequest) -> "Expect":
     """What the check demands: `close`, `equal`, `unpack`, `true`, `raises`."""
-    return _check(request.node).expect
+    return _attempt(request.node).expect
 
 
 @pytest.fixture
 def draw(request: pytest.FixtureRequest) -> "Draw":
     """Random inputs: `draw(2, 3)`, `draw.integers(0, 9, 2, 3)`."""
-    return _check(request.node).draw
+    return _attempt(request.node).draw
 
 
 @pytest.hookimpl(wrapper=True)
@@ -154,15 +172,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     if lesson_of_item(pyfuncitem) is None:
         return (yield)
-    check = _check(pyfuncitem)
+    attempt = _attempt(pyfuncitem)
     try:
-        check.begin()
+        attempt.begin()
         return (yield)
     except (Exception, pytest.fail.Exception) as error:
-        check.failed(error)
+        attempt.failed(error)
         raise
-    finally:
-        check.end()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -171,11 +187,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the verdict to the report, and say to a student in words what pytest would show as our code."""
     report = yield
-    if lesson_of_item(item) is None or not (report.when == "call" or report.failed):
+    lesson = lesson_of_item(item)
+    if lesson is None or not (report.when == "call" or report.failed):
         return report
     from coursekit.grading import feedback
 
-    record = _check(item).record(report.outcome)
+    record = _bench(item.config, lesson).record(_attempt(item), report.outcome)
     # In this process pytest has caught what was printed.
     record["printed"] = record["printed"] or feedback.printed(report.capstdout + report.capstderr)
     report.user_properties.append((RECORD, record))

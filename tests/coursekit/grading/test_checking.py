@@ -1,0 +1,92 @@
+"""Checks collected once and run on many submissions, each as if it were alone."""
+
+import dataclasses
+import sys
+import warnings
+
+import pytest
+from tests.coursekit.grading.tiny import CHECKS, EXERCISE, handed_in, with_change
+
+from coursekit.course import Lesson
+from coursekit.grading.backends import InProcess, SecondProcess
+from coursekit.grading.checking import Attempt, Bank, Checks
+from coursekit.grading.report import Report
+from coursekit.grading.submission import ExerciseError
+
+WRONG = with_change("axis=-1", "axis=0")
+
+
+def test_one_collection_serves_many_submissions(lesson: Lesson):
+    checks = Checks(lesson)
+    wrong, right = checks.run(WRONG, seed=7), checks.run(handed_in(EXERCISE), seed=7)
+    lesson.checks.unlink()
+    assert (wrong.earned, right.earned, right.points) == (5, 8, 8)
+    assert checks.run(WRONG, seed=7) == wrong
+    assert not [name for name in sys.modules if name.startswith("lessons.01_tiny")]
+
+
+def test_what_one_submission_does_to_its_inputs_reaches_no_other(lesson: Lesson):
+    checks = Checks(lesson)
+    spoils = with_change("return x - x.mean(axis=-1, keepdims=True)", "x *= 0\n    return x")
+    assert checks.run(spoils).earned == 5
+    assert checks.run(handed_in(EXERCISE)).passed
+
+
+def test_the_student_cannot_compute_the_inputs_from_the_seed_it_is_told(lesson: Lesson):
+    told = []
+
+    class Listening(InProcess):
+        def ask(self, request):
+            told.append(request.get("seed"))
+            return super().ask(request)
+
+    attempt = Attempt(Checks(lesson).cases[0], Listening(handed_in(EXERCISE)), seed=3)
+    attempt.begin()
+    assert told == [told[0]]
+    assert told[0] != attempt.draw.generator.initial_seed()
+
+
+@pytest.mark.parametrize("backend", [None, SecondProcess])
+def test_a_bank_with_a_seed_names_mistakes_whatever_the_seed_of_the_run(lesson: Lesson, backend):
+    checks, bank = Checks(lesson), Bank(lesson, seed=1)
+    found, computed = [], []
+    for seed in (10**30, 10**30 + 1):
+        behind = backend and backend(WRONG)
+        report = checks.run(WRONG, backend=behind, seed=seed, bank=bank)
+        found.append([mistake.name for mistake in report.mistakes])
+        computed.append(len(bank._failures))
+        if behind:
+            behind.close()
+    assert found == [["centre__columns"]] * 2
+    assert computed[0] == computed[1] > 0
+    bank.close()
+
+
+def test_warnings_and_prints_stay_inside(lesson: Lesson, capfd: pytest.CaptureFixture[str]):
+    loud = "import warnings; warnings.warn('loud'); print('said')\n    return x"
+    with warnings.catch_warnings(record=True) as seen:
+        report = Checks(lesson).run(with_change("return x - x.mean(axis=-1, keepdims=True)", loud))
+    assert report.checks[0].first.printed == "said"
+    assert capfd.readouterr() == ("", "")
+    assert seen == []
+
+
+@pytest.mark.parametrize("fixture", ["tmp_path", "request"])
+def test_a_check_that_needs_more_of_pytest_is_refused(lesson: Lesson, fixture: str):
+    lesson.checks.write_text(
+        CHECKS.replace("(self, student, expect):", f"(self, student, expect, {fixture}):")
+    )
+    with pytest.raises(ExerciseError, match=f"asks for student, expect, draw .* not for {fixture}"):
+        Checks(lesson)
+
+
+def test_a_skipped_check_counts_for_nobody(lesson: Lesson):
+    skips = CHECKS.replace('mean = student.new("RunningMean")', 'pytest.skip("not today")')
+    lesson.checks.write_text(skips, "utf-8")
+    assert Checks(lesson).run(handed_in(EXERCISE)).points == 7
+
+
+def test_a_report_survives_being_taken_apart(lesson: Lesson):
+    report = Checks(lesson).run(WRONG, bank=Bank(lesson))
+    assert report.mistakes
+    assert Report.from_dict(dataclasses.asdict(report)) == report
