@@ -1,0 +1,47 @@
+"""The few calls of the Linux kernel that Python has no function for."""
+
+import ctypes
+import functools
+import os
+
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+CLONE_THREAD = 0x10000
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """Call the kernel. Each argument is a whole number, None for a null pointer, or bytes to read from or a
+    buffer of ctypes. Raises OSError with the kernel's reason."""
+    wide = [ctypes.c_long(part) if isinstance(part, int) else part for part in arguments]
+    answer = _libc().syscall(ctypes.c_long(number), *wide)
+    if answer == -1:
+        reason = ctypes.get_errno()
+        raise OSError(reason, os.strerror(reason))
+    return answer
+
+
+def prctl(option: int, value: int) -> None:
+    """`prctl(option, value, 0, 0, 0)`. Raises OSError."""
+    zeros = [ctypes.c_ulong(0)] * 3
+    if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(value), *zeros):
+        reason = ctypes.get_errno()
+        raise OSError(reason, os.strerror(reason))
+
+
+def one_thread() -> bool:
+    """Whether this process has a single thread: the walls stand around the thread that puts them up, and
+    around those that it makes later."""
+    # To leave a thread group of several is refused; to leave one's own alone does nothing.
+    return _libc().unshare(CLONE_THREAD) == 0
+
+
+def unshare(flags: int) -> None:
+    """Leave what is shared with other processes. Raises OSError."""
+    if _libc().unshare(ctypes.c_int(flags)):
+        reason = ctypes.get_errno()
+        raise OSError(reason, os.strerror(reason))
