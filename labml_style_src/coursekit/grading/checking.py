@@ -17,9 +17,10 @@ from coursekit.course import Lesson
 from coursekit.grading.backends import Backend, InProcess
 from coursekit.grading.bank import Misconception, read_bank
 from coursekit.grading.cases import CheckCase, collect
-from coursekit.grading.diagnosis import BROKEN, UNDIAGNOSED, UNDONE, Failure, Variant, failure_of
+from coursekit.grading.diagnosis import Variant
 from coursekit.grading.draw import Draw, seed_of
 from coursekit.grading.expect import Expect
+from coursekit.grading.failure import BROKEN, UNDIAGNOSED, UNDONE, Failure, failure_of
 from coursekit.grading.feedback import printed
 from coursekit.grading.notes import fused_notes
 from coursekit.grading.report import FAILED, NOT_DONE, PASSED, SKIPPED, Report, build
