@@ -243,6 +243,11 @@ class Course:
         hint = f"did you mean '{near}'?" if near else f"the lessons are: {', '.join(self.slugs)}"
         raise UnknownSlug(f"no lesson is called '{slug}': {hint}")
 
+    def rewrites(self, lesson: Lesson) -> list[Path]:
+        """Correct solutions of the exercise in another hand: `tests/lessons/alternatives/SLUG_*.py`."""
+        found = sorted((self.root / "tests" / "lessons" / "alternatives").glob(f"{lesson.slug}_*.py"))
+        return [path for path in found if self.owner(path.stem) == lesson]
+
     def neighbours(self, lesson: Lesson) -> tuple[Lesson | None, Lesson | None]:
         """The lessons before and after this one."""
         place = self.lessons.index(lesson)

@@ -28,11 +28,6 @@ every_lesson = pytest.mark.parametrize(
 )
 
 
-def alternatives(lesson: Lesson) -> list[Path]:
-    found = sorted((Path(__file__).parent / "alternatives").glob(f"{lesson.slug}_*.py"))
-    return [path for path in found if COURSE.owner(path.stem) == lesson]
-
-
 @functools.cache
 def checks_of(lesson: Lesson) -> Checks:
     return Checks(lesson)
@@ -48,7 +43,7 @@ def test_solution_scores_all(lesson: Lesson) -> None:
 
 @every_lesson
 def test_other_solutions_score_all(lesson: Lesson) -> None:
-    paths = alternatives(lesson)
+    paths = COURSE.rewrites(lesson)
     assert len(paths) >= 2, f"tests/lessons/alternatives/{lesson.slug}_*.py: two are wanted"
     for path in paths:
         for seed in SEEDS:
@@ -58,7 +53,7 @@ def test_other_solutions_score_all(lesson: Lesson) -> None:
 
 @every_lesson
 def test_stub_scores_nothing(lesson: Lesson) -> None:
-    assert untouched(lesson) == []
+    assert untouched(checks_of(lesson)) == []
 
 
 @every_lesson
@@ -109,7 +104,7 @@ def test_checks_need_no_pickle(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) 
 
 @every_lesson
 def test_exercise_does_not_import_the_answer(lesson: Lesson) -> None:
-    for path in (lesson.exercise, *alternatives(lesson)):
+    for path in (lesson.exercise, *COURSE.rewrites(lesson)):
         nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)]

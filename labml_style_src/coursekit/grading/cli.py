@@ -25,6 +25,18 @@ def validate(
     seeds: Annotated[int, typer.Option(help="On how many seeds the checks must hold.", min=1)] = 50,
 ) -> None:
     """Say whether a lesson's checks deserve trust: what is right earns all, each known mistake is named."""
+    from coursekit.grading.validate import validate_all
+
+    course, lessons = find_course(), chosen(slugs)
+    rewrites = {lesson.slug: course.rewrites(lesson) for lesson in lessons}
+    unsound = 0
+    for lesson, problems in validate_all(lessons, rewrites, seeds):
+        solutions = 1 + len(rewrites[lesson.slug])
+        unsound += bool(problems)
+        say(f"{lesson.slug}: {'to mend' if problems else f'sound, {solutions} solutions on {seeds} seeds'}")
+        for problem in problems:
+            say(f"  {problem}")
+    raise typer.Exit(CHECK_FAILED if unsound else 0)
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """The gate of an exercise finds what would make its checks unfair or blind."""
 
+import re
 from pathlib import Path
 
-from tests.coursekit.grading.tiny import EXERCISE
+from tests.coursekit.grading.tiny import EXERCISE, with_change
 
 from coursekit.course import Lesson
-from coursekit.grading.validate import validate
+from coursekit.grading.checking import Checks
+from coursekit.grading.validate import steady, validate
 
 
 def test_a_sound_lesson_has_no_problems(lesson: Lesson, tmp_path: Path):
@@ -13,7 +15,7 @@ def test_a_sound_lesson_has_no_problems(lesson: Lesson, tmp_path: Path):
     rewrite.write_text(
         EXERCISE.replace("scores.softmax(-1)", "scores.exp() / scores.exp().sum(-1)[:, None]"), "utf-8"
     )
-    assert validate(lesson, [rewrite], seeds=range(3)) == []
+    assert validate(lesson, [rewrite, rewrite], seeds=range(3)) == []
 
 
 def test_each_kind_of_problem_is_named(lesson: Lesson, tmp_path: Path):
@@ -29,4 +31,13 @@ def test_each_kind_of_problem_is_named(lesson: Lesson, tmp_path: Path):
     assert "the stub passes test_extra" in problems
     assert any(each.startswith("rewrite.py (seed 0) fails test_mean: mean is") for each in problems)
     assert "centre__right passes every check" in problems
-    assert len(problems) == 4
+    assert "1 other solutions, 2 wanted: checks may be too narrow" in problems
+    assert len(problems) == 5
+
+
+def test_a_solution_that_fails_now_and_then_is_found(lesson: Lesson):
+    rounds = "scores = scores.float().double() if scores[0, 0] > 0 else scores\n    return scores.softmax(-1)"
+    unlucky = with_change("return scores.softmax(-1)", rounds)
+    first, *_, last = steady(Checks(lesson), unlucky, range(12))
+    assert re.match(r"tiny.py \(seed \d+\) fails test_softmax: weights: ", first)
+    assert re.match(r"tiny.py fails on \d+ seeds in all", last)
