@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coursekit.course import Lesson
+from coursekit.grading.attempt import Skipped
 from coursekit.grading.plugin import FIXTURES, task_of
 from coursekit.grading.submission import ExerciseError
 
@@ -31,7 +32,12 @@ class CheckCase:
     def run(self, **fixtures: Any) -> None:
         """Call the check. Whatever it demands and does not get comes as an exception."""
         wanted = {name: fixtures[name] for name in self.fixtures}
-        self.function()(**wanted, **self.arguments)
+        try:
+            self.function()(**wanted, **self.arguments)
+        except pytest.skip.Exception as error:
+            raise Skipped(str(error)) from None
+        except pytest.fail.Exception as error:
+            raise AssertionError(str(error)) from None
 
 
 def case_of(item: pytest.Function) -> CheckCase:

@@ -15,7 +15,7 @@ import pytest
 from coursekit.course import LESSON_FOLDER, Lesson
 
 if TYPE_CHECKING:
-    from coursekit.grading.checking import Attempt, Bench
+    from coursekit.grading.attempt import Attempt, Bench
     from coursekit.grading.draw import Draw
     from coursekit.grading.expect import Expect
     from coursekit.grading.verbs import Student
@@ -101,8 +101,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _bench(config: pytest.Config, lesson: Lesson) -> "Bench":
     from coursekit.course import CourseError
+    from coursekit.grading.attempt import Bench
     from coursekit.grading.backends import InProcess, SecondProcess
-    from coursekit.grading.checking import Bank, Bench
+    from coursekit.grading.checking import Bank
     from coursekit.grading.submission import read_submission
 
     benches = config.stash[BENCHES]
@@ -114,7 +115,7 @@ def _bench(config: pytest.Config, lesson: Lesson) -> "Bench":
         except CourseError as error:
             raise pytest.UsageError(str(error)) from None
         backend = (SecondProcess if config.getoption("--boundary") else InProcess)(submission)
-        benches[lesson.checks] = Bench(lesson, submission, backend, Bank(lesson))
+        benches[lesson.checks] = Bench(lesson.slug, submission, backend, Bank(lesson))
     return benches[lesson.checks]
 
 
@@ -128,8 +129,8 @@ def _attempt(item: pytest.Item) -> "Attempt":
         lesson = lesson_of_item(item)
         if lesson is None or not isinstance(item, pytest.Function):
             pytest.fail("the fixtures student, expect and draw belong to a lesson's test_exercise.py", False)
+        from coursekit.grading.attempt import Attempt
         from coursekit.grading.cases import case_of
-        from coursekit.grading.checking import Attempt
 
         seed = item.config.getoption("--seed") or 0
         item.stash[ATTEMPT] = Attempt(case_of(item), _bench(item.config, lesson).backend, seed)

@@ -8,8 +8,9 @@ import pytest
 from tests.coursekit.grading.tiny import CHECKS, EXERCISE, handed_in, with_change
 
 from coursekit.course import Lesson
+from coursekit.grading.attempt import Attempt
 from coursekit.grading.backends import InProcess, SecondProcess
-from coursekit.grading.checking import Attempt, Bank, Checks
+from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.report import Report
 from coursekit.grading.submission import ExerciseError
 

@@ -24,7 +24,11 @@ def replay(steps: list[dict[str, Any]], student: Student, expect: Expect, lenien
             answers.append(asked(student, answers, filled["ask"]))
         elif "ask" in step:
             question = filled["ask"]
-            expect.raises(*filled["args"], lambda question=question: asked(student, answers, question), **filled["options"])
+            expect.raises(
+                *filled["args"],
+                lambda question=question: asked(student, answers, question),
+                **filled["options"],
+            )
         else:
             options = filled["options"]
             if "explain" in options:
