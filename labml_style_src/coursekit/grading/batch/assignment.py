@@ -28,7 +28,7 @@ from the numbers as they are written, and rounded once, to `DIGITS` decimals.
 import ast
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from coursekit.course import Lesson
-from coursekit.grading.report import Report, Task
+from coursekit.grading.report import Report
 from coursekit.grading.submission import ExerciseError
 
 DIGITS = 4
@@ -83,19 +83,21 @@ class Assignment:
             return 0
         return max(1, -(-late // DAY))
 
-    def weight(self, task: Task) -> Fraction:
-        """What a task is worth."""
-        return exact(self.weights.get(task.key, task.points))
+    def weights_of(self, points: Mapping[str, float]) -> dict[str, Fraction]:
+        """What each task is worth, from the points that its checks give."""
+        return {task: exact(self.weights.get(task, most)) for task, most in points.items() if most}
 
-    def earned(self, report: Report, lost: Mapping[str, Any] | None = None) -> Fraction:
-        """The points of a report after the weights; the tasks (by their classes) in `lost` earn nothing."""
-        earning = [task for task in report.tasks if task.points and task.key not in (lost or {})]
-        shares = (self.weight(task) * exact(task.earned) / exact(task.points) for task in earning)
-        return sum(shares, Fraction(0))
-
-    def points(self, report: Report) -> Fraction:
+    def points(self, points: Mapping[str, float]) -> Fraction:
         """The most that can be earned."""
-        return sum((self.weight(task) for task in report.tasks if task.points), Fraction(0))
+        return sum(self.weights_of(points).values(), Fraction(0))
+
+    def earned(self, report: Report, points: Mapping[str, float], lost: Collection[str] = ()) -> Fraction:
+        """The points of a report after the weights. `points` has what each task's checks give; the tasks in `lost`
+        earn nothing."""
+        found = {task.key: task.earned for task in report.tasks if task.key not in lost}
+        weights = self.weights_of(points)
+        shares = (weights[key] * exact(found.get(key, 0)) / exact(points[key]) for key in weights)
+        return sum(shares, Fraction(0))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"due": self.due and self.due.isoformat()}

@@ -157,7 +157,9 @@ def cell(text: str) -> str:
 def agree(folder: Path, known: Batch, other: Batch) -> None:
     """Raise `ExerciseError` unless both are of one lesson and one secret."""
     if known.slug != other.slug:
-        raise ExerciseError(f"{folder} has results of '{known.slug}', not of '{other.slug}': choose another folder")
+        raise ExerciseError(
+            f"{folder} has results of '{known.slug}', not of '{other.slug}': choose another folder"
+        )
     if known.fingerprint != other.fingerprint:
         raise ExerciseError(f"{folder} was graded with another secret: its inputs were other ones")
 

@@ -1,0 +1,184 @@
+"""Grading one submission after another: one sandbox, one set of checks and one bank for all of them.
+
+plan = Plan(lesson, assignment, secret)
+with plan.open() as grader:
+    result = grader.grade(handed)
+"""
+
+import hashlib
+import json
+import traceback
+from collections.abc import Collection
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+from coursekit.course import Lesson
+from coursekit.grading import batch
+from coursekit.grading.batch.archive import HandedIn
+from coursekit.grading.batch.assignment import Assignment, rounded
+from coursekit.grading.batch.fused import names_using_fused, tasks_by_name
+from coursekit.grading.batch.result import ERROR, GRADED, NOT_RUN, UNREADABLE, Result
+from coursekit.grading.batch.seeds import seed_of_bank, seed_of_student
+from coursekit.grading.checking import Bank, Checks
+from coursekit.grading.notes import fused_notes
+from coursekit.grading.report import Report
+from coursekit.grading.sandbox import open_sandbox
+from coursekit.grading.submission import ExerciseError, Submission
+from coursekit.grading.verbs import clean
+from coursekit.imports import code_key, code_text
+
+MESSAGE_LIMIT = 4000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a grader is made from, to be sent to other processes: the lesson, the rules, the batch's secret,
+    and the layers of the sandbox that are left out."""
+
+    lesson: Lesson
+    assignment: Assignment
+    secret: bytes
+    off: tuple[str, ...] = ()
+
+    def seed(self, student: str) -> int:
+        return seed_of_student(self.secret, self.lesson.slug, student)
+
+    @cached_property
+    def code(self) -> str:
+        """A hash of the lesson's checks, of the engine that runs them and of the rules."""
+        lesson = self.lesson
+        known = code_key(lesson.root, [lesson.checks, lesson.exercise, lesson.misconceptions])
+        rules = self.assignment.as_dict()
+        # When it was due counts as days late.
+        rules |= {"due": None, "late": rules["late"] | {"grace_minutes": 0}}
+        return _hash(known, engine(), json.dumps(rules, sort_keys=True))
+
+    def key(self, handed: HandedIn) -> str:
+        """Says whether a result is still that of this submission, under these checks and rules."""
+        days = self.assignment.late_days(handed.when)
+        parts = (handed.name, handed.problem, str(days), str(self.seed(handed.student)), self.code)
+        return _hash(hashlib.sha256(handed.data).hexdigest(), *parts)
+
+    def open(self) -> "Grader":
+        return Grader(self)
+
+
+class Grader:
+    """Grades submissions by a plan. Raises `ExerciseError` if the lesson's checks cannot be run, `SandboxError`
+    if no process can be started."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.checks = Checks(plan.lesson)
+        self.bank = Bank(plan.lesson, seed_of_bank(plan.secret, plan.lesson.slug))
+        self.host = open_sandbox(plan.off, plan.assignment.limits)
+        # A check counts once, however many cases it has.
+        checks = {(case.task["key"], case.name): case.points for case in self.checks.cases}
+        self.points = {task: 0.0 for task, _ in checks}
+        for (task, _), points in checks.items():
+            self.points[task] += points
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bank.close()
+        self.host.close()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.host.layers
+
+    @cached_property
+    def tasks(self) -> dict[str, str]:
+        return tasks_by_name(self.checks)
+
+    def grade(self, handed: HandedIn) -> Result:
+        """The result of one submission, whatever it is: a fault of the grader's own is a result too."""
+        result = self.blank(handed)
+        try:
+            submission = handed.submission()
+        except ExerciseError as error:
+            result.status, result.message = UNREADABLE, clean(str(error), MESSAGE_LIMIT)
+            return result
+        try:
+            self._run(submission, result)
+        except Exception as error:
+            failed = self.blank(handed)
+            failed.status, failed.message = ERROR, described(error)
+            # It may be the sandbox that is broken: the next submission gets another one.
+            self.host.close()
+            self.host = open_sandbox(self.plan.off, self.plan.assignment.limits)
+            return failed
+        return result
+
+    def blank(self, handed: HandedIn) -> Result:
+        """A result with no points."""
+        assignment = self.plan.assignment
+        return Result(
+            handed.student,
+            self.plan.lesson.slug,
+            max_score=rounded(assignment.points(self.points)),
+            late_days=assignment.late_days(handed.when),
+            sandbox=list(self.layers),
+            seed=str(self.plan.seed(handed.student)),
+            submission=handed.name,
+            key=self.plan.key(handed),
+        )
+
+    def _run(self, submission: Submission, result: Result) -> None:
+        from coursekit.grading.backends import SecondProcess
+
+        assignment = self.plan.assignment
+        backend = SecondProcess(submission, host=self.host)
+        try:
+            report = self.checks.run(submission, backend=backend, seed=int(result.seed), bank=self.bank)
+            result.events = [clean(event, MESSAGE_LIMIT) for event in backend.events]
+        finally:
+            backend.close()
+        result.report = report
+        result.status = NOT_RUN if report.problem else GRADED
+        result.message = report.problem
+        result.evidence = [clean(note, MESSAGE_LIMIT) for note in fused_notes(submission)]
+        lost = self._lost(submission) if result.evidence and assignment.fused == "fail" else set()
+        result.evidence += [
+            f"{task}: no points, by the rule for ready-made attention" for task in sorted(lost)
+        ]
+        earned = self._earned(report, lost)
+        result.earned = rounded(earned)
+        result.score = rounded(earned * assignment.late.kept(result.late_days))
+
+    def _earned(self, report: Report, lost: Collection[str]) -> Fraction:
+        return Fraction(0) if report.problem else self.plan.assignment.earned(report, self.points, lost)
+
+    def _lost(self, submission: Submission) -> set[str]:
+        """The tasks that are answered by a ready-made attention."""
+        return {self.tasks[name] for name in names_using_fused(submission) if name in self.tasks}
+
+
+def engine() -> str:
+    """A hash of the code that decides a result, wherever it is installed."""
+    folder = Path(batch.__file__).parents[1]
+    files = [*folder.glob("*.py"), *folder.glob("sandbox/*.py"), folder / "batch" / "grade.py"]
+    files += [
+        folder / "batch" / "assignment.py",
+        folder / "batch" / "fused.py",
+        folder.parent / "numerics.py",
+    ]
+    return _hash(*(f"{file.name}\n{code_text(file.read_text('utf-8'))}" for file in sorted(files)))
+
+
+def described(error: BaseException) -> str:
+    """A fault of the grader's own, with where it happened, the same on every machine."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
+    return clean("\n".join([f"{type(error).__name__}: {error}", *places]), MESSAGE_LIMIT)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
