@@ -19,7 +19,9 @@ from coursekit.grading.notes import fused_notes
 from coursekit.grading.report import FAILED, NOT_DONE, PASSED, SKIPPED, Report, build
 from coursekit.grading.session import seed_everything
 from coursekit.grading.submission import Submission
-from coursekit.grading.verbs import Student
+from coursekit.grading.verbs import Student, clean
+
+MESSAGE_LIMIT = 10_000
 
 
 class Skipped(Exception):
@@ -122,7 +124,8 @@ class Bench:
             "notes": [*self.backend.stops, *self.fused],
             "asked": student.names,
             "error": [failure.error.identity, failure.error.function] if failure.error else None,
-            "message": failure.message if outcome == FAILED else "",
+            # A check may put an answer's own text into its message.
+            "message": clean(failure.message, MESSAGE_LIMIT) if outcome == FAILED else "",
             "mistakes": [[each.name, each.sentence] for each in mistakes],
             "printed": printed(*self.backend.printed()),
         }

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from coursekit.cli import Slug, Slugs, app
+from coursekit.cli import CHECK_FAILED, Slug, Slugs, app, chosen, say
+from coursekit.course import find_course
 
 Out = Annotated[Path, typer.Option("--out", help="Where the results are and go.")]
 Rules = Annotated[Path | None, typer.Option("--assignment", help="An assignment.toml with the rules.")]

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 from coursekit import numerics
 from coursekit.grading import compare
-from coursekit.grading.values import in_words, plain
-from coursekit.grading.verbs import Student, StudentError
+from coursekit.grading.values import dtype_name, in_words, plain
+from coursekit.grading.verbs import COARSENESS, Student, StudentError
 
 
 class Unmet(AssertionError):
@@ -51,7 +51,7 @@ class Expect:
         argument maps each axis word to the first wrong index.
         """
         self.count += 1
-        problem = compare.complaint(
+        problem = self._too_coarse(actual, what) or compare.complaint(
             actual,
             expected,
             axes=axes,
@@ -122,6 +122,15 @@ class Expect:
                 self._fail(f"{what}the message of {error} should mention {match}, but is {told}", "raises")
             return
         self._fail(f"{what}expected {error}, but the code returns {in_words(answer)}", "raises")
+
+    def _too_coarse(self, actual: Any, what: str) -> str | None:
+        """An answer in a dtype that is coarser than all that was asked with: its rounding would hide mistakes."""
+        if self.student is None or not hasattr(actual, "dtype"):
+            return None
+        came, sent = dtype_name(actual), self.student.coarsest
+        if COARSENESS.get(came, 0) <= COARSENESS[sent]:
+            return None
+        return f"{what} is in {came}, which is less exact than the inputs: expected {sent} or better"
 
     def _nothing(self, actual: Any, what: str) -> str | None:
         """Where None is no answer: the call that returned it, or the entry that a dict lacks."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NOT_DONE = "not done yet"
 # Of numbers that come from the student's process: no file has more lines.
 LINE_LIMIT = 10_000_000
+# The dtypes of floating point from float32 on, and how coarse each is.
+COARSENESS = {"float64": 0, "float32": 0, "float16": 1, "bfloat16": 2}
 SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -131,12 +133,14 @@ def stops_in_words(stops: Any, submission: Submission) -> list[str]:
 
 class Student:
     """The student's code, as the checks see it. Of this check `trace` keeps every answer, for diagnosis,
-    `names` what was asked for, and `last` is the latest call in words."""
+    `names` what was asked for, `coarsest` the least exact dtype that was sent (float32 if none was less), and
+    `last` is the latest call in words."""
 
     def __init__(self, backend: "Backend") -> None:
         self._backend = backend
         self.trace: list[Any] = []
         self.names: list[str] = []
+        self.coarsest = "float32"
         self.last = ""
 
     def begin(self, seed: int) -> None:
@@ -166,12 +170,23 @@ class Student:
             if request["verb"] != "get":
                 self.last = f"{self.last.removesuffix('.__call__')}({_arguments(request)})"
         try:
-            answer = self._backend.ask(walk(request, _reference))
+            answer = self._backend.ask(walk(request, self._sent))
         except StudentError as error:
             self.trace.append(error)
             raise
         self.trace.append(answer)
         return answer
+
+    def _sent(self, value: Any) -> Any:
+        """An argument as the backends know it: handles by their number, NumPy's scalars as Python's."""
+        if isinstance(value, Handle):
+            return value._reference
+        name = (
+            str(getattr(value, "dtype", value)).removeprefix("torch.") if not isinstance(value, str) else ""
+        )
+        if name in COARSENESS and COARSENESS[name] > COARSENESS[self.coarsest]:
+            self.coarsest = name
+        return value.item() if isinstance(value, np.generic) else value
 
 
 class Handle:
@@ -210,13 +225,6 @@ def _argument(value: Any) -> str:
     if hasattr(value, "shape"):
         return "tensor"
     return repr(value) if isinstance(value, bool | int | float | str | None) else "..."
-
-
-def _reference(value: Any) -> Any:
-    """An argument as the backends know it: handles by their number, NumPy's scalars as Python's."""
-    if isinstance(value, Handle):
-        return value._reference
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _items(value: Any) -> list[Any]:

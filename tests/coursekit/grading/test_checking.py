@@ -91,3 +91,12 @@ def test_a_report_survives_being_taken_apart(lesson: Lesson):
     report = Checks(lesson).run(WRONG, bank=Bank(lesson))
     assert report.mistakes
     assert Report.from_dict(dataclasses.asdict(report)) == report
+
+
+def test_text_of_the_students_in_a_message_is_made_safe(lesson: Lesson):
+    fails = CHECKS.replace("x = draw(1, 4)", 'pytest.fail(student.call("centre", draw(1, 4)))')
+    lesson.checks.write_text(fails, "utf-8")
+    says = with_change("return x - x.mean(axis=-1, keepdims=True)", "return '\\x1b[2J' + 'x' * 10**6")
+    message = Checks(lesson).run(says).tasks[0].checks[1].message
+    assert message.startswith("\\x1b[2Jxxx")
+    assert len(message) < 11_000

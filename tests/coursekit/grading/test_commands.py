@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from tests.coursekit.grading.test_plugin import run
+from tests.coursekit.grading.tiny import CHECKS, EXERCISE, MISCONCEPTIONS
 
 from coursekit import __main__, scaffold
 from coursekit.grading import progress
@@ -62,3 +63,21 @@ def test_checks_run_on_one_thread_and_others_as_before(lesson, tmp_path):
     (tmp_path / "conftest.py").write_text("import torch\n\ntorch.set_num_threads(3)\n", "utf-8")
     done = run(tmp_path, "lessons", "test_other.py")
     assert done.returncode == 0, done.stdout
+
+
+def test_validate_says_what_is_to_mend(attn, small_course):
+    folder = small_course.root / "tests" / "lessons" / "alternatives"
+    folder.mkdir(parents=True)
+    lesson = small_course.lesson("gated")
+    for path, text in (
+        (lesson.exercise, EXERCISE),
+        (lesson.checks, CHECKS),
+        (lesson.misconceptions, MISCONCEPTIONS),
+        (folder / "gated_one.py", EXERCISE),
+        (folder / "gated_two.py", EXERCISE),
+    ):
+        path.write_text(text, "utf-8")
+    assert attn("validate", "gated", "--seeds", "2") == "gated: sound, 3 solutions on 2 seeds\n"
+    (folder / "gated_two.py").unlink()
+    told = attn("validate", "gated", "--seeds", "2")
+    assert told == "gated: to mend\n  1 other solutions, 2 wanted: checks may be too narrow\n"

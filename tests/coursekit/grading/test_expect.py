@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from tests.coursekit.grading.tiny import handed_in
 
 from coursekit.grading.backends import InProcess
@@ -76,3 +77,17 @@ def test_raises_wants_the_type_and_what_the_message_says(student: Student):
     for name in ("todo", "missing"):
         with pytest.raises(StudentError):
             expect.raises("NotImplementedError", student.call, name)
+
+
+def test_an_answer_is_not_less_exact_than_what_was_asked_with():
+    text = "def cast(x, dtype): return x.to(dtype)"
+    student = Student(InProcess(handed_in("import torch\n" + text)))
+    expect, x = Expect(student), torch.ones(3, dtype=torch.float64)
+    expect.close(student.call("cast", x, torch.float32), x)
+    answer = InProcess(handed_in(f"import torch\n{text}\ndef half(x): return x.half()")).ask(
+        {"verb": "call", "target": None, "name": "half", "args": (x,), "kwargs": {}}
+    )
+    told = "the result is in float16, which is less exact than the inputs: expected float32 or better"
+    assert said(expect.close, answer, x) == told
+    student.call("cast", x.bfloat16(), torch.float32)
+    expect.close(answer, x)
