@@ -78,8 +78,23 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="csv, canvas, moodle, junit or gradescope.")],
     to: Annotated[Path, typer.Option("--to", help="The file to write (gradescope: a folder).")],
     roster: Annotated[Path | None, typer.Option(help="The roster that Canvas or Moodle exported.")] = None,
+    column: Annotated[
+        str, typer.Option(help="The assignment's column there; found by the slug if not.")
+    ] = "",
+    match: Annotated[list[str] | None, typer.Option(help="A column there that names a student.")] = None,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Convert to the points that the roster has.")
+    ] = False,
 ) -> None:
     """Write the scores for another system; into its own exported roster where it wants that."""
+    from coursekit.grading.batch import export as exporter
+    from coursekit.grading.batch.results import Results
+
+    loaded = Results(results).load()
+    told = exporter.write(loaded, kind, to, roster=roster, column=column, match=match or (), scale=scale)
+    for line in told:
+        say(line)
+    say(f"wrote {to}")
 
 
 @app.command()
