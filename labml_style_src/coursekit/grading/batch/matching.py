@@ -73,8 +73,9 @@ def matched(
         fits = rows_of(result.student)
         if not fits and (download := DOWNLOAD.fullmatch(result.student)):
             fits, named = by_number.get(download["number"], set()), rows_of(download["name"])
-            # The number decides between namesakes; if it and the name are two people's, that is for the instructor.
-            fits = fits or named if fits & named or not (fits and named) else fits | named
+            # The number decides between namesakes; where it and the name are two people's, nobody guesses.
+            if not fits & named:
+                fits = fits | named
         who = clean(result.student, 100)
         if not fits:
             strangers.append(result.student)

@@ -63,7 +63,11 @@ SCHEMA = {
     ),
     "properties": ((), (), {"property"}),
     "property": (("name", "value"), (), set()),
-    "testcase": (("name",), ("classname", "time", "group"), {"failure", "skipped", "system-out", "system-err"}),
+    "testcase": (
+        ("name",),
+        ("classname", "time", "group"),
+        {"failure", "skipped", "system-out", "system-err"},
+    ),
     "failure": ((), ("type", "message"), set()),
 }
 
@@ -77,7 +81,9 @@ def against_schema(element: ElementTree.Element) -> None:
 
 
 def test_junit_has_a_suite_a_student_and_a_case_a_check():
-    text = export.junit([result("jane"), result("roe", 0, status=NOT_RUN, report=Report("alibi", [], "line 1"))])
+    text = export.junit(
+        [result("jane"), result("roe", 0, status=NOT_RUN, report=Report("alibi", [], "line 1"))]
+    )
     root = ElementTree.fromstring(text.encode())
     against_schema(root)
     jane, roe = root
@@ -116,7 +122,11 @@ def test_the_same_results_give_the_same_file():
         ("excel", {}, "--format excel: known are csv, canvas, moodle, junit, gradescope"),
         ("canvas", {}, "--format canvas needs --roster: the file that Canvas exported"),
         ("moodle", {"roster": "none.csv"}, "there is no roster .*none.csv"),
-        ("csv", {"column": "alibi"}, "--roster and what belongs to it are for canvas and moodle, not for csv"),
+        (
+            "csv",
+            {"column": "alibi"},
+            "--roster and what belongs to it are for canvas and moodle, not for csv",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_said(tmp_path, kind, options, said):
@@ -128,7 +138,9 @@ def test_what_cannot_be_written_is_said(tmp_path, kind, options, said):
 
 
 def test_each_format_is_written_where_it_should(tmp_path):
-    (tmp_path / "roster.csv").write_bytes(b"Student,ID,Section,alibi (1)\n    Points Possible,,,6\nDoe,7,A,\n")
+    (tmp_path / "roster.csv").write_bytes(
+        b"Student,ID,Section,alibi (1)\n    Points Possible,,,6\nDoe,7,A,\n"
+    )
     results = [result("7", 3)]
     told = export.write(results, "canvas", tmp_path / "up.csv", roster=tmp_path / "roster.csv")
     assert told == ["1 score in column 'alibi (1)'"]

@@ -61,7 +61,13 @@ def test_canvas_gets_one_cell_a_student_and_nothing_else_changes():
     "student",
     [
         *("jdoe@uni.example", "JDOE@UNI.example", "jdoe", "U77", "4521", "Doe, Jane", "Jane Doe", "jane_doe"),
-        *("doejane_4521_998877_alibi", "doejane_LATE_4521_998877_alibi-1", "doejane_4521_998877", "doejane", "doejane_4521"),
+        *(
+            "doejane_4521_998877_alibi",
+            "doejane_LATE_4521_998877_alibi-1",
+            "doejane_4521_998877",
+            "doejane",
+            "doejane_4521",
+        ),
     ],
 )
 def test_a_student_of_canvas_is_found_by_every_name_that_canvas_gives(student):
