@@ -90,8 +90,10 @@ def export(
     from coursekit.grading.batch import export as exporter
     from coursekit.grading.batch.results import Results
 
-    loaded = Results(results).load()
-    told = exporter.write(loaded, kind, to, roster=roster, column=column, match=match or (), scale=scale)
+    graded = Results(results)
+    weights = graded.graded().assignment.weights
+    options = {"roster": roster, "column": column, "match": match or (), "scale": scale, "weights": weights}
+    told = exporter.write(graded.all(), kind, to, **options)
     for line in told:
         say(line)
     say(f"wrote {to}")

@@ -8,13 +8,14 @@ of Canvas and Moodle, `gradescope.py` and `classroom.py` are about grading elsew
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from coursekit.files import write_bytes, write_text
 from coursekit.grading.batch.result import Result
-from coursekit.grading.feedback import check_title, mistake_lines, number, of, task_line, task_texts
+from coursekit.grading.batch.results import COLUMNS, number
+from coursekit.grading.feedback import check_title, mistake_lines, of, task_line, task_texts
 from coursekit.grading.report import NOT_DONE, PASSED, Check, Task
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
@@ -40,11 +41,13 @@ def write(
     column: str = "",
     match: Sequence[str] = (),
     scale: bool = False,
+    weights: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Write the results in one of the `FORMATS` and return what there is to tell, a sentence a line.
 
     `roster` is what Canvas or Moodle exported, `column` the assignment's column in it, `match` the columns that
-    name a student, `scale` says that scores may be converted to its points. Raises `ExerciseError` for a format
+    name a student, `scale` says that scores may be converted to its points; `weights` are those of the
+    assignment's tasks, for Gradescope. Raises `ExerciseError` for a format
     that is not known, and where a roster is needed and missing, cannot be read, or leaves a choice open.
     """
     from coursekit.grading.batch import gradescope, lms
@@ -55,7 +58,7 @@ def write(
         if roster or column or match or scale:
             raise ExerciseError(f"--roster and what belongs to it are for canvas and moodle, not for {kind}")
         if kind == "gradescope":
-            return gradescope.write_results(results, to)
+            return gradescope.write_results(results, to, weights)
         write_text(to, junit(results) if kind == "junit" else table(results))
         return []
     if roster is None:
@@ -85,8 +88,7 @@ def table(results: Sequence[Result]) -> str:
     titles = list(dict.fromkeys(task.title for each in tasks for task in each))
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
-    first = ["student", "slug", "score", "max_score", "status", "late_days", "sandbox"]
-    rows.writerow([*first, *map(cell, titles), "mistakes", "events", "evidence", "message"])
+    rows.writerow([*COLUMNS, *map(cell, titles), "mistakes", "events", "evidence", "message"])
     for result, mine in zip(results, tasks, strict=True):
         mistakes = [mistake.name for mistake in result.report.mistakes] if result.report else []
         rows.writerow(
@@ -97,7 +99,7 @@ def table(results: Sequence[Result]) -> str:
                 number(result.max_score),
                 cell(result.status),
                 result.late_days,
-                cell(" ".join(result.sandbox)),
+                "+".join(result.sandbox) or "none",
                 *(task_points(mine, title) for title in titles),
                 *(cell("; ".join(texts)) for texts in (mistakes, result.events, result.evidence)),
                 cell(result.message),
@@ -155,7 +157,7 @@ def suite(result: Result) -> ElementTree.Element:
         "score": number(result.score),
         "max_score": number(result.max_score),
         "late_days": str(result.late_days),
-        "sandbox": " ".join(result.sandbox),
+        "sandbox": "+".join(result.sandbox) or "none",
     }
     cases = []
     for task in result.report.tasks if result.report else []:

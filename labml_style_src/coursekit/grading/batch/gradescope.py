@@ -9,7 +9,7 @@ and the top-level output would otherwise be `simple_format`, which is HTML.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ FAILED_HERE = (
 )
 
 
-def results_json(result: Result, weights: dict[str, float] | None = None) -> dict[str, Any]:
+def results_json(result: Result, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
     """A result as the content of `results.json`. The score is that after weights and lateness; the tests show what
     each check gave towards it before lateness. `weights` are the points of tasks, as in `assignment.toml`."""
     tasks = result.report.tasks if result.report else []
@@ -87,12 +87,14 @@ def dumped(data: dict[str, Any]) -> str:
     return f"{json.dumps(data, indent=1)}\n"
 
 
-def write_results(results: Sequence[Result], folder: Path) -> list[str]:
+def write_results(
+    results: Sequence[Result], folder: Path, weights: Mapping[str, float] | None = None
+) -> list[str]:
     """One file a student, called as in `results/`. What failed in the grader is left out, and said."""
     told = []
     for result in results:
         if result.status == ERROR:
             told.append(f"not written: {result.student}: the grader failed, grade again")
         else:
-            write_text(folder / f"{file_stem(result.student)}.json", dumped(results_json(result)))
+            write_text(folder / f"{file_stem(result.student)}.json", dumped(results_json(result, weights)))
     return told

@@ -27,8 +27,8 @@ from html import escape
 from coursekit.grading.batch.export import words
 from coursekit.grading.batch.matching import System, folded, label, matched, names_of, position
 from coursekit.grading.batch.result import ERROR, Result
+from coursekit.grading.batch.results import number
 from coursekit.grading.batch.roster import Roster, number_in
-from coursekit.grading.feedback import number
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
 

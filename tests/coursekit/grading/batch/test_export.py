@@ -40,7 +40,7 @@ def test_the_table_has_a_row_a_student_and_a_column_a_task():
         "max_score": "6",
         "status": "graded",
         "late_days": "1",
-        "sandbox": "clock uid",
+        "sandbox": "clock+uid",
         "Slopes": "2",
         "Bias": "0",
         "Cache": "0",
@@ -98,7 +98,7 @@ def test_junit_has_a_suite_a_student_and_a_case_a_check():
     assert waiting[0].get("type") == "not done"
     properties = {each.get("name"): each.get("value") for each in jane.iter("property")}
     assert properties["score"] == "2"
-    assert properties["sandbox"] == "clock uid"
+    assert properties["sandbox"] == "clock+uid"
     assert properties["points: TestBias.test_bias"] == "0 of 3"
     (only,) = roe.iter("testcase")
     assert (only.get("name"), only[0].get("type"), only[0].text) == ("submission", "not run", "line 1")
