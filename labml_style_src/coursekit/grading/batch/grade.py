@@ -45,6 +45,9 @@ class Plan:
     def seed(self, student: str) -> int:
         return seed_of_student(self.secret, self.lesson.slug, student)
 
+    def seed_of_bank(self) -> int:
+        return seed_of_bank(self.secret, self.lesson.slug)
+
     @cached_property
     def code(self) -> str:
         """A hash of the lesson's checks, of the engine that runs them and of the rules."""
@@ -72,7 +75,7 @@ class Grader:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.checks = Checks(plan.lesson)
-        self.bank = Bank(plan.lesson, seed_of_bank(plan.secret, plan.lesson.slug))
+        self.bank = Bank(plan.lesson, plan.seed_of_bank())
         self.host = open_sandbox(plan.off, plan.assignment.limits)
         # A check counts once, however many cases it has.
         checks = {(case.task["key"], case.name): case.points for case in self.checks.cases}
