@@ -1,7 +1,7 @@
 """Submissions that are nearly the same, for a human to look at."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Group:
 
 def groups(texts: dict[str, str], stub: str) -> list[Group]:
     """The groups among the submissions (by student), those with the most alike pair first."""
-    pairs = [pair for pair in compared(texts, stub) if pair.share >= ALIKE and pair.bits >= EVIDENCE]
+    pairs = compared(texts, stub, ALIKE, EVIDENCE)
     leader = {student: student for student in texts}
 
     def lead(student: str) -> str:
@@ -57,25 +57,30 @@ def groups(texts: dict[str, str], stub: str) -> list[Group]:
     return sorted(found, key=lambda group: (-group.pairs[0].share, -group.pairs[0].bits, group.students))
 
 
-def compared(texts: dict[str, str], stub: str) -> list[Pair]:
-    """Every pair that shares anything, in no useful order."""
+def compared(texts: dict[str, str], stub: str, share: float = 0.0, bits: float = 0.0) -> list[Pair]:
+    """Every pair that shares at least so much, in no useful order."""
     students, given = sorted(texts), stub_runs(stub)
-    holders: dict[int, list[int]] = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for place, student in enumerate(students):
-        for fingerprint in fingerprints(texts[student], given):
-            holders[fingerprint].append(place)
+        places[texts[student]].append(place)
+    holders: dict[int, list[int]] = defaultdict(list)
+    for text, same in places.items():
+        for fingerprint in fingerprints(text, given):
+            holders[fingerprint] += same
+    # Where one copied from another, many fingerprints have the same holders: they are added up as one.
+    held = Counter(tuple(sorted(who)) for who in holders.values())
     count = len(students)
     total, shared = np.zeros(count), np.zeros((count, count))
-    for fingerprint in sorted(holders):
-        places = holders[fingerprint]
+    for who, times in sorted(held.items()):
         # What few hold says much, what nearly all hold says nothing.
-        bits = math.log2((count + IMAGINED) / len(places))
-        total[places] += bits
-        if len(places) > 1:
-            shared[np.ix_(places, places)] += bits
+        weight = times * math.log2((count + IMAGINED) / len(who))
+        total[list(who)] += weight
+        if len(who) > 1:
+            shared[np.ix_(who, who)] += weight
     smaller = np.minimum.outer(total, total)
-    firsts, seconds = np.nonzero(np.triu(shared, 1))
+    shares = np.divide(shared, smaller, out=np.zeros_like(shared), where=smaller > 0)
+    firsts, seconds = np.nonzero(np.triu((shared > 0) & (shares >= share) & (shared >= bits), 1))
     return [
-        Pair(students[i], students[j], float(shared[i, j] / smaller[i, j]), float(shared[i, j]))
+        Pair(students[i], students[j], float(shares[i, j]), float(shared[i, j]))
         for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True)
     ]
