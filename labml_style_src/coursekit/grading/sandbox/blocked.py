@@ -34,19 +34,21 @@ class Refusal:
 def block() -> None:
     """From now on nothing of the course can be imported, and what was loaded of it is found by those alone who
     hold it. Calling it twice does no harm."""
-    roots = set()
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in NAMES:
-            if "." not in name:
-                roots |= {os.path.dirname(folder) for folder in getattr(module, "__path__", ())}
-            del sys.modules[name]
-    # An installed course lies among packages that honest code imports: that folder stays.
-    sources = {root for root in roots if not os.path.isdir(os.path.join(root, "torch"))}
-    sys.path[:] = [path for path in sys.path if path not in {"", ".", os.getcwd(), *sources}]
-    for source in sources:
-        sys.path_importer_cache.pop(source, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
+        del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not leads_to_the_course(path)]
+    sys.path_importer_cache.clear()
     others = [finder for finder in sys.meta_path if type(finder).__name__ != Refusal.__name__]
     sys.meta_path[:] = [Refusal(), *others]
+
+
+def leads_to_the_course(folder: str) -> bool:
+    """Whether a folder of the path holds the course and, unlike one of installed packages, nothing else that
+    honest code imports. The folder one stands in is no place for modules at all."""
+    if folder in {"", ".", os.getcwd()}:
+        return True
+    holds = any(os.path.exists(os.path.join(folder, name)) for name in NAMES)
+    return holds and not os.path.isdir(os.path.join(folder, "torch"))
 
 
 def is_courses(entry: str) -> bool:

@@ -38,6 +38,9 @@ class Walls:
         self.active = tuple(layer for layer in LAYERS if layer in active)
         self.limits = limits
         self._landlock = self._seccomp = None
+        if "rlimits" in active:
+            # Loaded here: a child would pay for it each time.
+            import resource  # noqa: F401
         if "landlock" in active:
             from coursekit.grading.sandbox.landlock import Landlock
 

@@ -48,7 +48,8 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
     **{"clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153)},
     **{"getrusage": (98, 165), "getrandom": (318, 278), "uname": (63, 160), "sysinfo": (99, 179)},
     **{"getpid": (39, 172), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175)},
-    **{"getgid": (104, 176), "getegid": (108, 177), "getrlimit": (97, 163)},
+    **{"getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150)},
+    **{"getgroups": (115, 158), "getrlimit": (97, 163)},
 }
 # Where an argument decides.
 CLONE, PRCTL, PRLIMIT64 = (56, 220), (157, 167), (302, 261)
