@@ -31,7 +31,6 @@ ESCAPES = {
     "chmod": "os.chmod('/tmp', os.stat('/tmp').st_mode)",
     "utime": "os.utime('/tmp')",
     "pipe": "os.pipe()",
-    "timer": "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0)",
     "raise": "import signal\nsignal.raise_signal(0)",
 }
 CALL = """

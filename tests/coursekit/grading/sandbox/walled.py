@@ -16,7 +16,7 @@ SERVER = """
 import json, os, sys, traceback
 import coursekit.grading.sandbox.landlock, coursekit.grading.sandbox.seccomp
 from coursekit.grading.batch.assignment import Limits
-from coursekit.grading.sandbox import layers
+from coursekit.grading.sandbox import kernel, layers, reach
 import einops, numpy, torch
 
 NOBODY = 65534
@@ -34,6 +34,10 @@ for line in sys.stdin:
         os.close(reading)
         told = None
         try:
+            if "uid" in active and reach.hidden():
+                kernel.unshare(0x00020000)
+                kernel.mount("none", "/", "", 0x44000, "")
+                reach.show()
             walls = layers.prepare(active, Limits(memory_mb=memory))
             walls.enter(become)
         except BaseException as error:
