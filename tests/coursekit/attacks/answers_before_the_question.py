@@ -1,0 +1,25 @@
+"""Writes right-looking answers into every open descriptor before anything is asked.
+Seen: fake result tokens on stdout, which the grader took for its own."""
+
+SUBMISSION = '''
+import json
+import os
+import struct
+
+
+def message(value):
+    header = json.dumps({"dict": [["value", value], ["printed", {"tuple": ["", 0]}]]}).encode()
+    return struct.pack("<IQ", len(header), 0) + header
+
+
+def guess(x):
+    for number in range(3, 256):
+        try:
+            os.set_blocking(number, False)
+            os.write(number, message(0.0) * 5)
+        except OSError:
+            pass
+    return 0.0
+'''
+# Its answers are out of step from here on.
+POINTS = 2

@@ -1,0 +1,267 @@
+"""One attack, run for real: a submission with the attack in it goes through the checks, and every harm is noted."""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from coursekit.grading.backends import SecondProcess
+from coursekit.grading.batch.assignment import Limits
+from coursekit.grading.checking import Checks
+from coursekit.grading.report import Report
+from coursekit.grading.sandbox import LAYERS
+from coursekit.grading.submission import ExerciseError, Submission
+from coursekit.grading.verbs import StudentError
+from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
+from tests.coursekit.attacks.ground.targets import Targets, descendants, end
+
+# Tight, so that an attack on them is over soon.
+LIMITS = Limits(call_seconds=0.3, submission_seconds=6.0, memory_mb=256)
+# The ground's own net under a configuration that lacks a wall: nothing lasts longer.
+NET_SECONDS = 8.0
+# What a report may say in all, in characters.
+REPORT_LIMIT = 100_000
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One file of the folder. `stopped_by` has the layers each of which alone stops it; none if there is
+    nothing to win even without them. `points` is what the submission has honestly earned."""
+
+    name: str
+    about: str
+    submission: str
+    stopped_by: frozenset[str]
+    points: int
+    told: str
+    prepared: bool
+    succeeded: Callable[["Scene"], bool] | None
+
+    def handed_in(self, targets: Targets) -> Submission:
+        if not self.prepared:
+            return handed_in(self.submission)
+        named = f"from types import SimpleNamespace\nTARGET = SimpleNamespace(**{vars(targets.named())!r})\n\n"
+        return handed_in(named + HONEST + self.submission)
+
+
+def read_attack(module: ModuleType) -> Attack:
+    stopped_by = frozenset(getattr(module, "STOPPED_BY", ()))
+    assert stopped_by <= set(LAYERS), f"{module.__name__}: unknown layers in STOPPED_BY"
+    return Attack(
+        name=module.__name__.rpartition(".")[2],
+        about=" ".join((module.__doc__ or "").split()),
+        submission=module.SUBMISSION,
+        stopped_by=stopped_by,
+        points=getattr(module, "POINTS", POINTS),
+        told=getattr(module, "TOLD", ""),
+        prepared=getattr(module, "PREPARED", True),
+        succeeded=getattr(module, "succeeded", None),
+    )
+
+
+def attacks() -> list[Attack]:
+    """Every attack of the folder, by name."""
+    folder = Path(__file__).parents[1]
+    names = sorted(path.stem for path in folder.glob("[a-z]*.py") if not path.stem.startswith("test_"))
+    return [read_attack(importlib.import_module(f"tests.coursekit.attacks.{name}")) for name in names]
+
+
+@dataclasses.dataclass
+class Scene:
+    """What an attack left behind. `came` is everything that came back from the child, as text; `harm` has a
+    sentence for each harm that was done, `seconds` is what it took by the clock."""
+
+    targets: Targets
+    points: float = 0
+    came: str = ""
+    events: list[str] = dataclasses.field(default_factory=list)
+    report: Report | None = None
+    harm: list[str] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def told(self) -> str:
+        """All that the report says of the submission."""
+        return "\n".join(texts(dataclasses.asdict(self.report))) if self.report else self.came
+
+
+class Recorded(SecondProcess):
+    """Keeps everything that comes back."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.came: list[str] = []
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        try:
+            answer = super().ask(request)
+        except StudentError as error:
+            self.came.append(error.text)
+            raise
+        self.came += texts(answer)
+        return answer
+
+    def printed(self) -> tuple[str, int]:
+        printed = super().printed()
+        self.came.append(printed[0])
+        return printed
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a value, and the bytes of its arrays as text."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from texts(key)
+            yield from texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts(part)
+    elif isinstance(value, np.ndarray):
+        yield value.tobytes().decode("latin-1")
+    elif isinstance(value, str):
+        yield value
+
+
+class Ground:
+    """The lesson's checks, the targets, and the hosts of the configurations, each opened once."""
+
+    def __init__(self, open_host: Callable[[tuple[str, ...]], Any]) -> None:
+        self.open_host = open_host
+        self.targets = Targets()
+        self.checks = Checks(self.targets.lesson)
+        self.hosts: dict[tuple[str, ...], Any] = {}
+        self.net = False
+        # Whoever loses their parent below this process becomes its child: nobody gets away.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def host(self, off: tuple[str, ...]) -> Any:
+        if off not in self.hosts:
+            self.hosts[off] = self.open_host(off)
+        return self.hosts[off]
+
+    def run(self, attack: Attack, off: tuple[str, ...] = ()) -> Scene:
+        """Run an attack with these layers off."""
+        host, targets = self.host(off), self.targets
+        beside = SecondProcess(handed_in(KEEPER.replace("TOKEN", targets.token)), host=host)
+        beside.ask({"verb": "begin", "seed": 0})
+        targets.neighbour = pid_of(beside)
+        targets.prepare()
+        known = descendants(os.getpid())
+        scene, began = Scene(targets), time.monotonic()
+        with self._net(known, scene):
+            try:
+                backend = Recorded(attack.handed_in(targets), host=host)
+                scene.report = self.checks.run(attack.handed_in(targets), backend=backend, seed=7)
+                scene.points = scene.report.earned
+                backend.close()
+                scene.came = "\n".join([*backend.came, *backend.events])
+                scene.events = list(backend.events)
+            except ExerciseError as error:
+                scene.came = str(error)
+            scene.seconds = time.monotonic() - began
+        left = descendants(os.getpid()) - known - host_pids(host)
+        if left:
+            scene.harm.append(f"{len(left)} processes were left")
+            end(left)
+        scene.harm += targets.harm()
+        scene.harm += self._judged(attack, scene)
+        scene.harm += self._neighbours(beside, host)
+        reap()
+        return scene
+
+    def _judged(self, attack: Attack, scene: Scene) -> list[str]:
+        harm, told = [], scene.told
+        if scene.points > attack.points:
+            harm.append(f"it earned {scene.points:g} points, {attack.points} are due")
+        if scene.points < attack.points:
+            harm.append(f"it lost the {attack.points} points that its honest part earns")
+        if self.targets.token in scene.came or self.targets.token in told:
+            harm.append("a secret was read")
+        if self.targets.won in scene.came:
+            harm.append("it did what it wanted")
+        if len(told) > REPORT_LIMIT:
+            harm.append("the report is without measure")
+        if not all(letter.isprintable() or letter == "\n" for letter in told):
+            harm.append("the report holds control characters")
+        if attack.succeeded is not None and attack.succeeded(scene):
+            harm.append("it succeeded")
+        return harm
+
+    def _neighbours(self, beside: SecondProcess, host: Any) -> list[str]:
+        """What became of a submission beside the attack, and of the next one."""
+        harm = []
+        try:
+            if beside.ask({"verb": "call", "target": None, "name": "kept", "args": (), "kwargs": {}}) != 1:
+                harm.append("the neighbour was changed")
+        except StudentError:
+            harm.append("the neighbour was hit")
+        beside.close()
+        honest = handed_in(HONEST + "def guess(x):\n    return 0.0\n")
+        report = self.checks.run(honest, backend=SecondProcess(honest, host=host), seed=8)
+        if report.earned != POINTS:
+            harm.append(f"the next submission earned {report.earned:g} points")
+        return harm
+
+    @contextlib.contextmanager
+    def _net(self, known: set[int], scene: Scene) -> Iterator[None]:
+        def fall() -> None:
+            scene.harm.append("only the net of this test ended it")
+            for _ in range(3):
+                end(descendants(os.getpid()) - known)
+
+        timer = threading.Timer(NET_SECONDS, fall)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            host.close()
+        self.targets.close()
+
+
+# A neighbour: its memory holds a secret.
+KEEPER = """
+SECRET = "TOKEN"
+CALLS = 0
+
+def kept():
+    global CALLS
+    CALLS += 1
+    return CALLS
+"""
+
+
+def pid_of(backend: SecondProcess) -> int:
+    process = getattr(backend, "_process", None)
+    return getattr(process, "pid", 0) or 0
+
+
+def host_pids(host: Any) -> set[int]:
+    """The processes of a host itself (its zygote may have been started anew)."""
+    pid = getattr(host, "pid", 0)
+    return {pid} if pid else set()
+
+
+def reap() -> None:
+    """Take leave of adopted children that have ended."""
+    if sys.platform == "linux":
+        for path in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+            with contextlib.suppress(ChildProcessError, OSError):
+                # Those of `subprocess` are waited for by it alone.
+                if Path(f"/proc/{path}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                    os.waitpid(int(path), os.WNOHANG)

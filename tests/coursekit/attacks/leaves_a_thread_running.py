@@ -1,0 +1,20 @@
+"""Answers, and leaves threads behind that use the processor while others are asked."""
+
+SUBMISSION = '''
+import threading
+import time
+
+
+def spin():
+    began = time.monotonic()
+    while time.monotonic() - began < 0.5:
+        pass
+
+
+def guess(x):
+    for _ in range(4):
+        threading.Thread(target=spin, daemon=True).start()
+    return 0.0
+'''
+# Its own next answer may come too late.
+POINTS = 2
