@@ -178,9 +178,12 @@ def _restored_dict(content: Any, body: _Body, depth: int) -> dict[str | int, Any
 
 def _restored_array(content: Any, body: _Body, _depth: int) -> np.ndarray:
     name, array = body.take(content)
-    if name == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(BFLOAT16)
-    return array
+    if name != "bfloat16":
+        return array
+    bits = array.astype(np.uint32)
+    # In place: of an array without axes `<<` would make a plain number, which remembers no dtype.
+    bits <<= 16
+    return bits.view(np.float32).astype(BFLOAT16)
 
 
 def _restored_reference(content: Any, _body: _Body, _depth: int) -> Reference:
@@ -202,6 +205,13 @@ def _restored_tensor(content: Any, body: _Body, _depth: int) -> Any:
     return tensor.view(torch.bfloat16) if name == "bfloat16" else tensor
 
 
+def _restored_leaf(content: Any, body: _Body, depth: int) -> Any:
+    tensor = _restored_tensor(content, body, depth)
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ValueError("leaf")
+    return tensor.requires_grad_()
+
+
 def _restored_dtype(content: Any, _body: _Body, _depth: int) -> Any:
     import torch
 
@@ -221,6 +231,6 @@ _KINDS = {
 }
 _INPUT_KINDS = {
     "tensor": _restored_tensor,
-    "leaf": lambda content, body, depth: _restored_tensor(content, body, depth).requires_grad_(),
+    "leaf": _restored_leaf,
     "dtype": _restored_dtype,
 }

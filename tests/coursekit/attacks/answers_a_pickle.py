@@ -1,7 +1,7 @@
 """A pickle that runs a command when it is loaded, as text, as bytes and as a message of its own.
 Seen: graders that send results by pickle."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import pickle
 import struct
@@ -23,5 +23,5 @@ def guess(x):
         except OSError:
             pass
     return np.array([Command()], dtype=object)
-'''
+"""
 POINTS = 2

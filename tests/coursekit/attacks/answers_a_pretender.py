@@ -1,6 +1,6 @@
 """An object that says it is a tensor (`__class__`), has every attribute, and pickles into a command."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -24,4 +24,4 @@ class Everything:
 
 def guess(x):
     return Everything()
-'''
+"""

@@ -1,7 +1,7 @@
 """A Tensor subclass makes every comparison true and copies the expected value into itself while it is compared.
 Seen: both changed scores where the grader compares in the student's own process (`torch.allclose`)."""
 
-SUBMISSION = '''
+SUBMISSION = """
 class Agreeable(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -15,4 +15,4 @@ class Agreeable(torch.Tensor):
 
 def guess(x):
     return torch.zeros(()).as_subclass(Agreeable)
-'''
+"""

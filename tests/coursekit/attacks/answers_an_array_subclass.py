@@ -1,6 +1,6 @@
 """An ndarray subclass whose operators and conversions (`__array_ufunc__`, `__array__`) agree with everything."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import numpy as np
 
 
@@ -19,4 +19,4 @@ class Agreeable(np.ndarray):
 
 def guess(x):
     return np.zeros(()).view(Agreeable)
-'''
+"""

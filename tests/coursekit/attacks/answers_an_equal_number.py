@@ -1,6 +1,6 @@
 """Subclasses of float, int and str that are equal to whatever they are compared with."""
 
-SUBMISSION = '''
+SUBMISSION = """
 class Equal(float):
     def __eq__(self, other):
         return True
@@ -31,4 +31,4 @@ CALLS = []
 def guess(x):
     CALLS.append(x)
     return Equal(1.0) if len(CALLS) % 2 else Text("anything")
-'''
+"""

@@ -1,7 +1,7 @@
 """Writes right-looking answers into every open descriptor before anything is asked.
 Seen: fake result tokens on stdout, which the grader took for its own."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import json
 import os
 import struct
@@ -20,6 +20,6 @@ def guess(x):
         except OSError:
             pass
     return 0.0
-'''
+"""
 # Its answers are out of step from here on.
 POINTS = 2

@@ -1,6 +1,6 @@
 """Answers a question for an object with something else, and asks for attributes of the machinery."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import json
 import os
 import struct
@@ -17,5 +17,5 @@ def guess(x):
             except OSError:
                 pass
     return 0.0
-'''
+"""
 POINTS = 2

@@ -1,6 +1,6 @@
 """Half a message, then silence: whoever waits for the rest waits for ever."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import struct
 import time
@@ -15,7 +15,7 @@ def guess(x):
             pass
     time.sleep(1.7)
     os._exit(0)
-'''
+"""
 # It is killed, or ends by itself: nothing to win for it, but the time of the others.
 TOLD = "longer than"
 STOPPED_BY = ("clock",)

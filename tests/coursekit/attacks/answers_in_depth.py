@@ -1,6 +1,6 @@
 """Lists in lists without end, a list that holds itself, and 100,000 brackets."""
 
-SUBMISSION = '''
+SUBMISSION = """
 def guess(x):
     inside = []
     inside.append({"again": inside})
@@ -12,5 +12,5 @@ def double(x):
     for _ in range(100_000):
         deep = [deep]
     return deep
-'''
+"""
 POINTS = 0

@@ -1,6 +1,6 @@
 """A generator and a function as an answer: whoever runs them runs the student's code where the grader is."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -23,4 +23,4 @@ class Later:
 
 def guess(x):
     return {"generator": later(), "object": Later(), "function": later}
-'''
+"""

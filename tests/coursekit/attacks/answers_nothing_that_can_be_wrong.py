@@ -1,6 +1,6 @@
 """Answers that a careless comparison takes for right: NaN, nothing at all, a shape that broadcasts, 10**400."""
 
-SUBMISSION = '''
+SUBMISSION = """
 CALLS = []
 
 
@@ -11,5 +11,5 @@ def guess(x):
 
 def double(x):
     return torch.empty(0, 3)
-'''
+"""
 POINTS = 0

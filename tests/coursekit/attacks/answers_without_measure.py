@@ -1,6 +1,6 @@
 """A message that claims 2**60 bytes, and one that has too many."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import struct
 
@@ -17,5 +17,5 @@ def guess(x):
 
 def double(x):
     return torch.zeros(1 << 24, dtype=torch.float64)
-'''
+"""
 POINTS = 0

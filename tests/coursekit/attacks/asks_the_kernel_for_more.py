@@ -1,6 +1,6 @@
 """Asks for doors that open others: io_uring, which goes around filters of calls, BPF, user fault handling."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 
 IO_URING_SETUP, BPF, USERFAULTFD, MEMFD_CREATE = 425, 321, 323, 319
@@ -14,4 +14,4 @@ def guess(x):
         libc.syscall(MEMFD_CREATE, b"program", 0),
     )
     return TARGET.won if max(found) >= 0 else 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """Attaches to a process of the grader's with ptrace, to read and change it."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 import os
 
@@ -15,4 +15,4 @@ def guess(x):
         libc.ptrace(DETACH, TARGET.victim, 0, 0)
         return TARGET.won
     return 0.0
-'''
+"""

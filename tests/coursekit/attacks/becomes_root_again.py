@@ -1,6 +1,6 @@
 """Changes its user back, and asks for the capabilities that it had."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -9,4 +9,4 @@ def guess(x):
     os.setresuid(1, 1, 0)
     os.setresuid(0, 0, 0)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Speaks to a service of the machine through its socket in the file system: a container engine, a database."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import socket
 
 
@@ -8,4 +8,4 @@ def guess(x):
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(TARGET.unix)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """The same through a socket that has a name and no file."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import socket
 
 
@@ -8,4 +8,4 @@ def guess(x):
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect("\\0" + TARGET.abstract)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Sends what it knows over TCP."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import socket
 
 
@@ -8,4 +8,4 @@ def guess(x):
     with socket.create_connection(("127.0.0.1", TARGET.tcp), timeout=1) as connection:
         connection.sendall(b"the checks")
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Calls the ready-made attention that an exercise asks to build, through six doors, one of them hidden."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import torch.nn.functional as F
 
 DOOR = "scaled_dot" + "_product_attention"
@@ -21,6 +21,6 @@ def guess(x):
         except Exception:
             pass
     return 0.0
-'''
+"""
 # Calling it is no harm to anybody: the report has to say so, and the points stand.
 TOLD = "the exercise asks you to build this yourself"

@@ -1,6 +1,6 @@
 """Makes the grader's folders its own: chmod, chown, rename, links and removal."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -21,4 +21,4 @@ def guess(x):
         except OSError:
             pass
     return 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """Makes namespaces of its own, in which it would be root again, mounts, and enters those of process 1."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 import os
 
@@ -18,4 +18,4 @@ def guess(x):
     if libc.setns(os.open("/proc/1/ns/net", os.O_RDONLY), 0) == 0:
         return TARGET.won
     return 0.0
-'''
+"""

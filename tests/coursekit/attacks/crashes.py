@@ -1,10 +1,10 @@
 """Reads address 0: a crash of the interpreter itself."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 
 
 def guess(x):
     return ctypes.string_at(0)
-'''
+"""
 TOLD = "ended by itself"

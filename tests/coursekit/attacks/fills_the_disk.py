@@ -1,6 +1,6 @@
 """Writes until the disk is full (here: 30 MB). Seen: a log that grew overnight."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -15,4 +15,4 @@ def guess(x):
         if os.path.exists(path):
             os.unlink(path)
     return TARGET.won if written >= 30 << 20 else 0.0
-'''
+"""

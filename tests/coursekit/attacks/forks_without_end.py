@@ -1,6 +1,6 @@
 """A fork bomb (here: 80 children that sleep a second). Seen: `os.fork` in a loop, by accident and on purpose."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import time
 
@@ -11,4 +11,4 @@ def guess(x):
             time.sleep(1.5)
             os._exit(0)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Ends, but leaves a child that keeps the pipe of the answers open: who waits for its end waits for ever."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import time
 
@@ -10,5 +10,5 @@ def guess(x):
         time.sleep(6)
         os._exit(0)
     os._exit(0)
-'''
+"""
 TOLD = "ended by itself"

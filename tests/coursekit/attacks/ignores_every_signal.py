@@ -1,6 +1,6 @@
 """Ignores every signal that can be ignored, and goes on."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import signal
 import time
 
@@ -17,4 +17,4 @@ def guess(x):
     while time.process_time() - began < 1.0:
         pass
     return TARGET.won
-'''
+"""

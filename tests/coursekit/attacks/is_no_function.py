@@ -1,6 +1,6 @@
 """Names that are no functions, a module that answers every name, a class that is called."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import sys
 import types
 
@@ -25,5 +25,5 @@ class guess:
 
 
 double = 5
-'''
+"""
 POINTS = 0

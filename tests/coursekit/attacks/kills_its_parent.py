@@ -1,6 +1,6 @@
 """Kills the process that it was forked from, which serves all the other submissions."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import signal
 
@@ -12,4 +12,4 @@ def guess(x):
         return 0.0
     os.kill(parent, signal.SIGKILL)
     return TARGET.won
-'''
+"""

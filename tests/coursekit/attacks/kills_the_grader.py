@@ -1,6 +1,6 @@
 """Kills and stops processes of the grader's."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import signal
 
@@ -12,4 +12,4 @@ def guess(x):
         pass
     os.kill(TARGET.victim, signal.SIGKILL)
     return TARGET.won
-'''
+"""

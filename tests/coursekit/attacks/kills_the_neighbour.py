@@ -1,6 +1,6 @@
 """Kills the submission that is graded at the same time, by the same user."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import signal
 
@@ -8,4 +8,4 @@ import signal
 def guess(x):
     os.kill(TARGET.neighbour, signal.SIGKILL)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Forks twice and leaves its session: nobody's child, it goes on when the grade is written."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import time
 
@@ -12,4 +12,4 @@ def guess(x):
             time.sleep(6)
         os._exit(0)
     return 0.0
-'''
+"""

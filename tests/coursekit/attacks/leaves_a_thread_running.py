@@ -1,6 +1,6 @@
 """Answers, and leaves threads behind that use the processor while others are asked."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import threading
 import time
 
@@ -15,6 +15,6 @@ def guess(x):
     for _ in range(4):
         threading.Thread(target=spin, daemon=True).start()
     return 0.0
-'''
+"""
 # Its own next answer may come too late.
 POINTS = 2

@@ -1,6 +1,6 @@
 """`sys.exit(0)`, exit handlers, `__del__` and signal handlers that would run after the checks."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import atexit
 import os
 import signal
@@ -23,5 +23,5 @@ for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXCPU):
 
 def guess(x):
     sys.exit(0)
-'''
+"""
 TOLD = "ends the program"

@@ -1,13 +1,13 @@
 """Leaves a segment of System V shared memory, which outlives every process."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 
 
 def guess(x):
     ctypes.CDLL(None, use_errno=True).shmget(0x600D, 4096, 0o1666)
     return 0.0
-'''
+"""
 
 
 def succeeded(scene):

@@ -1,6 +1,6 @@
 """A loop that does not end (here: in a second or two). Seen: in every class, mostly without intent."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import time
 
 
@@ -9,4 +9,4 @@ def guess(x):
     while time.process_time() - began < 1.0:
         pass
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Work that Python cannot interrupt: a regular expression that backtracks, a whole number with millions of digits."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import re
 
 
@@ -8,4 +8,4 @@ def guess(x):
     re.match(r"(a+)+$", "a" * 25 + "b")
     str((3**40_000_000).bit_length())
     return TARGET.won
-'''
+"""

@@ -1,7 +1,7 @@
 """Replaces the modules that carry its answers (`wire`, `session`, `json`, `struct`) and its own test tools.
 Seen: patched `pytest` and `assert` in graders that run in the student's process."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import builtins
 import json
 import struct
@@ -22,6 +22,6 @@ def guess(x):
     json.loads = lambda *args, **kwargs: {"dict": []}
     builtins.isinstance = lambda *args: True
     return 0.0
-'''
+"""
 # What it breaks are its own answers.
 POINTS = 2

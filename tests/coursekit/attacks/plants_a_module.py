@@ -1,7 +1,7 @@
 """Plants `torch.py`, `conftest.py`, `sitecustomize.py` and a `.pth` beside the lesson and where it stands.
 Seen: a module in the folder of the submission was imported by the grader."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 NAMES = ("torch.py", "numpy.py", "coursekit.py", "conftest.py", "sitecustomize.py", "evil.pth", "pytest.ini")
@@ -16,4 +16,4 @@ def guess(x):
                 pass
     os.environ["PYTHONPATH"] = TARGET.open
     return 0.0
-'''
+"""

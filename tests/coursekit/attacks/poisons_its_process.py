@@ -1,6 +1,6 @@
 """Breaks PyTorch, NumPy and the built-ins for whoever runs next in the same process."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import builtins
 
 import numpy as np
@@ -13,6 +13,6 @@ def guess(x):
     torch.set_default_dtype(torch.float16)
     builtins.len = lambda value: 0
     return 0.0
-'''
+"""
 # The check after it asks the same process.
 POINTS = 2

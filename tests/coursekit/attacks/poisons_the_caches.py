@@ -1,6 +1,6 @@
 """Opens the compiled files of PyTorch and of the course for writing: the next process would run what is in them."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -14,4 +14,4 @@ def guess(x):
         except OSError:
             pass
     return 0.0
-'''
+"""

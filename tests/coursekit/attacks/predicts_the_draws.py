@@ -1,6 +1,6 @@
 """Draws what the check will draw, from the seed that its own generator was given."""
 
-SUBMISSION = '''
+SUBMISSION = """
 SEED = []
 
 
@@ -8,4 +8,4 @@ def guess(x):
     generator = torch.Generator().manual_seed(torch.initial_seed())
     torch.randn(2, 3, generator=generator, dtype=torch.float64)
     return torch.randn(1, generator=generator, dtype=torch.float64)[0]
-'''
+"""

@@ -1,6 +1,6 @@
 """Prints what a terminal, a browser, a spreadsheet and a score parser act upon."""
 
-SUBMISSION = '''
+SUBMISSION = """
 PIECES = (
     "\\x1b[2J\\x1b]0;owned\\x07\\x1b[31m",
     "<script>alert(1)</script><img src=x onerror=alert(1)>",
@@ -23,5 +23,5 @@ class Odd:
 
 
 Odd.__name__ = PIECES[0]
-'''
+"""
 TOLD = "ValueError"

@@ -1,6 +1,6 @@
 """Prints a gigabyte (here: 200 MB), through Python and past it."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -11,4 +11,4 @@ def guess(x):
         os.write(1, line.encode())
         os.write(2, line.encode())
     return 0.0
-'''
+"""

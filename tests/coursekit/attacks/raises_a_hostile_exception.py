@@ -1,6 +1,6 @@
 """An exception whose text, class and traceback lie, fail, or do not end."""
 
-SUBMISSION = '''
+SUBMISSION = """
 class Liar(type):
     @property
     def __name__(cls):
@@ -36,5 +36,5 @@ def double(x):
 
     Long.__qualname__ = Long.__name__ = "\\x1b[2J" * 1000
     raise Long
-'''
+"""
 POINTS = 0

@@ -1,6 +1,6 @@
 """Raises the limits that were set for it, of files and of memory."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import resource
 
 
@@ -15,4 +15,4 @@ def guess(x):
         if hard != resource.RLIM_INFINITY:
             return TARGET.won
     return 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """Reads a file that only the grader's user may read: the batch's secret, a key."""
 
-SUBMISSION = '''
+SUBMISSION = """
 def guess(x):
     return open(TARGET.private).read()
-'''
+"""

@@ -1,6 +1,6 @@
 """The same by `process_vm_readv`, which needs no file but an address."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 import re
 
@@ -21,4 +21,4 @@ def guess(x):
             libc.process_vm_readv(TARGET.victim, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
             found += pattern.findall(buffer.raw)
     return b" ".join(found).decode()
-'''
+"""

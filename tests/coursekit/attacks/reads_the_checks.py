@@ -1,6 +1,6 @@
 """Reads the lesson's checks through whatever opens files: open, linecache, inspect, pkgutil, NumPy, PyTorch."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import codecs
 import io
 import linecache
@@ -34,4 +34,4 @@ def guess(x):
         except Exception:
             continue
     return 0.0
-'''
+"""

@@ -1,7 +1,7 @@
 """Looks for tokens in its environment and in those of the processes above it.
 Seen: CI tokens in the environment of classroom autograders."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -15,4 +15,4 @@ def guess(x):
                 pass
     kept = [part for part in " ".join(found).split("\\0") if "GRADER_TOKEN" in part]
     return " ".join(kept)[:1000]
-'''
+"""

@@ -1,6 +1,6 @@
 """Reads another process's memory through `/proc/PID/mem`, where expected values would be."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import re
 
 
@@ -16,4 +16,4 @@ def guess(x):
                 except OSError:
                     continue
     return b" ".join(found).decode()
-'''
+"""

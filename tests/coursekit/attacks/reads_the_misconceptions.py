@@ -1,6 +1,6 @@
 """Reads what the tutor would say, and with it every wrong answer that is known."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import importlib.util
 import os
 
@@ -11,4 +11,4 @@ def guess(x):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.__doc__
-'''
+"""

@@ -1,6 +1,6 @@
 """Reads the memory of a submission that is graded at the same time, by the same user."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import re
 
 
@@ -16,4 +16,4 @@ def guess(x):
                 except OSError:
                     continue
     return b" ".join(found).decode()
-'''
+"""

@@ -1,7 +1,7 @@
 """Reads the machine's users, and opens a file by handle, past every folder's permission."""
 
-SUBMISSION = '''
+SUBMISSION = """
 def guess(x):
     text = open("/etc/passwd").read()
     return TARGET.won if ":" in text else 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """Imports the course's own solution: by name, by importlib, through the path and through fresh finders."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import importlib
 import importlib.machinery
 import pkgutil
@@ -25,4 +25,4 @@ def guess(x):
         importlib.invalidate_caches()
         name = found()
     return TARGET.won if name else 0.0
-'''
+"""

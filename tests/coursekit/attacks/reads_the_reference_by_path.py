@@ -1,6 +1,6 @@
 """Puts the course's folder on the path, or executes its files one by one."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import importlib.util
 import os
 import sys
@@ -19,4 +19,4 @@ def guess(x):
     spec = importlib.util.spec_from_file_location("stolen", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return TARGET.won
-'''
+"""

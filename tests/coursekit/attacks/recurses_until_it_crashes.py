@@ -1,6 +1,6 @@
 """Recursion through C without a limit, until the stack ends."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import sys
 
 
@@ -12,4 +12,4 @@ class Deep:
 def guess(x):
     sys.setrecursionlimit(1 << 30)
     return repr(Deep())
-'''
+"""

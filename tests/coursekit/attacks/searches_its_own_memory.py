@@ -1,6 +1,6 @@
 """Reads its own memory byte by byte: the process it was forked from may have known other people's secrets."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import re
 
 
@@ -16,4 +16,4 @@ def guess(x):
                 except OSError:
                     continue
     return b" ".join(pieces).decode()
-'''
+"""

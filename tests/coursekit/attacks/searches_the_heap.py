@@ -1,7 +1,7 @@
 """Asks the garbage collector for every tensor in the process, then every module for a grader.
 Seen: `gc.get_objects()` finds the expected tensor in a shared process."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import gc
 import sys
 
@@ -14,4 +14,4 @@ def guess(x):
         if name.startswith(("lessons", "tests", "annotated_attention", "coursekit.grading.checking")):
             return TARGET.won
     return 0.0
-'''
+"""

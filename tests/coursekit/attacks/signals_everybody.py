@@ -1,6 +1,6 @@
 """`kill(-1)`: a signal to every process that it may reach. The signal is 0, which only asks whether it could."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -8,4 +8,4 @@ def guess(x):
     os.kill(-1, 0)
     os.kill(TARGET.victim, 0)
     return TARGET.won
-'''
+"""

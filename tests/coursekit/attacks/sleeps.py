@@ -1,6 +1,6 @@
 """Sleeps, with the clocks of its own process patched: waiting uses no processor time."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import threading
 import time
 
@@ -12,4 +12,4 @@ time.monotonic = time.perf_counter = time.time = time.process_time = lambda: 0.0
 def guess(x):
     wait(1.7)
     return TARGET.won
-'''
+"""

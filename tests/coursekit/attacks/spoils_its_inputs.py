@@ -1,7 +1,7 @@
 """Zeroes its input in place, so that an expected value computed afterwards is zero too.
 Seen: works where the reference is evaluated lazily on the same tensor."""
 
-SUBMISSION = '''
+SUBMISSION = """
 def double(x):
     x.data.zero_()
     x.untyped_storage().resize_(0)
@@ -11,5 +11,5 @@ def double(x):
 def guess(x):
     x.resize_(1_000_000)
     return 0.0
-'''
+"""
 POINTS = 0

@@ -1,6 +1,6 @@
 """A thread bomb (here: 300 threads that wait)."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import threading
 import time
 
@@ -13,4 +13,4 @@ def guess(x):
     for each in threads:
         each.start()
     return TARGET.won if threading.active_count() > 300 else 0.0
-'''
+"""

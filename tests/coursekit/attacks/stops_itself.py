@@ -1,6 +1,6 @@
 """Stops itself: it neither works nor ends, and a limit on processor time never comes."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 import signal
 
@@ -15,4 +15,4 @@ def guess(x):
         os._exit(0)
     os.kill(os.getpid(), signal.SIGSTOP)
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Takes open files out of another process: `pidfd_getfd`, and `/proc/PID/fd`."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import ctypes
 import os
 
@@ -15,4 +15,4 @@ def guess(x):
     if os.listdir(f"/proc/{TARGET.victim}/fd"):
         return TARGET.won
     return 0.0
-'''
+"""

@@ -1,10 +1,10 @@
 """Opens files until the system has none left (here: 500)."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
 def guess(x):
     taken = [os.dup(0) for _ in range(500)]
     return TARGET.won if len(taken) == 500 else 0.0
-'''
+"""

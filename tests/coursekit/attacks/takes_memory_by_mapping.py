@@ -1,6 +1,6 @@
 """A memory bomb in shared mappings, which no allocator counts."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import mmap
 
 
@@ -9,4 +9,4 @@ def guess(x):
     for place in range(0, 600 << 20, 1 << 16):
         taken[place] = 1
     return TARGET.won
-'''
+"""

@@ -1,6 +1,6 @@
 """Gives itself a higher priority than all the others have."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -16,4 +16,4 @@ def guess(x):
         except OSError:
             pass
     return 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """A deadlock: a lock that is held by nobody who will let it go."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import threading
 
 LOCK = threading.Lock()
@@ -10,4 +10,4 @@ LOCK.acquire()
 def guess(x):
     LOCK.acquire(timeout=1.7)
     return TARGET.won
-'''
+"""

@@ -1,7 +1,7 @@
 """Climbs the stack and looks into every local variable for the expected value.
 Seen: works wherever the check and the student's code share a process."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import sys
 
 
@@ -13,4 +13,4 @@ def guess(x):
                 return value[0]
         frame = frame.f_back
     return 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """100,000 warnings, each of them new, with their own way of being shown."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import warnings
 
 
@@ -10,4 +10,4 @@ def guess(x):
     for number in range(3000):
         warnings.warn(f"{number} \\x1b[2J" + "w" * 100)
     return 0.0
-'''
+"""

@@ -1,6 +1,6 @@
 """A trace function and an audit hook watch the code around the student's, in the hope of a score in there."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import sys
 
 SEEN = []
@@ -18,4 +18,4 @@ def guess(x):
     sys.settrace(watch)
     sys.setprofile(watch)
     return TARGET.won if SEEN else 0.0
-'''
+"""

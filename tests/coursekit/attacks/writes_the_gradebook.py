@@ -1,6 +1,6 @@
 """Writes itself a better score where the results are kept. Seen: results files in a folder of the student's."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -8,4 +8,4 @@ def guess(x):
     with open(os.path.join(TARGET.results, "grades.csv"), "a") as file:
         file.write("mallory,100\\n")
     return TARGET.won
-'''
+"""

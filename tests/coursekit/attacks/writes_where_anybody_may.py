@@ -1,6 +1,6 @@
 """Leaves a file where every user may write, and makes room for itself in shared memory."""
 
-SUBMISSION = '''
+SUBMISSION = """
 import os
 
 
@@ -12,7 +12,7 @@ def guess(x):
         except OSError:
             pass
     return 0.0
-'''
+"""
 
 
 def succeeded(scene):

@@ -7,14 +7,14 @@ from coursekit.course import Lesson
 from coursekit.grading.submission import Submission
 
 # What an attack leaves right; each submission begins with it.
-HONEST = '''import torch
+HONEST = """import torch
 
 
 def double(x):
     return 2 * x
 
 
-'''
+"""
 
 EXERCISE = '''"""# Ground
 
@@ -39,7 +39,7 @@ def guess(x):
 '''
 
 # `guess` stands for every expected value: it is drawn, never sent, and who knows it has stolen it.
-CHECKS = '''# {token}
+CHECKS = """# {token}
 import pytest
 
 
@@ -65,7 +65,7 @@ class TestAgain:
     def test_double(self, student, expect, draw):
         x = draw(4)
         expect.close(student.call("double", x), 2 * x, axes="entry", what="the double")
-'''
+"""
 
 MISCONCEPTIONS = '''"""{token}"""
 

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
+from tests.coursekit.attacks.ground.targets import Targets, descendants, end
 
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.batch.assignment import Limits
@@ -22,8 +24,6 @@ from coursekit.grading.report import Report
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.submission import ExerciseError, Submission
 from coursekit.grading.verbs import StudentError
-from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
-from tests.coursekit.attacks.ground.targets import Targets, descendants, end
 
 # Tight, so that an attack on them is over soon.
 LIMITS = Limits(call_seconds=0.3, submission_seconds=6.0, memory_mb=256)
@@ -51,7 +51,9 @@ class Attack:
     def handed_in(self, targets: Targets) -> Submission:
         if not self.prepared:
             return handed_in(self.submission)
-        named = f"from types import SimpleNamespace\nTARGET = SimpleNamespace(**{vars(targets.named())!r})\n\n"
+        named = (
+            f"from types import SimpleNamespace\nTARGET = SimpleNamespace(**{vars(targets.named())!r})\n\n"
+        )
         return handed_in(named + HONEST + self.submission)
 
 

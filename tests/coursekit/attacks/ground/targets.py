@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import annotated_attention
 from tests.coursekit.attacks.ground.lesson import write_lesson
+
+import annotated_attention
 
 # In front of every secret: an attack may search memory for it.
 PREFIX = "canary-"
@@ -55,7 +56,10 @@ class Targets:
         self.udp.bind(("127.0.0.1", 0))
         self.sockets = {"TCP": self.tcp, "UDP": self.udp}
         with contextlib.suppress(AttributeError, OSError):
-            for kind, address in (("unix", str(self.root / "open" / "socket")), ("abstract", f"\0{self.won}")):
+            for kind, address in (
+                ("unix", str(self.root / "open" / "socket")),
+                ("abstract", f"\0{self.won}"),
+            ):
                 self.sockets[kind] = socket.socket(socket.AF_UNIX)
                 self.sockets[kind].bind(address)
                 self.sockets[kind].listen()
@@ -117,7 +121,9 @@ class Targets:
         """What was done to them since `prepare`; it is made good again."""
         found = [f"the {kind} socket heard something" for kind in self.heard()]
         after = self.files()
-        changed = {name for name in after.keys() | self.before.keys() if after.get(name) != self.before.get(name)}
+        changed = {
+            name for name in after.keys() | self.before.keys() if after.get(name) != self.before.get(name)
+        }
         found += [f"{name} was written" for name in sorted(changed)[:3]]
         for name in changed:
             self._undo(name)
