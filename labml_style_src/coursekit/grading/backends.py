@@ -5,29 +5,28 @@ Both have the same three methods, `ask`, `printed` and `close`; the checks canno
 
 import contextlib
 import itertools
-import os
-import subprocess
-import sys
-import tempfile
-import threading
+import math
 from collections.abc import Generator
 from typing import Any, Protocol
 
 from coursekit.grading import wire
 from coursekit.grading.child import PRINT_LIMIT, Printed
+from coursekit.grading.sandbox import FreshHost, Host, Limits
+from coursekit.grading.sandbox.clock import Clock, Expired, later
+from coursekit.grading.sandbox.process import ENDING_SECONDS, Lost, Process, in_words
 from coursekit.grading.session import Randomness, Session, describe_error, seed_everything
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import copied
 from coursekit.grading.verbs import StudentError, stops_in_words
 
-CALL_SECONDS = 10.0
-# After the first call that was too slow.
-LATER_SECONDS = 2.0
-LOAD_SECONDS = 20.0
-# PyTorch is imported before the student's file.
+# On a student's own machine, where nobody waits in a queue behind them.
+CHECK_LIMITS = Limits(call_seconds=10.0, submission_seconds=math.inf)
+# To run the file once; before that, to start a process that imports PyTorch.
+LOAD_SECONDS = 10.0
 START_SECONDS = 120.0
-# What a Python process needs to start, and no more: no token or key of the grader's.
-ENVIRONMENT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+# What is kept of a submission that never stops doing wrong.
+EVENTS_LIMIT = 20
+PRINTED_LINES_LIMIT = 10**9
 
 # Both backends start from the same random numbers.
 LOAD_SEED = 0
@@ -109,22 +108,32 @@ class InProcess:
 
 
 class SecondProcess:
-    """The student's module in a process of its own, started at once and asked over pipes.
+    """The student's module in a process of its own, started at once by a host and asked over pipes.
 
-    A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next one gets a
-    fresh process. From then on calls have less time, and the function that was too slow is not called again.
+    A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next one gets another
+    process. From then on calls have less time, and the function that was too slow is not called again. When the
+    time of the whole submission is used up, every further question is a `StudentError`.
+
+    `events` says in sentences what the submission did beside answering, the same in every run. Raises
+    `SandboxError` if the host can start no process.
     """
 
-    def __init__(self, submission: Submission, seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self, submission: Submission, seconds: float | None = None, host: Host | None = None
+    ) -> None:
         self.submission = submission
-        self.seconds = seconds
+        self.host = host or FreshHost(CHECK_LIMITS)
+        limits = self.host.limits
+        self.seconds = limits.call_seconds if seconds is None else seconds
+        self.left = limits.submission_seconds
         self.slow: dict[str, StudentError] = {}
         self.problem: StudentError | None = None
         self.stops: list[str] = []
+        self.events: list[str] = []
         self._printed, self._more = "", 0
-        self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
         self._loaded = False
-        self._process: subprocess.Popen[bytes] | None = self._start()
+        self._asked = 0
+        self._process: Process | None = self.host.start()
 
     def ask(self, request: dict[str, Any]) -> Any:
         if self.problem is None and not self._loaded:
@@ -133,7 +142,7 @@ class SecondProcess:
             raise self.problem.with_traceback(None)
         if slow := self.slow.get(request.get("name") or ""):
             raise slow.with_traceback(None)
-        return self._exchange(request, min(self.seconds, LATER_SECONDS) if self.slow else self.seconds)
+        return self._exchange(request, later(self.seconds) if self.slow else self.seconds)
 
     def printed(self) -> tuple[str, int]:
         printed, more = self._printed, self._more
@@ -141,60 +150,49 @@ class SecondProcess:
         return printed, more
 
     def close(self) -> None:
-        self._end()
-        self._folder.cleanup()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        """Start the process without waiting for it: it imports while this one goes on."""
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        return subprocess.Popen(
-            [sys.executable, "-I", "-m", "coursekit.grading.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            cwd=self._folder.name,
-        )
+        with contextlib.suppress(Lost):
+            self._end()
 
     def _load(self) -> None:
-        self._process = self._process or self._start()
         known = {name: getattr(self.submission, name) for name in ("text", "filename", "cells")}
         try:
-            self._exchange({"verb": "begin", "seed": LOAD_SEED}, START_SECONDS)
+            # None of the student's time: their code is not there yet.
+            self._exchange({"verb": "begin", "seed": LOAD_SEED}, START_SECONDS, free=True)
             stops = self._exchange({"verb": "load", **known}, LOAD_SECONDS)
             self.stops = stops_in_words(stops, self.submission)
         except StudentError as error:
             self.problem = error
         self._loaded = True
 
-    def _exchange(self, request: dict[str, Any], seconds: float) -> Any:
-        """Send a request and wait for its answer, at most so many seconds."""
-        process, message = self._process, wire.encode(request)
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        expired = threading.Event()
-
-        def stop() -> None:
-            expired.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, stop)
-        timer.start()
+    def _exchange(self, request: dict[str, Any], seconds: float, free: bool = False) -> Any:
+        """Ask and wait for the answer, at most so many seconds; `free`: they do not count for the whole."""
+        if self.left <= 0:
+            raise self._out_of_time(request)
+        self._asked += 1
+        message = wire.encode({**request, "number": self._asked})
+        process = self._process = self._process or self.host.start()
+        limited = "clock" in self.host.layers
+        clock = Clock(seconds if limited else math.inf, math.inf if free else self.left, process.cpu_seconds)
         try:
-            process.stdin.write(message)
-            process.stdin.flush()
-            answer = wire.receive(process.stdout)
+            with process.timed(clock):
+                process.write(message)
+                answer = wire.receive(process)
+        except Expired as expired:
+            self._end()
+            raise self._too_slow(request, seconds, expired.whole) from None
         except (EOFError, OSError):
-            raise self._lost(request, seconds if expired.is_set() else None) from None
+            raise self._lost(request) from None
         except wire.WireError as error:
             self._end()
             raise self._failure(request, "WireError", str(error)) from None
         finally:
-            timer.cancel()
+            self.left -= 0 if free else clock.elapsed
+        if answer.get("number") != self._asked:
+            self._end()
+            raise self._failure(request, "WireError", "it answers another question")
         match answer.get("printed"):
             case (str(printed), int(more)):
-                self._keep(printed, more)
+                self._keep(printed, min(max(more, 0), PRINTED_LINES_LIMIT))
         if "error" in answer:
             raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
         return answer.get("value")
@@ -204,28 +202,38 @@ class SecondProcess:
         self._printed = whole[:PRINT_LIMIT]
         self._more += whole.count("\n", PRINT_LIMIT) + more
 
-    def _lost(self, request: dict[str, Any], seconds: float | None) -> StudentError:
-        """The process is gone: it was too slow (after so many seconds), or it ended by itself."""
-        code = self._end()
-        if seconds is None:
-            return self._failure(request, "Ended", f"exit code {code}")
+    def _too_slow(self, request: dict[str, Any], seconds: float, whole: bool) -> StudentError:
+        """The time is over: of this question, or of the submission."""
+        if whole:
+            self.left = 0
+            return self._out_of_time(request)
+        # The limit, not what was measured: a second run says the same.
         slow = self._failure(request, "Timeout", f"{seconds:g} s")
         self.slow[request.get("name") or ""] = slow
         return slow
 
+    def _out_of_time(self, request: dict[str, Any]) -> StudentError:
+        """No question is asked any more."""
+        return self._failure(request, "OutOfTime", f"{self.host.limits.submission_seconds:g} s")
+
+    def _lost(self, request: dict[str, Any]) -> StudentError:
+        """No answer will come: the process has ended, or has closed its end."""
+        try:
+            return self._failure(request, "Ended", in_words(self._end(ENDING_SECONDS)))
+        except Lost:
+            return self._failure(request, "Ended", "the grader lost the process that had started it")
+
     def _failure(self, request: dict[str, Any], kind: str, message: str) -> StudentError:
         told = {"type": kind, "bases": [], "message": message, "lines": [], "raised": False}
         told["name"] = request.get("name")
-        return StudentError(told, self.submission, loading=request["verb"] == "load")
+        error = StudentError(told, self.submission, loading=request["verb"] == "load")
+        what = "while the file was loaded" if error.loading else f"in {error.name or 'a new check'}"
+        event = f"{what}: {error.sentence}"
+        if event not in self.events and len(self.events) < EVENTS_LIMIT:
+            self.events.append(event)
+        return error
 
-    def _end(self) -> int | None:
-        """End the process if there is one, and return its exit code."""
+    def _end(self, patience: float = 0.0) -> int | None:
+        """End the process if there is one; how it ended by itself within so many seconds, if it did."""
         process, self._process, self._loaded = self._process, None, False
-        if process is None:
-            return None
-        process.kill()
-        code = process.wait()
-        for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
-        return code
+        return process.end(patience) if process else None

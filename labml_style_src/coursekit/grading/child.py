@@ -1,15 +1,17 @@
-"""The second process: runs one submission and answers requests until its input ends.
+"""The student's process: runs one submission and answers requests until its input ends.
 
-Started as `python -I -m coursekit.grading.child`. Requests come and answers go through private copies of the
-standard streams; the student's code finds an empty input, and what it prints is kept up to a limit.
+A child of the zygote calls `serve`; elsewhere `main` runs in a fresh process. Requests come and answers go
+through private descriptors; the student's code finds an empty input, and what it prints is kept up to a limit.
 """
 
 import io
 import os
+import site
 import sys
 from typing import Any
 
 from coursekit.grading import wire
+from coursekit.grading.sandbox.blocked import block
 from coursekit.grading.session import Session, describe_error
 
 PRINT_LIMIT = 10_000
@@ -39,15 +41,23 @@ class Printed(io.TextIOBase):
 
 
 def main() -> None:
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
+    requests, answers = os.dup(0), os.dup(1)
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, mode), descriptor)
-    printed = Printed()
-    session = Session()
+    site.main()
     # Not the student's time: their file will want it, and random numbers are seeded before it begins.
     import torch  # noqa: F401
 
+    serve(requests, answers)
+
+
+def serve(requests_descriptor: int, answers_descriptor: int) -> None:
+    """Answer requests until there are no more, and end this process. Never returns."""
+    requests = os.fdopen(requests_descriptor, "rb")
+    answers = os.fdopen(answers_descriptor, "wb")
+    printed = Printed()
+    session = Session()
+    block()
     while True:
         try:
             request = wire.receive(requests, inputs=True)
@@ -55,13 +65,15 @@ def main() -> None:
             # Not sys.exit: threads and exit handlers of the student's have no say.
             os._exit(0)
         sys.stdout = sys.stderr = printed
-        answer = answer_to(session, request)
+        answer = answer_to(session, request) | {"number": request["number"]}
         answer["printed"] = printed.taken()
         try:
-            wire.send(answers, answer)
+            message = wire.encode(answer)
         except (wire.WireError, ValueError) as error:
             problem = {"type": "WireError", "bases": [], "message": str(error), "lines": [], "raised": False}
-            wire.send(answers, {"error": problem, "printed": ("", 0)})
+            message = wire.encode({"error": problem, "number": request["number"], "printed": ("", 0)})
+        answers.write(message)
+        answers.flush()
 
 
 def answer_to(session: Session, request: dict[str, Any]) -> dict[str, Any]:

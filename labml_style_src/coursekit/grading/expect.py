@@ -113,7 +113,11 @@ class Expect:
             answer = function(*args, **kwargs)
         except StudentError as raised:
             # What stands in the stub, what is missing, slow or dead is told as such.
-            if raised.not_done or raised.loading or raised.type in ("MissingName", "Timeout", "Ended"):
+            if (
+                raised.not_done
+                or raised.loading
+                or raised.type in ("MissingName", "Timeout", "OutOfTime", "Ended")
+            ):
                 raise
             if error != raised.type and error not in raised.bases:
                 self._fail(f"{what}expected {error}, but the code raises\n{raised.text}", "raises")

@@ -40,7 +40,7 @@ def failure_of(error: BaseException, student: Student, count: int) -> Failure:
         value = error.kind == "value"
         return Failure(error.kind, error.count, error.actual if value else list(trace), str(error))
     if isinstance(error, StudentError):
-        lost = error.type in ("Timeout", "Ended", "WireError")
+        lost = error.type in ("Timeout", "OutOfTime", "Ended", "WireError")
         kind = BROKEN if error.loading else LOST if lost else UNDONE if error.not_done else "student"
         return Failure(kind, count, list(trace), error.text, error)
     # `pytest.fail` raises what is no Exception.

@@ -76,6 +76,8 @@ class StudentError(Exception):
             case "Timeout":
                 what = f"{name} took" if self.name else "the file took"
                 return f"{what} longer than {self.message}: does a loop never end?"
+            case "OutOfTime":
+                return f"the time for the whole submission ({self.message}) is used up"
             case "Ended":
                 return f"the process that ran the code ended by itself ({self.message})"
             case "WireError":

@@ -15,7 +15,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,12 @@ AXES_LIMIT = 16
 KEY_LIMIT = 1 << 60
 
 
+class Source(Protocol):
+    """Where bytes come from: at most so many at a time, none at the end."""
+
+    def read(self, length: int, /) -> bytes: ...
+
+
 class WireError(Exception):
     """The bytes are not a message of this format."""
 
@@ -40,7 +46,7 @@ def send(stream: IO[bytes], message: dict[str, Any]) -> None:
     stream.flush()
 
 
-def receive(stream: IO[bytes], *, inputs: bool = False) -> dict[str, Any]:
+def receive(stream: Source, *, inputs: bool = False) -> dict[str, Any]:
     """Read one message. Raises `EOFError` if the stream ends first, `WireError` if it is malformed."""
     header_length, body_length = PREFIX.unpack(_exactly(stream, PREFIX.size))
     _check_lengths(header_length, body_length)
@@ -71,7 +77,7 @@ def _check_lengths(header: int, body: int) -> None:
         raise WireError(f"the message is too long: {header} + {body} bytes")
 
 
-def _exactly(stream: IO[bytes], length: int) -> bytearray:
+def _exactly(stream: Source, length: int) -> bytearray:
     """So many bytes. Room is made as they come: a length that was only claimed costs nothing."""
     found = bytearray()
     while len(found) < length:

@@ -1,6 +1,5 @@
 """The three verbs over both backends, and what only the second process can survive."""
 
-import os
 import sys
 from collections.abc import Generator
 
@@ -306,6 +305,8 @@ def test_nothing_is_left_behind():
     backend.close()
     assert name not in sys.modules
     second = SecondProcess(SUBMISSION)
-    folder = second._folder.name
+    assert second._process is not None
+    folder = second._process.folder
+    assert folder.is_dir()
     second.close()
-    assert not os.path.exists(folder)
+    assert not folder.exists()

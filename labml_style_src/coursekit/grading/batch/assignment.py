@@ -37,6 +37,7 @@ from typing import Any, NoReturn
 
 from coursekit.course import Lesson
 from coursekit.grading.report import Report
+from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.submission import ExerciseError
 
 DIGITS = 4
@@ -54,15 +55,6 @@ class Late:
         if self.days and late_days > self.days:
             return Fraction(0)
         return max(Fraction(0), 1 - exact(self.per_day) * late_days)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one submission may use: seconds for a call, seconds in all, memory."""
-
-    call_seconds: float = 2.0
-    submission_seconds: float = 30.0
-    memory_mb: int = 2048
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
     sandbox = open_sandbox()            the best this machine has; `sandbox.layers` names what is active
     backend = SecondProcess(submission, host=sandbox)
 
-`host.py` is the grader's side, `zygote.py` the process that has PyTorch loaded and forks a child a submission,
+`host.py` is the grader's side (on Linux with `zygote_host.py`), `process.py` one submission's process seen from
+there and `clock.py` its time; `zygote.py` is the process that has PyTorch loaded and forks a child a submission,
 `layers.py` the walls in the order in which the child puts them up, each in a file of its own.
 """
 
-# The walls, outermost first. Every result records which of them stood.
-LAYERS = ("clock", "namespaces", "rlimits", "uid", "landlock", "seccomp")
+from coursekit.grading.sandbox.host import FreshHost, Host, SandboxError, open_sandbox
+from coursekit.grading.sandbox.limits import LAYERS, Limits
+
+__all__ = ["LAYERS", "FreshHost", "Host", "Limits", "SandboxError", "open_sandbox"]

@@ -25,6 +25,16 @@ def syscall(number: int, *arguments: object) -> int:
     return answer
 
 
+def call(name: str, *arguments: object) -> int:
+    """Call a function of the C library; arguments as for `syscall`. Raises OSError with the reason."""
+    wide = [ctypes.c_long(part) if isinstance(part, int) else part for part in arguments]
+    answer = getattr(_libc(), name)(*wide)
+    if answer == -1:
+        reason = ctypes.get_errno()
+        raise OSError(reason, f"{name}: {os.strerror(reason)}")
+    return answer
+
+
 def prctl(option: int, value: int) -> None:
     """`prctl(option, value, 0, 0, 0)`. Raises OSError."""
     zeros = [ctypes.c_ulong(0)] * 3

@@ -20,8 +20,8 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from coursekit.grading.batch.assignment import Limits
 from coursekit.grading.sandbox import LAYERS, kernel, rlimits
+from coursekit.grading.sandbox.limits import Limits
 
 PROBE_SECONDS = 30
 # A user whom nobody is.

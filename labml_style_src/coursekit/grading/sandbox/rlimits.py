@@ -13,7 +13,7 @@ import math
 import os
 import sys
 
-from coursekit.grading.batch.assignment import Limits
+from coursekit.grading.sandbox.limits import Limits
 
 # Honest code makes a handful of each: autograd's thread, an imported module's file.
 TASKS = 64
