@@ -8,13 +8,13 @@ with plan.open() as grader:
 import hashlib
 import json
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from coursekit.course import Lesson
+from coursekit.course import EnvironmentFault, Lesson
 from coursekit.grading import batch
 from coursekit.grading.batch.archive import HandedIn
 from coursekit.grading.batch.assignment import Assignment, rounded
@@ -24,7 +24,7 @@ from coursekit.grading.batch.seeds import seed_of_bank, seed_of_student
 from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.notes import fused_notes
 from coursekit.grading.report import Report
-from coursekit.grading.sandbox import open_sandbox
+from coursekit.grading.sandbox import LAYERS, Host, open_sandbox
 from coursekit.grading.submission import ExerciseError, Submission
 from coursekit.grading.verbs import clean
 from coursekit.imports import code_key, code_text
@@ -34,13 +34,14 @@ MESSAGE_LIMIT = 4000
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a grader is made from, to be sent to other processes: the lesson, the rules, the batch's secret,
-    and the layers of the sandbox that are left out."""
+    """All that a grader is made from, to be sent to other processes: the lesson, the rules, the batch's secret, the
+    layers of the sandbox that are left out, and whether all others are required."""
 
     lesson: Lesson
     assignment: Assignment
     secret: bytes
     off: tuple[str, ...] = ()
+    required: bool = False
 
     def seed(self, student: str) -> int:
         return seed_of_student(self.secret, self.lesson.slug, student)
@@ -64,19 +65,32 @@ class Plan:
         parts = (handed.name, handed.problem, str(days), str(self.seed(handed.student)), self.code)
         return _hash(hashlib.sha256(handed.data).hexdigest(), *parts)
 
+    def blank(self, handed: HandedIn, points: Mapping[str, float], layers: Iterable[str]) -> Result:
+        """A result with nothing earned. `points` has what each task's checks give."""
+        return Result(
+            handed.student,
+            self.lesson.slug,
+            max_score=rounded(self.assignment.points(points)),
+            late_days=self.assignment.late_days(handed.when),
+            sandbox=list(layers),
+            seed=str(self.seed(handed.student)),
+            submission=handed.name,
+            key=self.key(handed),
+        )
+
     def open(self) -> "Grader":
         return Grader(self)
 
 
 class Grader:
-    """Grades submissions by a plan. Raises `ExerciseError` if the lesson's checks cannot be run, `SandboxError`
-    if no process can be started."""
+    """Grades submissions by a plan. Raises `ExerciseError` if the lesson's checks cannot be run, `EnvironmentFault`
+    if no process can be started or a layer is missing that is required."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.host = self._opened()
         self.checks = Checks(plan.lesson)
         self.bank = Bank(plan.lesson, plan.seed_of_bank())
-        self.host = open_sandbox(plan.off, plan.assignment.limits)
         # A check counts once, however many cases it has.
         checks = {(case.task["key"], case.name): case.points for case in self.checks.cases}
         self.points = {task: 0.0 for task, _ in checks}
@@ -116,23 +130,21 @@ class Grader:
             failed.status, failed.message = ERROR, described(error)
             # It may be the sandbox that is broken: the next submission gets another one.
             self.host.close()
-            self.host = open_sandbox(self.plan.off, self.plan.assignment.limits)
+            self.host = self._opened()
             return failed
         return result
 
     def blank(self, handed: HandedIn) -> Result:
-        """A result with no points."""
-        assignment = self.plan.assignment
-        return Result(
-            handed.student,
-            self.plan.lesson.slug,
-            max_score=rounded(assignment.points(self.points)),
-            late_days=assignment.late_days(handed.when),
-            sandbox=list(self.layers),
-            seed=str(self.plan.seed(handed.student)),
-            submission=handed.name,
-            key=self.plan.key(handed),
-        )
+        return self.plan.blank(handed, self.points, self.layers)
+
+    def _opened(self) -> Host:
+        host = open_sandbox(self.plan.off, self.plan.assignment.limits)
+        missing = [name for name in LAYERS if name not in (*host.layers, *self.plan.off)]
+        if missing and self.plan.required:
+            host.close()
+            why = "; ".join(f"{name} ({host.missing.get(name) or 'unknown'})" for name in missing)
+            raise EnvironmentFault(f"--require-sandbox: this machine lacks {why}. Nothing was graded")
+        return host
 
     def _run(self, submission: Submission, result: Result) -> None:
         from coursekit.grading.backends import SecondProcess
