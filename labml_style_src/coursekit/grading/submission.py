@@ -58,13 +58,19 @@ def read_submission(path: Path) -> Submission:
         raise ExerciseError(f"there is no file {path}")
     if path.stat().st_size > SIZE_LIMIT:
         raise ExerciseError(f"{path} is larger than {SIZE_LIMIT // 1_000_000} MB: is it the right file?")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExerciseError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    text = text_of(path.read_bytes(), str(path))
     if path.suffix == ".py":
         return within_limit(Submission(text, path.name, str(path.resolve())))
     return read_notebook(text, path.name)
+
+
+def text_of(data: bytes, name: str) -> str:
+    """The text of a file, whatever ends its lines. Raises `ExerciseError` if it is not UTF-8."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExerciseError(f"{name} is not UTF-8 text: byte {error.start} cannot be read") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_notebook(text: str, name: str) -> Submission:

@@ -31,7 +31,14 @@ from coursekit.grading.batch import containers
 from coursekit.grading.batch.containers import File, Unreadable
 from coursekit.grading.batch.names import Named, named, printable
 from coursekit.grading.stub import make_stub, stub_notebook
-from coursekit.grading.submission import SIZE_LIMIT, ExerciseError, Submission, read_notebook
+from coursekit.grading.submission import (
+    SIZE_LIMIT,
+    ExerciseError,
+    Submission,
+    read_notebook,
+    text_of,
+    within_limit,
+)
 
 SOURCES = (".py", ".ipynb")
 ZIP_LIMIT = 20_000_000
@@ -276,16 +283,12 @@ def unwrapped(entries: list[Entry], slug: str) -> list[Entry]:
 
 def submission_of(name: str, data: bytes) -> Submission:
     """A submission from the bytes of a .py or .ipynb file. Raises `ExerciseError` if it cannot be read so."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExerciseError(f"{name} is not UTF-8 text: byte {error.start} cannot be read") from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text_of(data, name)
     if not text.strip():
         raise ExerciseError(f"{name} is empty")
     if name.lower().endswith(".ipynb"):
         return read_notebook(text, name)
-    return Submission(text, name, f"<{name}>")
+    return within_limit(Submission(text, name, f"<{name}>"))
 
 
 def read_times(path: Path) -> dict[str, datetime]:
@@ -294,11 +297,11 @@ def read_times(path: Path) -> dict[str, datetime]:
     if not path.is_file():
         return {}
     try:
-        lines = list(csv.reader(path.read_text("utf-8-sig").splitlines(), strict=True))
+        lines = list(csv.reader(path.read_text("utf-8-sig").splitlines(), strict=True)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExerciseError(f"{path} cannot be read: {error}") from None
     wanted = ["student", "handed_in"]
-    if not lines or lines[0] != wanted:
+    if lines[0] != wanted:
         raise ExerciseError(
             f"{path}:1: wanted the columns {','.join(wanted)}; came {','.join(lines[0])[:100]}"
         )

