@@ -84,19 +84,25 @@ class Entry:
 
 
 class Submissions:
-    """All that was handed in, by student. Raises `ExerciseError` if there is nothing of the kind."""
+    """All that was handed in, by student; where a `student` is named, the whole folder is theirs. Raises
+    `ExerciseError` if there is nothing of the kind."""
 
-    def __init__(self, path: Path, lesson: Lesson) -> None:
+    def __init__(self, path: Path, lesson: Lesson, student: str = "") -> None:
         self.path, self.lesson = path, lesson
         self._stub: set[str] | None = None
         self._file: BinaryIO | None = None
+        self._by_student: dict[str, list[Entry]] = {}
+        self.times: dict[str, datetime] = {}
+        if student:
+            # A file with times in it would be the student's own.
+            self._by_student[student] = [Entry("submission", True, _below(path))]
+            return
         self.times = read_times(path / TIMES if path.is_dir() else path.parent / TIMES)
         try:
             entries = self._entries()
         except Unreadable as error:
             self.close()
             raise ExerciseError(f"{path}: {error}") from None
-        self._by_student: dict[str, list[Entry]] = {}
         for entry in unwrapped(entries, lesson.slug):
             if entry.name not in NOT_HANDED_IN:
                 self._by_student.setdefault(entry.named.student, []).append(entry)
