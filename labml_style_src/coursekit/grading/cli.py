@@ -109,5 +109,16 @@ def gradescope(
     slug: Slug,
     to: Annotated[Path, typer.Argument(help="The .zip to write.")],
     rules: Rules = None,
+    wheels: Annotated[
+        Path | None, typer.Option(help="A folder of wheels to put in: no network at all.")
+    ] = None,
+    secret: Annotated[Path | None, typer.Option(help="A batch's secret; drawn anew by default.")] = None,
 ) -> None:
     """Make a Gradescope autograder that needs no network while it grades."""
+    from coursekit.grading.batch import autograder
+    from coursekit.grading.batch.seeds import read_secret
+
+    known = read_secret(secret) if secret else b""
+    for line in autograder.make(find_course().lesson(slug), to, rules=rules, wheels=wheels, secret=known):
+        say(line)
+    say(f"wrote {to}")

@@ -27,18 +27,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import coursekit
 from coursekit.course import SOURCE_ROOT, Course, Lesson
 from coursekit.files import write_bytes, write_text
 from coursekit.grading.batch.archive import Submissions
 from coursekit.grading.batch.assignment import read_assignment
-from coursekit.grading.batch.grade import Grader, Plan
 from coursekit.grading.batch.gradescope import dumped, failure, results_json
 from coursekit.grading.batch.names import printable
 from coursekit.grading.batch.seeds import SECRET_BYTES, read_secret
 from coursekit.grading.submission import ExerciseError, read_submission
+
+if TYPE_CHECKING:
+    # PyTorch is not needed to make a zip.
+    from coursekit.grading.batch.grade import Grader, Plan
 
 TEMPLATES = Path(coursekit.__file__).parent / "templates" / "gradescope"
 # One of them has to stand: they keep the student's code from the files of the grader.
@@ -191,15 +194,17 @@ def moment(text: str | None) -> datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def planned(source: Path, due: datetime | None = None) -> Plan:
+def planned(source: Path, due: datetime | None = None) -> "Plan":
     """The plan that a zip holds. The due date of the assignment at Gradescope counts before that of the rules."""
+    from coursekit.grading.batch.grade import Plan
+
     (lesson,) = Course(source / "course").lessons
     rules = source / "assignment.toml"
     assignment = read_assignment(rules if rules.exists() else None, lesson)
     return Plan(lesson, replace(assignment, due=due or assignment.due), read_secret(source / "secret"))
 
 
-def opened(plan: Plan) -> Grader:
+def opened(plan: "Plan") -> "Grader":
     """A grader behind walls that keep its files. Raises `ExerciseError` where there are none."""
     grader = plan.open()
     if KEEPERS.isdisjoint(grader.layers):
