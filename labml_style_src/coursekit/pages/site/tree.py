@@ -46,17 +46,20 @@ def theme_folder(course: Course) -> Path | None:
 
 
 def navigation(pages: Sequence[Page]) -> list[dict[str, Any]]:
-    """Home, a section for each kind of page that a lesson has, then the hand-written pages. Every page has
-    its title here, so that its neighbours can name it when it is not rendered again."""
+    """Home, a section for each kind of page that a lesson has, then the hand-written pages, those for people of
+    a class (`for-*.md`) in a section too. Every page has its title here, so that its neighbours can name it
+    when it is not rendered again."""
     nav: list[dict[str, Any]] = [{"Home": page.path} for page in pages if page.path == "index.md"]
     for section in ("Mechanisms", "Notebooks", "Exercises"):
         inside = [{title(page): page.path} for page in pages if page.path.startswith(f"{section.lower()}/")]
         if len(inside) > 1:
             nav.append({section: inside})
     hand = [page for page in pages if "/" not in page.path and page.path != "index.md"]
+    classes = [{title(page): page.path} for page in hand if page.path.startswith("for-")]
     # How to take part comes after what there is to read.
     hand.sort(key=lambda page: page.path == "contributing.md")
-    return nav + [{title(page): page.path} for page in hand]
+    nav += [{title(page): page.path} for page in hand if not page.path.startswith("for-")]
+    return nav + ([{"Classes": classes[::-1]}] if classes else [])
 
 
 def title(page: Page) -> str:

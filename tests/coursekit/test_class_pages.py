@@ -1,0 +1,114 @@
+"""`docs/for-students.md` and `docs/for-instructors.md`: every command in them works as it stands, in order, and
+what they quote is what is printed."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from coursekit.course import find_course
+from coursekit.grading import exercise, feedback
+from coursekit.grading.checking import Bank
+from coursekit.grading.submission import Submission
+
+COURSE = find_course(Path(__file__))
+INSTRUCTORS, STUDENTS = (COURSE.root / "docs" / f"for-{who}.md" for who in ("instructors", "students"))
+# What only a fresh machine can show; `.ci/run` is one.
+INSTALLING = re.compile(r"git clone |cd course$|make \.venv|python -m venv |\. \.venv/|pip install ")
+# Where a command says by its exit code that not all is well, and is meant to.
+NOT_DONE_YET = ("python check.pyz", "attn check ")
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page, each with its heredoc."""
+    found: list[str] = []
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        lines = iter(block.splitlines())
+        for line in lines:
+            text = line
+            if "<<'END'" in line:
+                for more in lines:
+                    text += f"\n{more}"
+                    if more == "END":
+                        break
+            found.append(text)
+    return [command for command in found if command.strip() and not INSTALLING.match(command)]
+
+
+def checkout(folder: Path) -> Path:
+    """The course as it stands, in a folder in which commands may write."""
+    folder.mkdir()
+    for path in COURSE.root.iterdir():
+        if path.name not in (".git", ".venv", "build", "work"):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=300, env=environment()
+    )
+    wanted = 1 if command.startswith(NOT_DONE_YET) else 0
+    assert done.returncode == wanted, f"$ {command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV_"))}
+    return known | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The instructors' commands, all run, with what each printed."""
+    folder = checkout(tmp_path_factory.mktemp("instructor") / "course")
+    return folder, {command: run(command, folder) for command in commands(INSTRUCTORS)}
+
+
+def test_an_instructor_comes_from_nothing_to_a_graded_class(graded: tuple[Path, dict[str, str]]):
+    folder, _ = graded
+    rows = (folder / "graded" / "grades.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 16
+    for name in re.findall(
+        r"^\| `(.*?)` \|", INSTRUCTORS.read_text("utf-8").partition("in `graded/`")[2], re.M
+    )[:5]:
+        found = list((folder / "graded").glob(re.sub("<.*>", "*", name)))
+        assert found, name
+    assert (folder / "both" / "grades.csv").read_text("utf-8").splitlines()[0] == rows[0]
+    shards = [
+        (folder / part / "grades.csv").read_text("utf-8").splitlines()[1:] for part in ("part-1", "part-2")
+    ]
+    assert sorted(row for shard in shards for row in shard) == sorted(
+        (folder / "both" / "grades.csv").read_text("utf-8").splitlines()[1:]
+    )
+    assert (folder / "autograder.zip").exists()
+
+
+def test_a_student_needs_only_the_bundle(graded: tuple[Path, dict[str, str]], tmp_path: Path):
+    folder, _ = graded
+    (tmp_path / "mine").mkdir()
+    bundle, page = folder / "handout", commands(STUDENTS)
+    for path in bundle.iterdir():
+        (tmp_path / "mine" / path.name).write_bytes(path.read_bytes())
+    alone = [command for command in page if "check.pyz" in command]
+    assert alone
+    for command in alone:
+        assert "0 of " in run(command, tmp_path / "mine")
+
+
+def test_a_student_works_in_the_course(tmp_path: Path):
+    folder = checkout(tmp_path / "course")
+    said = [run(command, folder) for command in commands(STUDENTS) if command.startswith("attn ")]
+    assert "hint 1 of" in said[-1]
+
+
+def test_the_feedback_that_is_quoted_is_what_is_printed():
+    lesson = COURSE.lesson("alibi")
+    wrong = lesson.exercise.read_text("utf-8").replace("return -alibi_slopes", "return alibi_slopes")
+    bank = Bank(lesson)
+    report = exercise.run(lesson, Submission(wrong, "alibi.py", "alibi.py"), bank=bank)
+    bank.close()
+    (quoted,) = re.findall(r"^```text\n(.*?)^```", STUDENTS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert quoted in feedback.plain(report, 89)
