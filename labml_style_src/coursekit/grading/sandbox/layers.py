@@ -50,6 +50,11 @@ class Walls:
 
             self._seccomp = Seccomp()
 
+    @property
+    def descriptors(self) -> list[int]:
+        """What a child must keep open until it has entered."""
+        return [self._landlock.descriptor] if self._landlock else []
+
     def enter(self, become: Callable[[], None] | None = None) -> None:
         """Put up every active wall around this process; `become` changes the user (and raises where it
         cannot). Raises OSError or ValueError: then nothing of the student's may run."""

@@ -17,7 +17,8 @@ import site
 import socket
 import sys
 
-from coursekit.grading.sandbox import layers, namespaces, uid
+from coursekit.grading.child import serve
+from coursekit.grading.sandbox import blocked, layers, namespaces, uid
 from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.sandbox.process import PROBLEM
 
@@ -62,8 +63,6 @@ def warm_up() -> None:
     import torch._dynamo  # optimizers and checkpointing ask for it
     import torch.func
     import torch.utils.checkpoint
-
-    import coursekit.grading.child  # noqa: F401
 
     for name in STANDARD:
         __import__(name)
@@ -110,6 +109,7 @@ class Zygote:
         self.poll = select.poll()
         for descriptor in (control.fileno(), grader):
             self.poll.register(descriptor, select.POLLIN)
+        blocked.block()
         # What is loaded stays for good: no child searches it for garbage, which would copy it.
         gc.collect()
         gc.freeze()
@@ -144,15 +144,14 @@ class Zygote:
     def run(self, folder: str, requests: int, answers: int, line: int) -> None:
         """In the child: the walls, then the submission. Never returns."""
         try:
+            close_all_but(0, 1, 2, requests, answers, line, *self.walls.descriptors)
             os.setsid()
             os.chdir(folder)
             namespaces.die_with_parent()
             if self.world:
                 self.world.enter()
             self.walls.enter(self.become)
-            close_all_but(0, 1, 2, requests, answers)
-            from coursekit.grading.child import serve
-
+            os.close(line)
             serve(requests, answers)
         except BaseException as error:
             # Nothing of the student's has run: whoever holds the other end of the line wants to know.
@@ -185,7 +184,9 @@ def close_all_but(*kept: int) -> None:
     """Close every other descriptor."""
     edges = [-1, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
     for low, high in itertools.pairwise(edges):
-        os.closerange(low + 1, high)
+        # Of an empty range at 0, Python 3.11 closes all there are.
+        if low + 1 < high:
+            os.closerange(low + 1, high)
 
 
 if __name__ == "__main__":
