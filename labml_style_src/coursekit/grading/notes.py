@@ -1,6 +1,7 @@
 """Evidence beside the points: where a submission calls what it was to build itself."""
 
 import ast
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from coursekit.grading.session import pieces
@@ -19,6 +20,10 @@ def fused_notes(submission: Submission) -> list[str]:
 
     Calls at the top level are scratch work (a comparison, say), not part of an answer.
     """
+    # As Python reads identifiers. Most submissions are done here, in a thousandth of the time.
+    text = unicodedata.normalize("NFKC", submission.text)
+    if not any(name in text for name in FUSED):
+        return []
     tree = readable(submission)
     nodes = list(ast.walk(tree))
     imported = dict(imports(nodes))

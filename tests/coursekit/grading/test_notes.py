@@ -23,6 +23,7 @@ def noted(text: str) -> str:
         ("from torch.nn.functional import scaled_dot_product_attention as s\nf = s", "line 5 uses s"),
         ("from torch.nn.attention.flex_attention import flex_attention\n"
          "def f(q):\n    return flex_attention(q, q, q)", "line 6 calls flex_attention"),
+        ("def f(q):\n    return F.ｓcaled_dot_product_attention(q, q, q)", "line 5 calls F.scaled_dot"),
     ],
 )  # fmt: skip
 def test_what_is_ready_made_is_noted(text: str, told: str):

@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,8 +31,9 @@ from typing import Any, NoReturn
 from coursekit.course import CourseError, EnvironmentFault, find_course
 from coursekit.grading.batch.archive import HandedIn
 from coursekit.grading.batch.assignment import Assignment
-from coursekit.grading.batch.grade import Grader, Plan
+from coursekit.grading.batch.grade import Grader, Plan, task_points
 from coursekit.grading.batch.result import ERROR, Result
+from coursekit.grading.checking import Checks
 
 CONNECT_SECONDS = 10.0
 # For so long a cluster may be without any worker: they are restarted, or wait in the queue of a supercomputer.
@@ -52,7 +54,7 @@ class Setup:
     assignment: Assignment
     bank_seed: int
     off: tuple[str, ...]
-    require_sandbox: bool
+    required: bool
     versions: tuple[tuple[str, str], ...]
 
 
@@ -75,17 +77,16 @@ def grade_on_cluster(
     plan: Plan,
     work: Iterable[HandedIn],
     *,
-    require_sandbox: bool = False,
     connect_seconds: float = CONNECT_SECONDS,
     worker_seconds: float = WORKER_SECONDS,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """The result of each student in `work`, in the order in which they end.
 
     Raises `EnvironmentFault` if Dask is not installed, nobody answers at `address`, the workers have another course
     than this one, or the cluster is lost on the way: what came until then is right.
     """
     with connected(address, connect_seconds) as client:
-        batch = ClusterBatch(client, address, plan, require_sandbox, worker_seconds)
+        batch = ClusterBatch(client, address, plan, worker_seconds)
         batch.check()
         suspects: list[HandedIn] = []
         yield from batch.grade(work, suspects)
@@ -121,9 +122,7 @@ def connected(address: str, seconds: float) -> Generator[Any]:
 class ClusterBatch:
     """The master's side of one batch."""
 
-    def __init__(
-        self, client: Any, address: str, plan: Plan, require_sandbox: bool, worker_seconds: float
-    ) -> None:
+    def __init__(self, client: Any, address: str, plan: Plan, worker_seconds: float) -> None:
         self.client = client
         self.address = address
         self.plan = plan
@@ -131,7 +130,7 @@ class ClusterBatch:
         lesson, versions = plan.lesson, tuple(versions_of(plan).items())
         self.setup = Setup(
             *(str(lesson.root), lesson.slug, plan.assignment, plan.seed_of_bank()),
-            *(plan.off, require_sandbox, versions),
+            *(plan.off, plan.required, versions),
         )
 
     def check(self) -> None:
@@ -177,8 +176,13 @@ class ClusterBatch:
 
     def failed(self, handed: HandedIn, message: str) -> Result:
         """The result of one whom nobody could grade: the next run tries again."""
-        student, slug = handed.student, self.setup.slug
-        return Result(student, slug, ERROR, message=message, submission=handed.name)
+        result = self.plan.blank(handed, self._points, ())
+        result.status, result.message = ERROR, message
+        return result
+
+    @cached_property
+    def _points(self) -> dict[str, float]:
+        return task_points(Checks(self.plan.lesson))
 
     def _result(self, future: Any, handed: HandedIn) -> Result | None:
         """What became of a submission; None if its workers died."""
@@ -271,21 +275,12 @@ def grader_here(setup: Setup) -> Grader:
     if problem := differences(setup):
         raise EnvironmentFault(problem)
     grader = plan_here(setup).open()
-    missing = grader.host.missing
-    try:
-        if setup.require_sandbox and missing:
-            raise EnvironmentFault(f"lacks layers of the sandbox: {told(missing)}")
-        if not set(NO_NETWORK) & set(grader.layers):
-            raise EnvironmentFault(f"would let submissions reach the cluster: {told(missing)}")
-    except EnvironmentFault:
+    if not set(NO_NETWORK) & set(grader.layers):
         grader.close()
-        raise
+        wanted = " or ".join(NO_NETWORK)
+        raise EnvironmentFault(f"would let submissions reach the cluster: no {wanted} there")
     _graders.append((setup, grader))
     return grader
-
-
-def told(missing: dict[str, str]) -> str:
-    return "; ".join(f"{layer} ({reason})" for layer, reason in missing.items())
 
 
 def plan_here(setup: Setup) -> Known:

@@ -91,11 +91,7 @@ class Grader:
         self.host = self._opened()
         self.checks = Checks(plan.lesson)
         self.bank = Bank(plan.lesson, plan.seed_of_bank())
-        # A check counts once, however many cases it has.
-        checks = {(case.task["key"], case.name): case.points for case in self.checks.cases}
-        self.points = {task: 0.0 for task, _ in checks}
-        for (task, _), points in checks.items():
-            self.points[task] += points
+        self.points = task_points(self.checks)
 
     def __enter__(self) -> "Grader":
         return self
@@ -174,6 +170,15 @@ class Grader:
     def _lost(self, submission: Submission) -> set[str]:
         """The tasks that are answered by a ready-made attention."""
         return {self.tasks[name] for name in names_using_fused(submission) if name in self.tasks}
+
+
+def task_points(checks: Checks) -> dict[str, float]:
+    """What each task's checks give. A check counts once, however many cases it has."""
+    known = {(case.task["key"], case.name): case.points for case in checks.cases}
+    totals = {task: 0.0 for task, _ in known}
+    for (task, _), points in known.items():
+        totals[task] += points
+    return totals
 
 
 def engine() -> str:
