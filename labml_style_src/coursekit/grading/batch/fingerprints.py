@@ -20,8 +20,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-# Tokens of one fingerprint; JPlag, too, takes 12 for Python.
-LENGTH = 12
+# Tokens of one fingerprint.
+LENGTH = 8
 WINDOW = 4
 # So many tokens in a row of the stub are the stub's.
 STUB_LENGTH = 8
@@ -46,8 +46,11 @@ TOKEN = re.compile(
 FIXED = {*keyword.kwlist, *dir(builtins)}
 OPENING, CLOSING = "([{", ")]}"
 HEADS, LINES = ("def", "class"), ("import", "from", "@")
+# Signs that a formatter puts in and takes away.
+UNTOLD = {"(", ")", ",", ";"}
 # These words begin a line and stand in no brackets.
 NEVER_INSIDE = {"def", "class", "import", "return", "raise", "while", "with"}
+ASSIGNING = {"=", "+=", "-=", "*=", "/=", "@="}
 BREAK = ("", "")
 
 
@@ -84,7 +87,7 @@ def own_tokens(text: str) -> list[tuple[str, str]]:
             continue
         if first in HEADS:
             line = [BREAK, *after_colon(line)]
-        kept += line
+        kept += [token for token in line if token[1] not in UNTOLD]
     return kept
 
 
@@ -166,11 +169,15 @@ def encoded(tokens: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def own_attributes(tokens: list[tuple[str, str]]) -> set[str]:
-    """The attributes that the text itself assigns: these its author may rename."""
-    trios = zip(tokens, tokens[1:], tokens[2:], strict=False)
-    return {
-        name for (_, dot), (kind, name), (_, sign) in trios if dot == "." and kind == "name" and sign == "="
-    }
+    """The attributes that the text itself assigns, or has of `self`: these its author may rename."""
+    own = set()
+    for place in range(1, len(tokens) - 1):
+        (kind, name), (_, sign) = tokens[place], tokens[place + 1]
+        if kind == "name" and tokens[place - 1][1] == ".":
+            mine = place > 1 and tokens[place - 2][1] == "self"
+            if mine or sign in ASSIGNING:
+                own.add(name)
+    return own
 
 
 @lru_cache(10_000)

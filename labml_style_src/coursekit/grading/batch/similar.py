@@ -8,22 +8,22 @@ import numpy as np
 
 from coursekit.grading.batch.fingerprints import fingerprints, stub_runs
 
-# Two submissions are alike if they share this much of the smaller one, in bits ...
-ALIKE = 0.6
-# ... and this many bits, or there is nothing to tell an origin by.
-EVIDENCE = 60.0
+# Two submissions are alike if this share of the smaller one is in the other ...
+ALIKE = 0.5
+# ... and it is worth so many fingerprints that the two alone hold.
+EVIDENCE = 40.0
 # So many others, who write in other ways, are imagined beside the class: two hand-ins can be alike too.
 IMAGINED = 10
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two students; the share of the smaller submission that is in the other, and in how many bits it shows."""
+    """Two students, the share of the smaller submission that is in the other, and what it is worth."""
 
     first: str
     second: str
     share: float
-    bits: float
+    worth: float
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,19 @@ def groups(texts: dict[str, str], stub: str) -> list[Group]:
         members[lead(pair.first)].append(pair)
     found = []
     for own in members.values():
-        own.sort(key=lambda pair: (-pair.share, -pair.bits, pair.first, pair.second))
+        own.sort(key=lambda pair: (-pair.share, -pair.worth, pair.first, pair.second))
         students = {student for pair in own for student in (pair.first, pair.second)}
         found.append(Group(tuple(sorted(students)), tuple(own)))
-    return sorted(found, key=lambda group: (-group.pairs[0].share, -group.pairs[0].bits, group.students))
+    return sorted(found, key=lambda group: (-group.pairs[0].share, -group.pairs[0].worth, group.students))
 
 
-def compared(texts: dict[str, str], stub: str, share: float = 0.0, bits: float = 0.0) -> list[Pair]:
+def rarity(holders: int, students: int) -> float:
+    """What a fingerprint says: 1 if no more than two hold it, nothing if all do."""
+    most = students + IMAGINED
+    return min(1.0, math.log(most / holders) / math.log(most / 2))
+
+
+def compared(texts: dict[str, str], stub: str, share: float = 0.0, worth: float = 0.0) -> list[Pair]:
     """Every pair that shares at least so much, in no useful order."""
     students, given = sorted(texts), stub_runs(stub)
     places: dict[str, list[int]] = defaultdict(list)
@@ -72,14 +78,13 @@ def compared(texts: dict[str, str], stub: str, share: float = 0.0, bits: float =
     count = len(students)
     total, shared = np.zeros(count), np.zeros((count, count))
     for who, times in sorted(held.items()):
-        # What few hold says much, what nearly all hold says nothing.
-        weight = times * math.log2((count + IMAGINED) / len(who))
+        weight = times * rarity(len(who), count)
         total[list(who)] += weight
         if len(who) > 1:
             shared[np.ix_(who, who)] += weight
     smaller = np.minimum.outer(total, total)
     shares = np.divide(shared, smaller, out=np.zeros_like(shared), where=smaller > 0)
-    firsts, seconds = np.nonzero(np.triu((shared > 0) & (shares >= share) & (shared >= bits), 1))
+    firsts, seconds = np.nonzero(np.triu((shared > 0) & (shares >= share) & (shared >= worth), 1))
     return [
         Pair(students[i], students[j], float(shares[i, j]), float(shared[i, j]))
         for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True)
