@@ -1,11 +1,11 @@
 r"""What is left of a text when everything is gone that is changed without thought: its fingerprints.
 
-Of the tokens go comments, docstrings, line ends, indentation, imports, decorators, the heads of functions and
-classes, and whatever stands in the stub. A literal counts by its kind. A name of the student's own counts by how
-far back it was used last (Baker, 1993: parameterized pattern matching), so that renaming changes nothing and using
-another variable does; what cannot be renamed (keywords, builtins, `.softmax`) counts as it is. Every `LENGTH`
-tokens in a row are hashed, and of each `WINDOW` neighbouring hashes the least is kept: winnowing (Schleimer,
-Wilkerson and Aiken, 2003), which finds every match of `LENGTH + WINDOW - 1` tokens wherever it stands.
+Of the tokens go comments, docstrings, line ends, indentation, round brackets, commas, imports, decorators, the heads
+of functions and classes, and whatever stands in the stub. A literal counts by its kind. A name of the student's own
+counts by how far back it was used last (Baker, 1993: parameterized pattern matching), so that renaming changes
+nothing and using another variable does; what cannot be renamed (keywords, builtins, `.softmax`) counts as it is.
+Every `LENGTH` tokens in a row are hashed, and of each `WINDOW` neighbouring hashes the least is kept: winnowing
+(Schleimer, Wilkerson and Aiken, 2003), which finds every match of `LENGTH + WINDOW - 1` tokens wherever it stands.
 
 Nothing is parsed, so that a file that is not valid Python has fingerprints too, and none can stall this: the lexer
 is one regular expression that never goes back.
