@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from coursekit.cli import CHECK_FAILED, Slug, Slugs, app, chosen, say
+from coursekit.cli import CHECK_FAILED, Slug, Slugs, app, chosen, out, say
 from coursekit.course import find_course
+
+INTERRUPTED = 130
 
 Out = Annotated[Path, typer.Option("--out", help="Where the results are and go.")]
 Rules = Annotated[Path | None, typer.Option("--assignment", help="An assignment.toml with the rules.")]
@@ -60,16 +62,57 @@ def grade(
     secret: Secret = None,
 ) -> None:
     """Grade a class: results, feedback, grades.csv and a report. Run it again to go on where it stopped."""
+    from coursekit.grading.batch import told
+    from coursekit.grading.batch.result import ERROR
+    from coursekit.grading.batch.run import Run, graders
+
+    lesson = find_course().lesson(slug)
+    run = Run(lesson, submissions, to, rules, shard, secret, require_sandbox)
+    try:
+        with told.progress(out, say) as run.tell:
+            run(graders(jobs, dask))
+    except KeyboardInterrupt:
+        say(f"stopped; what was graded is in {to}. Run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
+    for line in told.summary(run):
+        say(line)
+    raise typer.Exit(CHECK_FAILED if any(result.status == ERROR for result in run.results) else 0)
 
 
 @app.command()
-def regrade(slug: Slug, submissions: Submissions, to: Out) -> None:
+def regrade(
+    slug: Slug,
+    submissions: Submissions,
+    to: Out,
+    jobs: Jobs = 0,
+    dask: Cluster = "",
+    require_sandbox: Fenced = False,
+    secret: Secret = None,
+) -> None:
     """Grade everything again with the same seeds, and say whose score differs and why."""
+    from coursekit.grading.batch import told
+    from coursekit.grading.batch.regrade import regrade
+    from coursekit.grading.batch.results import Results
+    from coursekit.grading.batch.run import graders
+
+    options = {"secret": secret, "required": require_sandbox, "grade_all": graders(jobs, dask)}
+    try:
+        with told.progress(out, say) as tell:
+            changes = regrade(find_course().lesson(slug), submissions, to, tell=tell, **options)
+    except KeyboardInterrupt:
+        say(f"stopped; nothing in {to} has changed. Run the same command again to go on")
+        raise typer.Exit(INTERRUPTED) from None
+    for line in told.changes(changes, len(Results(to).all())):
+        say(line)
 
 
 @app.command()
 def merge(to: Out, parts: Annotated[list[Path], typer.Argument(help="Results of the shards.")]) -> None:
     """Make one results folder of those of several shards."""
+    from coursekit.grading.batch.run import merged
+
+    results = merged(find_course(), to, parts)
+    say(f"{len(results)} students are in {to / 'grades.csv'}")
 
 
 @app.command()
@@ -100,8 +143,19 @@ def export(
 
 
 @app.command()
-def replay(student: Annotated[str, typer.Argument(help="As in grades.csv.")], results: Out) -> None:
+def replay(
+    student: Annotated[str, typer.Argument(help="As in grades.csv.")],
+    results: Out,
+    submissions: Annotated[Path | None, typer.Option(help="Where they are now, if they were moved.")] = None,
+    pdb: Annotated[
+        bool, typer.Option("--pdb/--no-pdb", help="Open the debugger where a check fails.")
+    ] = True,
+) -> None:
     """Run one student's submission again on the same inputs, in this process, under the debugger."""
+    from coursekit.grading.batch.replay import replay
+
+    failed = replay(find_course(), student, results, submissions, pdb=pdb, say=say)
+    raise typer.Exit(CHECK_FAILED if failed else 0)
 
 
 @app.command()

@@ -35,8 +35,8 @@ FORMULA = re.compile(r"[=+\-@\t\r]")
 
 @dataclass(frozen=True)
 class Batch:
-    """What all results of a folder have in common. `submissions` and `secret` are paths as seen from the folder;
-    empty if the parts of several shards were merged."""
+    """What all results of a folder have in common. `submissions` and `secret` are paths as seen from the folder; the
+    first is empty where parts with different ones were merged."""
 
     assignment: Assignment
     fingerprint: str
@@ -188,10 +188,22 @@ def merge(to: Path, parts: list[Path]) -> list[Result]:
             if same != result:
                 raise ExerciseError(f"{result.student} has different results in {place} and in {each.folder}")
     results = [owners[student][1] for student in sorted(owners)]
-    target.begin(Batch(batch.assignment, batch.fingerprint))
+    submissions = shared({each.folder / other.submissions for each, other in batches.items() if other})
+    secret = shared({each.folder / other.secret for each, other in batches.items() if other})
+    places = (
+        seen_from(to, submissions) if submissions else "",
+        seen_from(to, secret) if secret else "secret",
+    )
+    target.begin(Batch(batch.assignment, batch.fingerprint, *places))
     for result in results:
         target.save(result)
     return results
+
+
+def shared(paths: set[Path]) -> Path | None:
+    """What all these paths lead to, if it is one place."""
+    places = {path.resolve() for path in paths}
+    return next(iter(places)) if len(places) == 1 else None
 
 
 def seen_from(folder: Path, path: Path) -> str:

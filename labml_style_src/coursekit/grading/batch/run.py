@@ -6,32 +6,39 @@ moment goes on where it stopped and ends with the same files.
 """
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coursekit.course import Lesson
+from coursekit.course import Course, Lesson
 from coursekit.grading.batch import pages, pool, similar
 from coursekit.grading.batch.archive import HandedIn, Submissions
-from coursekit.grading.batch.assignment import Assignment, read_assignment
+from coursekit.grading.batch.assignment import read_assignment
 from coursekit.grading.batch.grade import Plan
 from coursekit.grading.batch.result import ERROR, Result
-from coursekit.grading.batch.results import Batch, Results, seen_from
+from coursekit.grading.batch.results import Batch, Results, merge, seen_from
 from coursekit.grading.batch.seeds import fingerprint, make_secret, read_secret, shard_of
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError
 
-GradeAll = Callable[[Plan, Iterable[HandedIn]], Generator[Result]]
+GradeAll = Callable[[Plan, Iterable[HandedIn]], Iterator[Result]]
+# Called with each result, whether it was there already, and of how many students it is one.
+Tell = Callable[[Result, bool, int], None]
 # Students named in one line.
 SHOWN = 10
 
 
+def nobody(result: Result, kept: bool, total: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass
 class Run:
-    """One run over a class. `tell(result, done, total)` is called for each result, `kept` says that it was there
-    already. After it `graded` and `kept` count, `results` has all that are in the folder."""
+    """One run over a class, or the part of it that is `shard`. `tell` hears of each result. After it `graded` and
+    `kept` count, and `results` has all that are in the folder."""
 
     lesson: Lesson
     submissions: Path
@@ -40,7 +47,7 @@ class Run:
     shard: str = "1/1"
     secret: Path | None = None
     required: bool = False
-    tell: Callable[[Result, bool, int], None] = lambda result, kept, total: None
+    tell: Tell = nobody
     graded: int = 0
     kept: int = 0
     students: list[str] = field(default_factory=list)
@@ -63,7 +70,14 @@ class Run:
             finally:
                 self.results = folder.all()
                 folder.write_gradebook(self.results)
-            write_report(folder, self.lesson, plan.assignment, self.results, found)
+        self.write_report(folder)
+
+    def write_report(self, folder: Results) -> None:
+        """Write the page about the class in a folder; who handed in nearly the same is told if it is at hand."""
+        results, batch = folder.all(), folder.graded()
+        with Submissions(self.submissions, self.lesson) as found:
+            alike = groups_alike(self.lesson, found, results)
+        pages.write_report(folder.folder, self.lesson, batch.assignment, results, alike)
 
     def _plan(self, folder: Results, found: Submissions) -> Plan:
         batch = folder.batch
@@ -111,15 +125,9 @@ class Run:
         folder.save(result)
 
 
-def write_report(
-    folder: Results, lesson: Lesson, assignment: Assignment, results: list[Result], found: Submissions | None
-) -> None:
-    """Write the page about the class; who handed in what is nearly the same is said if the submissions are there."""
-    alike = []
-    if found is not None:
-        stub = make_stub(lesson.exercise.read_text("utf-8"), str(lesson.exercise))
-        alike = similar.groups(texts(found, (result.student for result in results)), stub)
-    pages.write_report(folder.folder, lesson, assignment, results, alike)
+def groups_alike(lesson: Lesson, found: Submissions, results: list[Result]) -> list[similar.Group]:
+    stub = make_stub(lesson.exercise.read_text("utf-8"), str(lesson.exercise))
+    return similar.groups(texts(found, (result.student for result in results)), stub)
 
 
 def texts(found: Submissions, students: Iterable[str]) -> dict[str, str]:
@@ -129,6 +137,32 @@ def texts(found: Submissions, students: Iterable[str]) -> dict[str, str]:
         with contextlib.suppress(KeyError, ExerciseError):
             known[student] = found.read(student).submission().text
     return known
+
+
+def graders(jobs: int = 0, address: str = "") -> GradeAll:
+    """Who grades: so many processes of this machine, or the Dask cluster at an address."""
+    if not address:
+        return functools.partial(pool.grade_all, jobs=jobs)
+    from coursekit.grading.batch.cluster import grade_on_cluster
+
+    return lambda plan, work: grade_on_cluster(address, plan, work, require_sandbox=plan.required)
+
+
+def merged(course: Course, to: Path, parts: list[Path]) -> list[Result]:
+    """Bring the results of several shards together in one folder, with its gradebook and pages; who handed in
+    nearly the same is told if all had one folder of submissions and it is there. Raises `ExerciseError`."""
+    results, folder = merge(to, parts), Results(to)
+    batch = folder.graded()
+    lesson = course.lesson(batch.slug)
+    folder.write_gradebook(results)
+    for result in results:
+        pages.write_feedback(to, lesson, batch.assignment, result)
+    alike = []
+    if batch.submissions and (to / batch.submissions).exists():
+        with Submissions(to / batch.submissions, lesson) as found:
+            alike = groups_alike(lesson, found, results)
+    pages.write_report(to, lesson, batch.assignment, results, alike)
+    return results
 
 
 def in_shard(students: Iterable[str], shard: str) -> list[str]:
