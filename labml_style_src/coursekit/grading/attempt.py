@@ -131,12 +131,12 @@ class Bench:
         }
 
 
-def tried(cases: Iterable[Case], bench: Bench, seed: int) -> Report:
-    """The report of every case on a bench's submission."""
+def tried(cases: Iterable[Case], bench: Bench, seed: int, tasks: Iterable[dict[str, Any]] = ()) -> Report:
+    """The report of every case on a bench's submission. Of `tasks` those are in it too that have no case."""
     with quiet():
         attempts = (Attempt(case, bench.backend, seed) for case in cases)
         records = [bench.record(attempt, attempt.run()) for attempt in attempts]
-    return build(records)
+    return build(records, tasks)
 
 
 @contextmanager

@@ -190,10 +190,14 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def closeness(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Rounding of two ways to one answer: 1e6 eps in float64, 100 in float32, 4 below, of the largest."""
+    """Rounding of two ways to one answer: so much of the largest."""
     if ours.dtype.kind != "f":
         return 0.0
-    eps = max(torch.finfo(getattr(torch, dtype_name(array))).eps for array in (ours, theirs))
-    count = 1e6 if eps < 1e-15 else 100 if eps < 1e-6 else 4
     finite = np.abs(theirs[np.isfinite(theirs)])
-    return count * eps * float(finite.max(initial=0.0))
+    return relative_closeness(dtype_name(ours), dtype_name(theirs)) * float(finite.max(initial=0.0))
+
+
+def relative_closeness(*dtypes: str) -> float:
+    """1e6 eps in float64, 100 in float32, 4 below, of the coarser of these floating dtypes."""
+    eps = max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes)
+    return (1e6 if eps < 1e-15 else 100 if eps < 1e-6 else 4) * eps

@@ -13,7 +13,7 @@ from coursekit.grading.backends import SecondProcess
 from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.report import Report
 from coursekit.grading.stub import make_stub
-from coursekit.grading.submission import ExerciseError, Submission, read_submission
+from coursekit.grading.submission import ExerciseError, Submission, newest, other_half, read_submission
 
 __all__ = ["ExerciseError", "check", "make_stub", "other_half", "run", "solution", "start", "submission_path"]
 
@@ -25,7 +25,7 @@ def start(lesson: Lesson, work_dir: Path | None = None, notebook: bool = False) 
     """
     text = make_stub(lesson.exercise.read_text("utf-8"), str(lesson.exercise))
     path = (work_dir or lesson.root / "work") / f"{lesson.slug}{'.ipynb' if notebook else '.py'}"
-    stub.write_new(path, stub.stub_notebook(text, lesson.slug) if notebook else text)
+    stub.write_new(path, stub.stub_notebook(text, f"attn check {lesson.slug}") if notebook else text)
     return path
 
 
@@ -34,12 +34,12 @@ def submission_path(lesson: Lesson, work_dir: Path) -> Path:
 
     Raises `ExerciseError` if there is none.
     """
-    found = [path for suffix in (".py", ".ipynb") if (path := work_dir / f"{lesson.slug}{suffix}").exists()]
-    if not found:
+    path = newest(work_dir, lesson.slug)
+    if path is None:
         raise ExerciseError(
             f"nothing to check in {work_dir}: `attn start {lesson.slug}` puts the exercise there"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return path
 
 
 def check(
@@ -66,23 +66,8 @@ def check(
     other = other_half(path)
     if submission is None and other.exists():
         report.notes.insert(0, f"{feedback.shown_path(str(other))} is older and was not checked")
-    known = progress.load(work_dir, lesson.slug)
-    # An untouched stub is no attempt.
-    known.attempts += report.attempted
-    known.best, known.points = max(known.best, report.earned), report.points
-    task = report.next_task
-    if hint and task is not None and not report.problem:
-        known.hints[task.key] = min(known.hints.get(task.key, 0) + 1, len(task.hints))
-    for task in report.tasks:
-        task.shown = min(known.hints.get(task.key, 0), len(task.hints))
-    report.attempts = known.attempts
-    progress.save(work_dir, lesson.slug, known)
+    progress.remember(report, work_dir, lesson.slug)
     return report
-
-
-def other_half(path: Path) -> Path:
-    """The `.ipynb` beside a `.py`, and the other way round."""
-    return path.with_suffix({".py": ".ipynb"}.get(path.suffix, ".py"))
 
 
 def solution(lesson: Lesson, work_dir: Path | None = None) -> str:

@@ -7,7 +7,7 @@ Rich is imported only where it is used, so that pytest's own output does not nee
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coursekit.grading.report import NOT_DONE, PASSED, Case, Check, Mistake, Report, Task
 from coursekit.grading.verbs import clean
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PRINTED_SHOWN = 1000
 PRINTED_LINES = 5
-SIGNS = {"passed": "✓", "failed": "✗", "not done": "·"}
+SIGNS = {"passed": "✓", "failed": "✗", "not done": "·", "not checked here": "·"}
 # `line 12, in f: ...` under a sentence, and what is indented: source with a caret below it.
 QUOTE = re.compile(r"(code cell \d+, )?line \d+(, in \S+)?: |  ")
 # What is told of a task, by its kind, and how the terminal shows it.
@@ -66,11 +66,15 @@ def of(earned: float, total: float, noun: str) -> str:
 
 
 def state(task: Task) -> str:
+    if not task.checks:
+        return "not checked here"
     return "passed" if task.passed else "not done" if task.not_done else "failed"
 
 
 def task_line(task: Task) -> str:
     """`0 of 3 points, 1 of 2 checks`, or that nothing was begun."""
+    if not task.checks:
+        return state(task)
     passed = sum(check.outcome == PASSED for check in task.checks)
     line = f"{of(task.earned, task.points, 'point')}, {of(passed, len(task.checks), 'check')}"
     return line + (", not done yet" if task.not_done and not task.waits else "")
@@ -118,19 +122,32 @@ def shown_hints(report: Report, task: Task) -> list[int]:
     return list(range(1 if every else max(task.shown, 1), task.shown + 1))
 
 
-def footer(report: Report) -> str:
+class Commands(NamedTuple):
+    """What a student types to check, and to see a solution (empty where there is none)."""
+
+    check: str
+    solution: str = ""
+
+
+def commands_of(report: Report) -> Commands:
+    return Commands(f"attn check {report.slug}", f"attn solution {report.slug}")
+
+
+def footer(report: Report, commands: Commands | None = None) -> str:
     """What to do next."""
+    commands = commands or commands_of(report)
     if report.passed:
-        return f"All of it is right. `attn solution {report.slug}` shows how the course writes it."
+        shows = f" `{commands.solution}` shows how the course writes it." if commands.solution else ""
+        return f"All of it is right.{shows}"
     task = report.next_task
     if report.problem or task is None or not task.hints:
         return ""
     if task.shown >= len(task.hints):
         when = "" if report.attempts else "After a first attempt "
-        shows = f"{when}`attn solution {report.slug}` shows an answer."
-        return f"All hints for '{task.title}' are shown. {shows}"
+        shows = f" {when}`{commands.solution}` shows an answer." if commands.solution else ""
+        return f"All hints for '{task.title}' are shown.{shows}"
     which = "the next hint" if task.shown else "a hint"
-    return f"`attn check {report.slug} --hint` gives {which} for '{task.title}'."
+    return f"`{commands.check} --hint` gives {which} for '{task.title}'."
 
 
 def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
@@ -160,8 +177,8 @@ def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
     return texts
 
 
-def render(report: Report) -> "Group":
-    """The report for `rich.print`."""
+def render(report: Report, commands: Commands | None = None) -> "Group":
+    """The report for `rich.print`; `commands` are those of `attn` if nothing is said."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
@@ -169,7 +186,7 @@ def render(report: Report) -> "Group":
 
     from coursekit.grading.quoted import message
 
-    styles = {"passed": "green", "failed": "red", "not done": "dim"}
+    styles = {"passed": "green", "failed": "red"}
     parts: list[Any] = [Text(first_line(report), style="bold")]
     parts += [message(note, "yellow") for note in report.notes]
     if report.problem:
@@ -179,14 +196,14 @@ def render(report: Report) -> "Group":
         row.add_column(width=1)
         row.add_column(ratio=1)
         row.add_column(justify="right")
-        style = styles[section.state]
+        style = styles.get(section.state, "dim")
         row.add_row(
             Text(SIGNS[section.state], style=style), Text(section.title), Text(section.line, style=style)
         )
         parts.append(row)
         parts += [Padding(message(text, STYLES[kind]), (0, 0, 0, 3)) for kind, text in section.texts]
-    if footer(report):
-        parts += [Text(""), Text(footer(report), style="dim")]
+    if last := footer(report, commands):
+        parts += [Text(""), Text(last, style="dim")]
     return Group(*parts)
 
 
@@ -194,7 +211,7 @@ def hint_line(task: Task, level: int) -> str:
     return f"hint {level} of {len(task.hints)}: {task.hints[level - 1]}"
 
 
-def plain(report: Report, width: int = 100) -> str:
+def plain(report: Report, width: int = 100, commands: Commands | None = None) -> str:
     """The report as text without colours."""
     import io
 
@@ -202,7 +219,7 @@ def plain(report: Report, width: int = 100) -> str:
 
     console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False, legacy_windows=False)
     with console.capture() as capture:
-        console.print(render(report))
+        console.print(render(report, commands))
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

@@ -6,6 +6,8 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from coursekit.grading.report import Report
+
 
 @dataclass
 class Progress:
@@ -42,6 +44,22 @@ def load(work_dir: Path, slug: str) -> Progress:
 
 def save(work_dir: Path, slug: str, progress: Progress) -> None:
     write_text(progress_path(work_dir, slug), json.dumps(asdict(progress), indent=2) + "\n")
+
+
+def remember(report: Report, work_dir: Path, slug: str) -> None:
+    """Count an attempt, reveal one hint more of the first task that is not solved if the report was `asked` for
+    one, and tell the report what was shown before."""
+    known = load(work_dir, slug)
+    # An untouched stub is no attempt.
+    known.attempts += report.attempted
+    known.best, known.points = max(known.best, report.earned), report.points
+    task = report.next_task
+    if report.asked and task is not None and not report.problem:
+        known.hints[task.key] = min(known.hints.get(task.key, 0) + 1, len(task.hints))
+    for task in report.tasks:
+        task.shown = min(known.hints.get(task.key, 0), len(task.hints))
+    report.attempts = known.attempts
+    save(work_dir, slug, known)
 
 
 def write_text(path: Path, text: str) -> None:

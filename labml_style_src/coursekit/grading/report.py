@@ -1,6 +1,7 @@
 """The result of checking a submission: tasks, checks, points, and which mistakes were recognised."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,11 +160,12 @@ class Report:
         return cls(**{**data, "tasks": [task(each) for each in data["tasks"]]})
 
 
-def build(records: list[dict[str, Any]]) -> Report:
-    """The report of one lesson's run, from the plugin's records: one a case, in the order of the file."""
+def build(records: list[dict[str, Any]], among: Iterable[dict[str, Any]] = ()) -> Report:
+    """The report of one lesson's run, from the records: one a case, in the order of the file. The tasks are
+    those of the records, `among` all of the lesson's if some have no record."""
     records = [record for record in records if record["outcome"] != SKIPPED]
     named = explained(believable(records))
-    tasks: dict[str, Task] = {}
+    tasks = {task["key"]: Task(**task) for task in among}
     checks: dict[tuple[str, str], Check] = {}
     for record, names in zip(records, named, strict=True):
         key = record["key"]

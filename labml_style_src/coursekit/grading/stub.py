@@ -10,6 +10,10 @@ from pathlib import Path
 
 from coursekit.grading.submission import ExerciseError
 
+# A shorter line (`return out`, `h = x // 2`) is anybody's.
+TELLING_TOKENS = 7
+TOKEN = re.compile(r"\w+|[^\w\s]")
+
 MARKER = re.compile(r"^(?P<indent>\s*)###\s*(?P<which>BEGIN|END) SOLUTION\s*$")
 
 
@@ -39,6 +43,23 @@ def make_stub(text: str, name: str = "exercise.py") -> str:
             f"{name}: the stub is not valid Python, line {error.lineno}: {error.msg}"
         ) from None
     return made
+
+
+def leaked_lines(text: str, name: str = "exercise.py") -> list[str]:
+    """The lines of the solution that the stub still holds: in a docstring, a comment or another function. They
+    are compared by tokens, so that neither spaces nor line breaks hide one.
+
+    Raises `ExerciseError` as `make_stub` does.
+    """
+    given = f" {' '.join(TOKEN.findall(make_stub(text, name)))} "
+    lines = text.splitlines()
+    own = (line.strip() for begin, end in solution_blocks(text, name) for line in lines[begin : end - 1])
+    tokens = {line: TOKEN.findall(line) for line in own}
+    return [
+        line
+        for line, found in tokens.items()
+        if len(found) >= TELLING_TOKENS and f" {' '.join(found)} " in given
+    ]
 
 
 def without_markers(text: str) -> str:
@@ -84,14 +105,17 @@ def function_around(tree: ast.AST, line: int, prefix: str = "") -> str | None:
     return found
 
 
-def stub_notebook(stub: str, slug: str) -> str:
-    """The stub as a notebook: each top-level definition has its own cell, under its docstring as Markdown."""
+def stub_notebook(stub: str, command: str) -> str:
+    """The stub as a notebook: each top-level definition has its own cell, under its docstring as Markdown, and
+    the last cell runs the `command` that checks it."""
     from nbformat import v4, writes
 
     cells = notebook_cells(stub)
-    cells += [("markdown", "Save the notebook, then check it:"), ("code", f"!attn check {slug}")]
+    cells += [("markdown", "Save the notebook, then check it:"), ("code", f"!{command}")]
     make = {"markdown": v4.new_markdown_cell, "code": v4.new_code_cell}
-    notebook = v4.new_notebook(cells=[make[kind](source) for kind, source in cells])
+    # nbformat would draw the names of the cells.
+    named = [make[kind](source, id=f"cell-{place}") for place, (kind, source) in enumerate(cells, start=1)]
+    notebook = v4.new_notebook(cells=named)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return writes(notebook) + "\n"
 

@@ -50,6 +50,17 @@ class Submission:
         return lines[number - 1].rstrip() if 0 < number <= len(lines) else ""
 
 
+def newest(folder: Path, slug: str) -> Path | None:
+    """The student's file in a folder; of a `.py` and an `.ipynb` the one that was saved last."""
+    found = [path for suffix in (".py", ".ipynb") if (path := folder / f"{slug}{suffix}").exists()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def other_half(path: Path) -> Path:
+    """The `.ipynb` beside a `.py`, and the other way round."""
+    return path.with_suffix({".py": ".ipynb"}.get(path.suffix, ".py"))
+
+
 def read_submission(path: Path) -> Submission:
     """The submission in a `.py` or `.ipynb` file. Raises `ExerciseError` if it cannot be read as one."""
     if path.suffix not in (".py", ".ipynb"):

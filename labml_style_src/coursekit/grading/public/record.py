@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from coursekit.grading import wire
+from coursekit.grading.attempt import Attempt, Case
 from coursekit.grading.backends import Backend
 from coursekit.grading.expect import Expect
 from coursekit.grading.public.origins import Origin, followed, origin_of, reached
+from coursekit.grading.public.probes import another
 from coursekit.grading.public.replay import placed
 from coursekit.grading.values import copied, plain
-from coursekit.grading.verbs import Student, StudentError
+from coursekit.grading.verbs import StudentError
 
 EXPLAINED_LIMIT = 100_000
-Run = Callable[[Student, Expect], None]
 
 
 class NotPublic(Exception):
@@ -46,9 +47,9 @@ class Step:
         return self.data | {"links": self.links} | ({"judged": self.judged} if self.judged else {})
 
 
-def record(run: Run, backend: Backend, seed: int) -> list[dict[str, Any]]:
-    """The steps of a check as plain data. Raises `NotPublic` if it is more than data."""
-    first, second = (recorded(run, backend, seed, changed) for changed in (False, True))
+def record(case: Case, backend: Backend, seed: int) -> list[dict[str, Any]]:
+    """The steps of a case as plain data. Raises `NotPublic` if it is more than data."""
+    first, second = (recorded(case, backend, seed, changed) for changed in (False, True))
     if len(first) != len(second):
         raise NotPublic("what it does depends on an answer")
     for one, other in zip(first, second, strict=True):
@@ -59,16 +60,16 @@ def record(run: Run, backend: Backend, seed: int) -> list[dict[str, Any]]:
     return [step.message for step in second]
 
 
-def recorded(run: Run, backend: Backend, seed: int, changed: bool) -> list[Step]:
+def recorded(case: Case, backend: Backend, seed: int, changed: bool) -> list[Step]:
     steps = Steps(backend, changed)
-    student = Student(steps)
+    attempt = Attempt(case, steps, seed)
     try:
-        student.begin(seed)
-        run(student, Recording(steps))
+        attempt.begin()
+        case.run(student=attempt.student, expect=Recording(steps), draw=attempt.draw)
     except NotPublic:
         raise
     except Exception as error:
-        raise NotPublic(f"it works with an answer: {type(error).__name__}: {error}"[:300]) from error
+        raise NotPublic(f"it works with an answer ({type(error).__name__}: {error})"[:200]) from error
     return steps.steps
 
 
@@ -160,29 +161,6 @@ class Recording(Expect):
         links: list[Any] = []
         data = unlinked({"demand": kind, "args": args, "options": options}, (), links)
         self.steps.steps.append(Step(plain(data), links, origin))
-
-
-def another(answer: Any) -> Any:
-    """An answer of the same form, with other content."""
-    match answer:
-        case dict():
-            return {key: another(part) for key, part in answer.items()}
-        case tuple() | list():
-            return type(answer)(map(another, answer))
-        case np.ndarray() if answer.dtype.kind == "b":
-            return ~answer
-        case np.ndarray() if answer.dtype.kind in "iu":
-            return answer + answer.dtype.type(1)
-        case np.ndarray():
-            return (answer * answer.dtype.type(1.25) + answer.dtype.type(0.375)).astype(answer.dtype)
-        case None | bool() | int():
-            return int(answer or 0) + 1
-        case float():
-            return answer * 1.25 + 0.375
-        case str():
-            return answer[::-1] + "?"
-        case _:
-            return answer
 
 
 def unlinked(value: Any, place: tuple[Any, ...], links: list[Any]) -> Any:
