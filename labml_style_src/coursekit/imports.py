@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from coursekit.course import SOURCE_ROOT
@@ -68,8 +68,11 @@ def imported_modules(text: str, package: str = "") -> frozenset[str]:
     return frozenset(names)
 
 
-def closure(root: Path, paths: Iterable[Path]) -> list[Path]:
-    """The files, and every file of the course (its source root, then its root) that they import, in turn."""
+def closure(
+    root: Path, paths: Iterable[Path], follow: Callable[[str], bool] = lambda module: True
+) -> list[Path]:
+    """The files, and every file of the course (its source root, then its root) that they import, in turn, as
+    far as `follow` says yes to a module."""
     found: set[Path] = set()
     waiting = [path for path in paths if path.exists()]
     while waiting:
@@ -78,7 +81,7 @@ def closure(root: Path, paths: Iterable[Path]) -> list[Path]:
             continue
         found.add(path)
         for name in imported_modules(path.read_text("utf-8"), _package(root, path)):
-            waiting += _files_of(root, name)
+            waiting += _files_of(root, name) if follow(name) else []
     return sorted(found)
 
 

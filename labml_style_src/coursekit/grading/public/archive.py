@@ -6,7 +6,6 @@ import io
 import zipfile
 from pathlib import Path
 
-from coursekit.course import SOURCE_ROOT
 from coursekit.grading.public.student import DATA
 from coursekit.imports import closure
 
@@ -22,13 +21,6 @@ if sys.version_info < (3, 11):
 def main():
     from pathlib import Path
 
-    if sys.argv[1:2] == ["child"]:
-        import json
-
-        sys.path += [path for path in json.loads(sys.argv[2]) if path not in sys.path]
-        from coursekit.grading.child import main as child
-
-        child()
     try:
         from coursekit.grading.public.student import main as student
     except ModuleNotFoundError as error:
@@ -48,13 +40,20 @@ if __name__ == "__main__":
 # No file in the archive tells when it was made: the first moment that a zip can hold.
 MADE = (1980, 1, 1, 0, 0, 0)
 READABLE = 0o644 << 16
+ZYGOTE = "coursekit.grading.sandbox.zygote"
+
+
+def is_needed(module: str) -> bool:
+    """Whether a module of ours that another imports belongs into the archive: no zygote runs on a student's
+    machine."""
+    return module.partition(".")[0] == "coursekit" and not module.startswith(ZYGOTE)
 
 
 def archive(checks: bytes) -> bytes:
     """The archive with these checks (`PublicChecks.encoded`)."""
     source = Path(__file__).parents[3]
     student = Path(__file__).with_name("student.py")
-    modules = closure(source.parent if source.name == SOURCE_ROOT else source, [student])
+    modules = closure(source, [student], follow=is_needed)
     content = {path.relative_to(source).as_posix(): path.read_bytes() for path in modules}
     content |= {"__main__.py": MAIN.encode(), f"coursekit/grading/public/{DATA}": checks}
     made = io.BytesIO()

@@ -49,13 +49,12 @@ class KnownFailure:
 
 @dataclass(frozen=True)
 class PublicChecks:
-    """What a bundle can check. `tasks` are all of the lesson's, in order, `checks` and `points` count all;
-    `failures` has, by case, the number of each misconception that fails it and how."""
+    """What a bundle can check. `tasks` are all of the lesson's, in order, and `points` what each of them gives
+    with all its checks; `failures` has, by case, how misconceptions fail it."""
 
     slug: str
     tasks: list[dict[str, Any]]
-    checks: int
-    points: float
+    points: dict[str, float]
     cases: list[PublicCase]
     mistakes: list[Misconception] = field(default_factory=list)
     failures: dict[str, list[KnownFailure]] = field(default_factory=dict)
@@ -78,7 +77,10 @@ class PublicChecks:
         rest = b"".join(
             wire.encode(
                 {
-                    **{name: getattr(case, name) for name in ("key", "name", "case", "points", "steps", "lenient")},
+                    **{
+                        name: getattr(case, name)
+                        for name in ("key", "name", "case", "points", "steps", "lenient")
+                    },
                     "task": numbers[case.task["key"]],
                     "failures": [vars(known) for known in self.failures.get(case.key, [])],
                 }
@@ -86,7 +88,7 @@ class PublicChecks:
             for case in self.cases
         )
         whole = {
-            **{name: getattr(self, name) for name in ("slug", "tasks", "checks", "points")},
+            **{name: getattr(self, name) for name in ("slug", "tasks", "points")},
             "mistakes": [vars(known) for known in self.mistakes],
             "version": VERSION,
             "content": hashlib.sha256(rest).hexdigest(),

@@ -1,6 +1,6 @@
 """Making a lesson's public checks, and proving that they judge as the lesson's own do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +27,11 @@ class Published:
     left_out: dict[str, str]
 
 
-def publish(lesson: Lesson, rewrites: Iterable[Path] = ()) -> Published:
-    """Record the checks of a lesson at the public seed. A check is public if each of its cases can be recorded,
+def publish(
+    lesson: Lesson, rewrites: Iterable[Path] = (), weights: Mapping[str, float] | None = None
+) -> Published:
+    """Record the checks of a lesson at the public seed; `weights` are the points of tasks, where an assignment
+    has its own. A check is public if each of its cases can be recorded,
     and if what was recorded judges the solution, each of the `rewrites` (other solutions), each misconception
     and a series of wrong answers just as the check itself does.
 
@@ -36,7 +39,8 @@ def publish(lesson: Lesson, rewrites: Iterable[Path] = ()) -> Published:
     """
     cases, bank = Checks(lesson).cases, Bank(lesson)
     solution = InProcess(read_submission(lesson.exercise), keep_printed=True)
-    others = [InProcess(read_submission(path), keep_printed=True) for path in rewrites]
+    others = {path.name: InProcess(read_submission(path), keep_printed=True) for path in rewrites}
+    wrong = {known.name: variant for known, variant in bank.variants}
     public: dict[str, list[PublicCase]] = {}
     failures: dict[str, list[KnownFailure]] = {}
     left_out: dict[str, str] = {}
@@ -44,26 +48,30 @@ def publish(lesson: Lesson, rewrites: Iterable[Path] = ()) -> Published:
         for case in cases:
             check = check_of(case)
             try:
-                recorded = proven(case, solution, [*others, *(variant for _, variant in bank.variants)])
+                recorded = proven(case, solution, others | wrong)
             except NotPublic as error:
                 left_out.setdefault(check, str(error))
                 continue
             public.setdefault(check, []).append(recorded)
-            tried = ((number, failure_with(case, each)) for number, (_, each) in enumerate(bank.variants))
+            tried = enumerate(failure_with(case, variant) for variant in wrong.values())
             failures[case.key] = [
                 known_failure(number, failure)
                 for number, failure in tried
                 if failure is not None and failure.kind not in UNDIAGNOSED
             ]
     kept = [case for check, cases in public.items() if check not in left_out for case in cases]
-    for backend in (solution, *others, bank):
+    for backend in (solution, *others.values(), bank):
         backend.close()
-    points = {check_of(case): case.points for case in cases}
+    points = points_of(cases)
+    worth = {key: (weights or {}).get(key, most) for key, most in points.items()}
+    kept = [
+        replace(case, points=case.points * worth[case.task["key"]] / points[case.task["key"]])
+        for case in kept
+    ]
     checks = PublicChecks(
         lesson.slug,
         list({case.task["key"]: case.task for case in cases}.values()),
-        len(points),
-        sum(points.values()),
+        worth,
         kept,
         [known for known, _ in bank.variants],
         {case.key: failures[case.key] for case in kept if failures[case.key]},
@@ -71,11 +79,20 @@ def publish(lesson: Lesson, rewrites: Iterable[Path] = ()) -> Published:
     return Published(checks, left_out)
 
 
+def points_of(cases: Iterable[Case]) -> dict[str, float]:
+    """The points of each task: a check counts once, however many cases it has."""
+    checks = {check_of(case): case for case in cases}
+    points: dict[str, float] = {}
+    for case in checks.values():
+        points[case.task["key"]] = points.get(case.task["key"], 0) + case.points
+    return points
+
+
 def check_of(case: Case) -> str:
     return f"{case.task['key']}.{case.name}"
 
 
-def proven(case: CheckCase, solution: Backend, others: list[Backend]) -> PublicCase:
+def proven(case: CheckCase, solution: Backend, others: Mapping[str, Backend]) -> PublicCase:
     """The case as data. Raises `NotPublic` if it cannot be recorded, or judges anybody else than itself."""
     steps = record(case, solution, PUBLIC_SEED)
     known = PublicCase(case.key, case.task, case.name, case.case, case.points, steps)
@@ -87,19 +104,19 @@ def proven(case: CheckCase, solution: Backend, others: list[Backend]) -> PublicC
     raise NotPublic(why)
 
 
-def disagreement(case: Case, recorded: Case, solution: Backend, others: list[Backend]) -> str:
+def disagreement(case: Case, recorded: Case, solution: Backend, others: Mapping[str, Backend]) -> str:
     """For whom the recorded case says something else than the case itself; empty if for nobody."""
-    for backend in (solution, *others):
+    for name, backend in (("the solution", solution), *others.items()):
         ours, theirs = failure_with(recorded, backend), failure_with(case, backend)
         if ours is None or theirs is None:
             if ours is not theirs:
-                return f"recorded, it judges {backend.submission.name} otherwise"
+                return f"recorded, it judges {name} otherwise"
         elif ours.message != theirs.message or not ours.equals(theirs):
-            return f"recorded, it tells {backend.submission.name} something else: {ours.message!r} {theirs.message!r} {ours.kind} {theirs.kind}"
+            return f"recorded, it tells {name} something else"
     for probe in probes(solution):
         ours, theirs = failure_with(recorded, probe), failure_with(case, probe)
         if (ours is None) != (theirs is None):
-            return f"recorded, it judges a wrong answer otherwise {probe.change} {probe.only} {ours} {theirs}"
+            return f"recorded, it judges answers changed by {probe.change.__name__} otherwise"
     return ""
 
 

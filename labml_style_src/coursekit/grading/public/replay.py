@@ -5,7 +5,6 @@ checks, so that what a student reads is the same.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from coursekit.grading.expect import Expect

@@ -1,37 +1,28 @@
 """`python check.pyz`: a student checks the file beside it, without the course.
 
-The student's code runs in a second process, as under `attn check`: Python runs the same archive there, and
-`child` as the first argument says so.
+The student's code runs in a second process, as under `attn check`, which finds the engine in the same archive.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 from importlib.resources import files
 from pathlib import Path
 
-from coursekit.course import CourseError
+from coursekit.course import CourseError, EnvironmentFault
 from coursekit.grading import feedback, progress
 from coursekit.grading.attempt import Bench, tried
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.feedback import Commands
 from coursekit.grading.public.data import PublicChecks, decoded
 from coursekit.grading.report import Report
-from coursekit.grading.submission import ExerciseError, Submission, newest, other_half, read_submission
+from coursekit.grading.submission import ExerciseError, newest, other_half, read_submission
 
 # The file of public checks, beside this module in the archive.
 DATA = "checks.wire"
 PUBLIC_SEED = 0
-
-
-class ArchivedProcess(SecondProcess):
-    """Python runs the archive itself. Packages that only this process finds (those of the user) are passed on."""
-
-    def __init__(self, submission: Submission, archive: Path) -> None:
-        here = [path for path in sys.path if os.path.isabs(path) and Path(path) != archive]
-        self.arguments = ("-I", str(archive), "child", json.dumps(here))
-        super().__init__(submission)
 
 
 def check(archive: Path, file: Path | None = None, hint: bool = False) -> tuple[Report, PublicChecks]:
@@ -43,11 +34,15 @@ def check(archive: Path, file: Path | None = None, hint: bool = False) -> tuple[
     folder = archive.parent
     path = file or newest(folder, checks.slug)
     if path is None:
-        raise ExerciseError(f"nothing to check: {checks.slug}.py or {checks.slug}.ipynb belongs into {folder}")
+        raise ExerciseError(
+            f"nothing to check: {checks.slug}.py or {checks.slug}.ipynb belongs into {folder}"
+        )
     submission = read_submission(path)
-    backend = ArchivedProcess(submission, archive)
+    backend = SecondProcess(submission)
     try:
-        report = tried(checks.cases, Bench(checks.slug, submission, backend, checks), PUBLIC_SEED, checks.tasks)
+        report = tried(
+            checks.cases, Bench(checks.slug, submission, backend, checks), PUBLIC_SEED, checks.tasks
+        )
     finally:
         backend.close()
     report.submission, report.seed, report.asked = str(path), PUBLIC_SEED, hint
@@ -74,7 +69,7 @@ def main(archive: Path) -> int:
         report, checks = check(archive, given.file, given.hint)
     except CourseError as error:
         print(f"{archive.name}: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, EnvironmentFault) else 2
     if given.json:
         print(json.dumps(feedback.as_json(report), indent=2, ensure_ascii=False))
     else:
@@ -84,9 +79,10 @@ def main(archive: Path) -> int:
 
 def share(report: Report, checks: PublicChecks) -> str:
     """How much of the exercise can be checked here."""
-    if report.points == checks.points:
+    total = sum(checks.points.values())
+    if math.isclose(report.points, total):
         return "All checks of the exercise are here. The grade comes from the same ones on other inputs."
-    of = feedback.of(report.points, checks.points, "point")
+    of = feedback.of(report.points, total, "point")
     return f"{of} can be checked here. The grade comes from all checks, on other inputs."
 
 
