@@ -47,6 +47,15 @@ def release(
     slug: Slug, folder: Annotated[Path, typer.Argument(help="A new folder.")], rules: Rules = None
 ) -> None:
     """Make the students' bundle: the stub as .py and .ipynb, the public checks, instructions."""
+    from coursekit.grading.batch import release as bundle
+    from coursekit.grading.batch.assignment import read_assignment
+
+    course = find_course()
+    lesson = course.lesson(slug)
+    made = bundle.release(lesson, folder, read_assignment(rules, lesson), course.rewrites(lesson))
+    say(f"made {folder}: {bundle.share(made.checks)}")
+    for check, why in made.left_out.items():
+        say(f"  not public: {check}: {why}")
 
 
 @app.command()

@@ -10,8 +10,10 @@ the bundle.
 """
 
 import ast
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -81,7 +83,6 @@ def requirements(stub: str) -> str:
 def readme(stub: str, checks: PublicChecks, assignment: Assignment) -> str:
     """The instructions, as Markdown."""
     public = points_of(checks.cases)
-    total, here = sum(checks.points.values()), sum(public.values())
     rows = [
         f"| {place}. {task['title'].replace('|', '&#124;')} | {number(checks.points[task['key']])} "
         f"| {number(public.get(task['key'], 0))} |"
@@ -95,11 +96,11 @@ def readme(stub: str, checks: PublicChecks, assignment: Assignment) -> str:
                 "## How to begin",
                 "You need Python 3.11 or later.",
                 f"```\npython -m pip install -r requirements.txt\n{CHECK}\n```",
-                f"Fill in `{checks.slug}.py` or `{checks.slug}.ipynb`, whichever you like: the one that was saved last is "
-                f"checked. `{CHECK}` says what is wrong and where, and `{CHECK} --hint` gives one hint at a time.",
+                f"Fill in `{checks.slug}.py` or `{checks.slug}.ipynb`, whichever you like: the one that was saved "
+                f"last is checked. Hand that one in.",
                 "## Points",
                 "\n".join(["| Task | Points | Checked here |", "| --- | ---: | ---: |", *rows]),
-                f"{of(here, total, 'point')} can be checked here. `check.pyz` holds questions and the answers that are "
+                f"{share(checks)}. `check.pyz` holds questions and the answers that are "
                 "expected, for these inputs only. Your grade comes from all checks of the exercise, on inputs that are "
                 "drawn anew and that nobody knows before: code that knows the answers by heart earns nothing.",
                 "## Rules",
@@ -108,6 +109,12 @@ def readme(stub: str, checks: PublicChecks, assignment: Assignment) -> str:
         )
         + "\n"
     )
+
+
+def share(checks: PublicChecks) -> str:
+    """`26 of 28 points can be checked here`."""
+    public = sum(points_of(checks.cases).values())
+    return f"{of(public, sum(checks.points.values()), 'point')} can be checked here"
 
 
 def rules(assignment: Assignment) -> list[str]:
@@ -152,8 +159,11 @@ def write_folder(folder: Path, content: dict[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        now = time.time()
         for name, data in content.items():
             (made / name).write_bytes(data)
+            # Neither half of the exercise is the one that was saved last.
+            os.utime(made / name, (now, now))
         # mkdtemp makes folders that only their owner may enter.
         made.chmod(0o755)
         if folder.exists():

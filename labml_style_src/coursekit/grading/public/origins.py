@@ -16,7 +16,7 @@ def reached(answers: list[Any], origin: Origin, lenient: bool = False) -> Any:
     """The value at an origin. An answer that has no such part raises what Python raises; with `lenient` an
     attribute that is not there is None."""
     number, *steps = origin
-    value = answers[number]
+    value: Any = answers[number]
     for kind, operand in steps:
         if kind == "item":
             value = value[as_index(operand)]
@@ -76,7 +76,7 @@ class FollowedArray(np.ndarray):
         return _step(self, super().__getitem__(key), "item", as_data(key))
 
     @property
-    def shape(self) -> Any:
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _step(self, super().shape, "attribute", "shape")
 
     @property

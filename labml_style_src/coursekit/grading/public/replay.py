@@ -45,6 +45,7 @@ def asked(student: Student, answers: list[Any], request: dict[str, Any]) -> Any:
 
     handles = [answer for answer in answers if isinstance(answer, Handle)]
     request = walk(request, handle)
+    owner: Any
     owner, verb, name = request["target"] or student, request["verb"], request["name"]
     if verb == "get":
         return owner.get(name)

@@ -50,7 +50,7 @@ def alike(ours: Any, theirs: Any) -> bool:
 
 def _array(array: np.ndarray) -> tuple[Any, ...]:
     """Shape, kind of number, dtype, sums and the largest entry."""
-    flat = array.ravel()
+    flat: Any = array.ravel()
     if array.dtype.kind == "c":
         flat = np.concatenate([flat.real, flat.imag])
     numbers, places = flat.astype(np.float64), np.arange(1, flat.size + 1)
