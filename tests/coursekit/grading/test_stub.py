@@ -90,7 +90,7 @@ def test_the_notebook_has_a_cell_for_each_definition_under_its_task():
 
 
 def test_the_notebook_is_a_submission_like_the_stub():
-    text = stub_notebook(make_stub(EXERCISE), "tiny")
+    text = stub_notebook(make_stub(EXERCISE), "attn check tiny")
     notebook = json.loads(text)
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert notebook["cells"][-1]["source"] in ("!attn check tiny", ["!attn check tiny"])
