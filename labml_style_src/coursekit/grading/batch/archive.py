@@ -206,6 +206,9 @@ class Submissions:
             return File(chosen.path, zips[0].when, chosen.load)
         if not files:
             raise Unreadable("nothing is in it")
+        if len(files) == 1 and not nested and len(files[0].path) == 1:
+            files[0].load(SIZE_LIMIT)
+            raise Unreadable(f"{files[0].shown} is no .py, .ipynb or .zip file")
         shown = ", ".join(file.shown for file in files[:SHOWN])
         raise Unreadable(f"no .py or .ipynb file is in it, only {shown}{' ...' if files[SHOWN:] else ''}")
 

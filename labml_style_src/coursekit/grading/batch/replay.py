@@ -10,21 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from coursekit.course import Course, Lesson
+from coursekit.grading.attempt import Attempt, Bench, quiet
 from coursekit.grading.backends import InProcess
 from coursekit.grading.batch.archive import Submissions
 from coursekit.grading.batch.result import Result
 from coursekit.grading.batch.results import Results
-from coursekit.grading.cases import CheckCase
-from coursekit.grading.checking import Attempt, Bench, Checks, quiet
+from coursekit.grading.batch.seeds import read_secret, seed_of_bank
+from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.failure import UNDONE
-from coursekit.grading.report import FAILED, PASSED, SKIPPED, Report, build
+from coursekit.grading.report import FAILED, PASSED, Report, build
 from coursekit.grading.submission import ExerciseError, Submission
 from coursekit.grading.verbs import clean
 
 WARNING = "This runs {student}'s code in this process, with your rights and without any protection."
+SAME = "as when it was graded"
 Debug = Callable[[types.TracebackType], None]
 
 
@@ -48,8 +48,10 @@ def replay(
     lesson = course.lesson(batch.slug)
     submission = found_again(lesson, submissions or out / batch.submissions, result)
     say(WARNING.format(student=clean(student, 120)))
-    again = Replay(lesson, submission, int(result.seed), debugger.post_mortem if pdb else None, say)
-    report = again.report()
+    secret = out / batch.secret
+    bank = Bank(lesson, seed_of_bank(read_secret(secret), lesson.slug)) if secret.is_file() else None
+    debug = debugger.post_mortem if pdb else None
+    report = Replay(lesson, submission, int(result.seed), bank, debug, say).report()
     for line in compared(result, report):
         say(line)
     return not report.passed
@@ -74,55 +76,55 @@ def found_again(lesson: Lesson, path: Path, result: Result) -> Submission:
         return found.read(result.student).submission()
 
 
+class Held(Attempt):
+    """An attempt that keeps hold of what it failed with."""
+
+    error: BaseException | None = None
+
+    def failed(self, error: BaseException) -> None:
+        super().failed(error)
+        self.error = error
+
+
 @dataclass
 class Replay:
-    """The checks on one submission, tried in this process one by one."""
+    """The checks on one submission, tried in this process one by one. Mistakes are named from `bank`: where the
+    student's code remembers what it was asked, it is asked the same as when it was graded."""
 
     lesson: Lesson
     submission: Submission
     seed: int
+    bank: Bank | None
     debug: Debug | None
     say: Callable[[str], None]
 
     def report(self) -> Report:
         backend = InProcess(self.submission, keep_printed=self.debug is None)
-        bench = Bench(self.lesson, self.submission, backend, None)
+        bench = Bench(self.lesson.slug, self.submission, backend, self.bank)
         records = []
         try:
             with quiet():
                 for case in Checks(self.lesson).cases:
-                    attempt = Attempt(case, backend, self.seed)
+                    attempt = Held(case, backend, self.seed)
                     records.append(bench.record(attempt, self._tried(attempt)))
         finally:
             backend.close()
         return build(records)
 
-    def _tried(self, attempt: Attempt) -> str:
-        """Try one case as `Attempt.run` does, but keep hold of where it failed."""
-        case = attempt.case
+    def _tried(self, attempt: Held) -> str:
         try:
-            attempt.begin()
-            case.run(student=attempt.student, expect=attempt.expect, draw=attempt.draw)
-        except pytest.skip.Exception:
-            return SKIPPED
-        except (Exception, pytest.fail.Exception) as error:
-            attempt.failed(error)
-            assert attempt.failure is not None
-            self._failed(case, attempt.failure.message, error.__traceback__, attempt.failure.kind == UNDONE)
-            return FAILED
+            outcome = attempt.run()
         except KeyboardInterrupt as stop:
             # What hangs is stopped by hand, to see where it is.
-            error = TimeoutError("stopped by you")
-            attempt.failed(error)
-            self._failed(case, str(error), stop.__traceback__, False)
-            return FAILED
-        return PASSED
-
-    def _failed(self, case: CheckCase, message: str, trace: types.TracebackType | None, undone: bool) -> None:
-        title = f"{case.task['key']}.{case.name}{f'[{case.case}]' if case.case else ''}"
-        self.say(f"{title}: {clean(message)}")
-        if trace is not None and self.debug is not None and not undone:
-            self.debug(ending_at(trace, self.submission.filename, str(self.lesson.checks)))
+            outcome = FAILED
+            attempt.failed(TimeoutError("stopped by you").with_traceback(stop.__traceback__))
+        if outcome == FAILED and attempt.failure and attempt.error:
+            case = attempt.case
+            name = f"{case.task['key']}.{case.name}{f'[{case.case}]' if case.case else ''}"
+            self.say(f"{name}: {clean(attempt.failure.message)}")
+            if self.debug and attempt.failure.kind != UNDONE and (trace := attempt.error.__traceback__):
+                self.debug(ending_at(trace, self.submission.filename, str(self.lesson.checks)))
+        return outcome
 
 
 def ending_at(trace: types.TracebackType, *filenames: str) -> types.TracebackType:

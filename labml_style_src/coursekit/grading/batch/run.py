@@ -145,7 +145,7 @@ def graders(jobs: int = 0, address: str = "") -> GradeAll:
         return functools.partial(pool.grade_all, jobs=jobs)
     from coursekit.grading.batch.cluster import grade_on_cluster
 
-    return lambda plan, work: grade_on_cluster(address, plan, work, require_sandbox=plan.required)
+    return functools.partial(grade_on_cluster, address)
 
 
 def merged(course: Course, to: Path, parts: list[Path]) -> list[Result]:

@@ -115,7 +115,7 @@ def test_downloads_of_canvas(tmp_path, lesson):
         assert not found["doejohn_124"].late
         assert found["doejohn_124"].data == ANSWER
         assert found["müller_125"].name == "my_answer.ipynb"
-        assert found["roe_126"].problem == "no .py or .ipynb file is in it, only roe_126_text.html"
+        assert found["roe_126"].problem == "roe_126_text.html is no .py, .ipynb or .zip file"
         # The download has the time of the download.
         assert {each.when for each in found.values()} == {None}
 
@@ -133,7 +133,7 @@ def test_downloads_of_moodle(tmp_path, lesson):
         assert list(found) == ["Ann Roe_126", "Jane Doe_123", "Li Wei_124", "Participant_125"]
         assert found["Jane Doe_123"].data == ANSWER
         assert found["Participant_125"].name == "tiny.py"
-        assert "only onlinetext.html" in found["Ann Roe_126"].problem
+        assert "onlinetext.html is no .py" in found["Ann Roe_126"].problem
         assert found["Jane Doe_123"].when is None
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
     files["pia.zip"] = encrypted(zipped({"tiny.py": ANSWER}))
     files["quin.zip"] = zipped({"tiny.py": ANSWER})[:-30]
     wanted = {
-        "ada": "no .py or .ipynb file is in it, only ada.pdf",
+        "ada": "ada.pdf is no .py, .ipynb or .zip file",
         "bob": "nothing is in it",
         "cem": "the zip is damaged",
         "dee": "../../tiny.py leads out of the zip",
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
         "hal": "tiny.py is not a plain file",
         "ida": "packed in a way that is not read here",
         "jon": "only in.zip",
-        "kim": "only kim.tar.gz",
+        "kim": "kim.tar.gz is no .py, .ipynb or .zip file",
         "lea": "lea.py is larger than 4 MB",
         "max": "tiny.py is larger than 4 MB",
         "ned": "the zip is damaged",
@@ -255,10 +255,10 @@ def test_links_pipes_and_devices_are_not_followed_and_do_not_block(tmp_path, les
     assert problems == {
         "ada": "tiny.py is a link: hand in the file itself",
         "bob": "bob.py is a link: hand in the file itself",
-        "cem": "no .py or .ipynb file is in it, only cem",
+        "cem": "cem is a link: hand in the file itself",
         "dee": "dee.py is not a plain file",
         "eve": "tiny.py is not a plain file",
-        "fay": "no .py or .ipynb file is in it, only more",
+        "fay": "more is a link: hand in the file itself",
         "gil": "gil.py is a link: hand in the file itself",
         "hal": "hal.py is not a plain file",
     }
