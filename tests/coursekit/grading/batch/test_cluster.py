@@ -1,5 +1,6 @@
 """A Dask cluster grades as one machine does, whatever becomes of its workers."""
 
+import json
 import os
 import pickle
 import signal
