@@ -14,6 +14,7 @@ from coursekit.grading.child import PRINT_LIMIT, Printed
 from coursekit.grading.sandbox import FreshHost, Host, Limits
 from coursekit.grading.sandbox.clock import Clock, Expired, later
 from coursekit.grading.sandbox.process import ENDING_SECONDS, Lost, Process, in_words
+from coursekit.grading.sandbox.watch import known
 from coursekit.grading.session import Randomness, Session, describe_error, seed_everything
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import copied
@@ -114,8 +115,9 @@ class SecondProcess:
     process. From then on calls have less time, and the function that was too slow is not called again. When the
     time of the whole submission is used up, every further question is a `StudentError`.
 
-    `events` says in sentences what the submission did beside answering, the same in every run. Raises
-    `SandboxError` if the host can start no process.
+    `events` says in sentences what the submission did beside answering, the same in every run; `called` which
+    ready-made attention it called, where the host listens (`sandbox/watch.py`). Raises `SandboxError` if the host
+    can start no process.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class SecondProcess:
         self.problem: StudentError | None = None
         self.stops: list[str] = []
         self.events: list[str] = []
+        self.called: list[str] = []
         self._printed, self._more = "", 0
         self._loaded = False
         self._asked = 0
@@ -193,6 +196,7 @@ class SecondProcess:
         match answer.get("printed"):
             case (str(printed), int(more)):
                 self._keep(printed, min(max(more, 0), PRINTED_LINES_LIMIT))
+        self.called += [name for name in known(answer.get("called")) if name not in self.called]
         if "error" in answer:
             raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
         return answer.get("value")

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from coursekit.grading import wire
+from coursekit.grading.sandbox import watch
 from coursekit.grading.sandbox.blocked import block
 from coursekit.grading.session import Session, describe_error
 
@@ -67,12 +68,12 @@ def serve(requests_descriptor: int, answers_descriptor: int) -> None:
             os._exit(0)
         sys.stdout = sys.stderr = printed
         answer = answer_to(session, request) | {"number": request["number"]}
-        answer["printed"] = printed.taken()
+        answer |= {"printed": printed.taken(), "called": watch.taken()}
         try:
             message = wire.encode(answer)
         except (wire.WireError, ValueError) as error:
             problem = {"type": "WireError", "bases": [], "message": str(error), "lines": [], "raised": False}
-            message = wire.encode({"error": problem, "number": request["number"], "printed": ("", 0)})
+            message = wire.encode({"error": problem, "number": request["number"]})
         answers.write(message)
         answers.flush()
 

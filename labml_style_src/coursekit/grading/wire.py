@@ -24,7 +24,9 @@ from coursekit.grading.values import BFLOAT16, DTYPES, Other, Reference, dtype_n
 
 PREFIX = struct.Struct("<IQ")
 HEADER_LIMIT = 1 << 20
-BODY_LIMIT = 1 << 26
+# The longest answer of a lesson's solution has 25 KB, the longest input 110 KB. A check keeps its answers until
+# the next one begins, and it is the grader's memory that they take.
+BODY_LIMIT = 1 << 22
 AXES_LIMIT = 16
 # Larger whole numbers could be chosen so that all have one hash: a dict of them takes seconds to fill.
 KEY_LIMIT = 1 << 60

@@ -40,7 +40,7 @@ class Namespaces:
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{ids[0]} {ids[0]} 1")
             _write("/proc/self/gid_map", f"{ids[1]} {ids[1]} 1")
-        kernel.call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        kernel.mount("none", "/", "", MS_REC | MS_PRIVATE, "")
         if first := os.fork():
             # The descriptors are the zygote's: its end must be seen by those who hold the other ends.
             os.closerange(0, 1 << 16)
@@ -64,7 +64,7 @@ class Namespaces:
             attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
             kernel.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
         with contextlib.suppress(OSError):
-            kernel.call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
+            kernel.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "")
         if self.user:
             give_up_powers()
 

@@ -18,15 +18,19 @@ import socket
 import sys
 
 from coursekit.grading.child import serve
-from coursekit.grading.sandbox import blocked, layers, namespaces, uid
+from coursekit.grading.sandbox import blocked, kernel, layers, namespaces, reach, uid, watch
 from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.sandbox.process import PROBLEM
 
 MESSAGE_BYTES = 1 << 16
+PR_SET_CHILD_SUBREAPER = 36
+# A child's children may go on to fork while theirs are ended.
+SWEEPS = 100
 
 
 def main() -> None:
     control = socket.socket(fileno=os.dup(0))
+    del sys.argv[1:]
     silence(0, 1)
     data, [grader], *_ = socket.recv_fds(control, MESSAGE_BYTES, 1)
     order = json.loads(data)
@@ -39,6 +43,8 @@ def main() -> None:
     # Before the packages are loaded: the process that stays behind and waits is a small one.
     world = namespaces.Namespaces() if "namespaces" in active else None
     warm_up()
+    if world and stranger is not None and reach.hidden():
+        reach.show()
     zygote = Zygote(control, grader, active, Limits(**order["limits"]), world, stranger)
     control.send(json.dumps({"layers": active, "missing": missing}).encode())
     silence(2)
@@ -66,6 +72,7 @@ def warm_up() -> None:
 
     for name in STANDARD:
         __import__(name)
+    watch.install()
     # Without the module `site` there are none.
     site.setquit()
     site.sethelper()
@@ -104,6 +111,8 @@ class Zygote:
             raise RuntimeError("a process with several threads cannot be forked safely")
         self.control, self.grader, self.world, self.stranger = control, grader, world, stranger
         self.walls = layers.prepare(active, limits)
+        if world is None:
+            kernel.prctl(PR_SET_CHILD_SUBREAPER, 1)
         # By the descriptor that stands for a child: its number, and the line to the grader about it.
         self.children: dict[int, tuple[int, socket.socket]] = {}
         self.poll = select.poll()
@@ -173,11 +182,31 @@ class Zygote:
         with contextlib.suppress(OSError):
             line.send(str(code).encode())
         line.close()
+        if not self.world:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Without namespaces: end what children have started and left behind. It falls to this process."""
+        for _ in range(SWEEPS):
+            known = {number for number, _ in self.children.values()}
+            left = set(own_children()) - known
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+                os.waitpid(number, 0)
+            if not left:
+                return
 
     def end(self) -> None:
         for number, _ in self.children.values():
             os.kill(number, signal.SIGKILL)
         os._exit(0)
+
+
+def own_children() -> list[int]:
+    """The processes whose parent this one is; none where the kernel does not tell."""
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(number) for number in file.read().split()]
+    return []
 
 
 def close_all_but(*kept: int) -> None:
