@@ -13,6 +13,7 @@ from importlib.metadata import version
 OLDEST_PYTHON = (3, 11)
 EXTRAS = {
     "grading": ["typer", "rich", "pytest", "jupytext"],
+    "cluster": ["distributed"],
     "notebooks": ["jupytext", "nbformat", "nbclient", "ipykernel", "matplotlib"],
     "site": ["mkdocs", "material", "pygments", "py_mini_racer"],
     "dev": ["beartype", "hypothesis", "xdist", "playwright"],
@@ -38,7 +39,7 @@ class Finding:
 
 def examine(port: int = 8000) -> list[Finding]:
     """Look at everything. It takes about as long as importing torch."""
-    return [python(), *torch(), *extras(), browser(), free_port(port)]
+    return [python(), *torch(), *extras(), *sandbox(), browser(), free_port(port)]
 
 
 def python() -> Finding:
@@ -109,6 +110,17 @@ def extras() -> Iterator[Finding]:
             yield Finding(f"[{extra}]", "missing", f"without {', '.join(absent)}", remedy)
         else:
             yield Finding(f"[{extra}]", "ok", "installed")
+
+
+def sandbox() -> Iterator[Finding]:
+    """The walls around a submission that `attn grade` runs: each is tried, none is taken on trust."""
+    from coursekit.grading.sandbox import layers, remedies
+
+    for layer, reason in layers.available().items():
+        if reason:
+            yield Finding(layer, "missing", f"grading: {reason}", remedies.remedy(layer, reason))
+        else:
+            yield Finding(layer, "ok", f"grading: {remedies.MEANING[layer]}")
 
 
 def browser() -> Finding:

@@ -34,7 +34,9 @@ LAYERS = [("landlock",), ("uid", "landlock"), ("uid", "landlock", "seccomp", "rl
 )
 def test_files_that_are_nobodys_business_cannot_be_read(walled, active, path):
     assert Path(path).exists()
-    assert walled.run(f"open({str(path)!r}, 'rb').read(1)", *active)[0] == "PermissionError"
+    kind = walled.run(f"open({str(path)!r}, 'rb').read(1)", *active)[0]
+    # Where a home is closed to other users, they do not even find it.
+    assert kind == "PermissionError" or (kind == "FileNotFoundError" and "uid" in active)
 
 
 def test_without_landlock_the_same_files_are_open(walled):
@@ -74,7 +76,7 @@ def test_no_program_can_be_run_and_no_folder_listed(walled):
 
 
 @pytest.mark.parametrize(
-    "module", ["wave", "fractions", "tomllib", "torch.utils.benchmark", "mpmath", "numpy.polynomial"]
+    "module", ["wave", "graphlib", "sched", "torch.utils.benchmark", "mpmath", "numpy.polynomial"]
 )
 def test_modules_are_still_imported(walled, module):
     """From the standard library and from among the installed packages, files of shared code too."""
