@@ -7,7 +7,7 @@ import difflib
 import pdb as debugger
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coursekit.course import Course, Lesson
@@ -97,6 +97,7 @@ class Replay:
     bank: Bank | None
     debug: Debug | None
     say: Callable[[str], None]
+    shown: set[str] = field(default_factory=set)
 
     def report(self) -> Report:
         backend = InProcess(self.submission, keep_printed=self.debug is None)
@@ -122,7 +123,10 @@ class Replay:
             case = attempt.case
             name = f"{case.task['key']}.{case.name}{f'[{case.case}]' if case.case else ''}"
             self.say(f"{name}: {clean(attempt.failure.message)}")
-            if self.debug and attempt.failure.kind != UNDONE and (trace := attempt.error.__traceback__):
+            trace = attempt.error.__traceback__
+            # One case of a check is enough to look into.
+            if self.debug and trace and attempt.failure.kind != UNDONE and case.name not in self.shown:
+                self.shown.add(case.name)
                 self.debug(ending_at(trace, self.submission.filename, str(self.lesson.checks)))
         return outcome
 
