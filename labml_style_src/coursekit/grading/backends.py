@@ -115,9 +115,9 @@ class SecondProcess:
     process. From then on calls have less time, and the function that was too slow is not called again. When the
     time of the whole submission is used up, every further question is a `StudentError`.
 
-    `events` says in sentences what the submission did beside answering, the same in every run; `called` which
-    ready-made attention it called, where the host listens (`sandbox/watch.py`). Raises `SandboxError` if the host
-    can start no process.
+    `events` says in sentences what the submission did beside answering, the same in every run; `called` names the
+    ready-made attention that it called, as far as its own process tells (`sandbox/watch.py`). Raises
+    `SandboxError` if the host can start no process.
     """
 
     def __init__(

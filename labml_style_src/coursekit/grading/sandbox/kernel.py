@@ -59,7 +59,5 @@ def unshare(flags: int) -> None:
 
 def mount(source: str, target: str | os.PathLike[str], kind: str, flags: int, data: str) -> None:
     """Mount a file system. Raises OSError."""
-    texts = [ctypes.c_char_p(os.fsencode(part) or None) for part in (source, target, kind, data)]
-    if _libc().mount(*texts[:3], ctypes.c_ulong(flags), texts[3]):
-        reason = ctypes.get_errno()
-        raise OSError(reason, f"{os.strerror(reason)}: {os.fspath(target)}")
+    texts = [os.fsencode(part) or None for part in (source, target, kind, data)]
+    call("mount", *texts[:3], flags, texts[3])

@@ -20,15 +20,10 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from coursekit.grading.sandbox import LAYERS, kernel, rlimits
+from coursekit.grading.sandbox import LAYERS, kernel, namespaces, rlimits
 from coursekit.grading.sandbox.limits import Limits
 
 PROBE_SECONDS = 30
-# A user whom nobody is.
-NOBODY = 65534
-
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 
 
 class Walls:
@@ -134,18 +129,16 @@ def _clock() -> str:
     return ""
 
 
-def _namespaces() -> str:
-    own = 0 if os.geteuid() == 0 else CLONE_NEWUSER
-    kernel.unshare(own | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWPID)
-    return ""
-
-
 def _uid() -> str:
     if os.geteuid():
         return "only root can make a child another user's"
-    os.setgroups([])
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    return "" if os.getresuid() == (NOBODY,) * 3 else "the user stayed the same"
+    from coursekit.grading.sandbox import reach, uid
+
+    number = uid.stranger()
+    if not reach.hidden() or not namespaces.probe():
+        uid.become(number)
+        return "" if os.getresuid() == (number,) * 3 else "the user stayed the same"
+    return reach.hidden()
 
 
 def _rlimits() -> str:
@@ -179,7 +172,7 @@ def _refused(action: Callable[[], object]) -> str:
 
 PROBES: dict[str, Callable[[], str]] = {
     "clock": _clock,
-    "namespaces": _namespaces,
+    "namespaces": namespaces.probe,
     "rlimits": _rlimits,
     "uid": _uid,
     "landlock": _landlock,

@@ -9,11 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from coursekit.grading.sandbox import kernel
+from coursekit.grading.sandbox import kernel, uid
 from coursekit.grading.sandbox.landlock import folders
-
-# A user without rights.
-NOBODY = 65534
 
 MS_BIND, MS_REC, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x2, 0x4
 
@@ -26,9 +23,7 @@ def hidden(paths: Iterable[Path] | None = None) -> str:
     if not (child := os.fork()):
         reason = b"its user cannot be changed"
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            uid.become(uid.NOBODY)
             reason = next(filter(None, map(_refusal, asked)), "")[:1000].encode()
         finally:
             os.write(writing, reason)

@@ -45,7 +45,8 @@ def taken() -> list[str]:
 
 def known(told: Any) -> list[str]:
     """On the grader's side: of what a child told, the names that mean something."""
-    return [name for name in told if isinstance(name, str) and name in NAMES] if isinstance(told, list | tuple) else []
+    names = told if isinstance(told, list | tuple) else ()
+    return [name for name in names if isinstance(name, str) and name in NAMES]
 
 
 def install() -> None:

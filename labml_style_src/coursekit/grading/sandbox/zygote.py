@@ -37,6 +37,9 @@ def main() -> None:
     missing = {}
     if "namespaces" in order["layers"] and (reason := namespaces.probe()):
         missing["namespaces"] = reason
+    own_mounts = "namespaces" in order["layers"] and not missing
+    if "uid" in order["layers"] and not own_mounts and (reason := reach.hidden()):
+        missing["uid"] = reason
     active = [name for name in order["layers"] if name not in missing]
     # By the number that the machine knows this process by.
     stranger = uid.stranger() if "uid" in active else None

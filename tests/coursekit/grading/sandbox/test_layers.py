@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from coursekit.grading.sandbox import LAYERS, layers
+from coursekit.grading.sandbox import LAYERS, layers, uid
 
 
 def test_every_layer_is_either_there_or_explained():
@@ -98,7 +98,7 @@ except OSError as error:
 
 def test_the_child_is_another_user_without_privileges(walled):
     code = "answer = os.getresuid(), os.getresgid(), os.getgroups()"
-    nobody = [layers.NOBODY] * 3
+    nobody = [uid.NOBODY] * 3
     assert walled.run(code, "uid", "landlock", "seccomp") == ("done", [nobody, nobody, []])
     code = "import ctypes\nanswer = ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)"
     # No new privileges, and no core dump or debugger.

@@ -78,7 +78,7 @@ stop.set()
 def test_a_lower_limit_of_the_machines_stays(walled):
     code = """
 import resource
-from coursekit.grading.batch.assignment import Limits
+from coursekit.grading.sandbox import Limits
 from coursekit.grading.sandbox import rlimits
 resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
 rlimits.enter(Limits(), own_user=False)

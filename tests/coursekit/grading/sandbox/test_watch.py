@@ -85,7 +85,7 @@ def test_values_and_gradients_stay_bit_for_bit(found: dict):
 @pytest.mark.parametrize(
     ("told", "kept"),
     [
-        (["flex_attention", "rm -rf /", 3, None, "x" * 10**6], ["flex_attention"]),
+        (["flex_attention", "rm -rf /", 3, None, [], {}, "x" * 10**6], ["flex_attention"]),
         (("flex_attention",), ["flex_attention"]),
         ("flex_attention", []),
         ({"flex_attention": 1}, []),

@@ -15,16 +15,9 @@ from coursekit.grading.sandbox import layers
 SERVER = """
 import json, os, sys, traceback
 import coursekit.grading.sandbox.landlock, coursekit.grading.sandbox.seccomp
-from coursekit.grading.batch.assignment import Limits
-from coursekit.grading.sandbox import kernel, layers, reach
+from coursekit.grading.sandbox import Limits
+from coursekit.grading.sandbox import kernel, layers, reach, uid
 import einops, numpy, torch
-
-NOBODY = 65534
-
-def become():
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
 
 for line in sys.stdin:
     active, memory, code = json.loads(line)
@@ -39,7 +32,7 @@ for line in sys.stdin:
                 kernel.mount("none", "/", "", 0x44000, "")
                 reach.show()
             walls = layers.prepare(active, Limits(memory_mb=memory))
-            walls.enter(become)
+            walls.enter(lambda: uid.become(uid.NOBODY))
         except BaseException as error:
             told = ["not entered", str(error)]
         else:
