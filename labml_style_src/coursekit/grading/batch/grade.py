@@ -16,6 +16,7 @@ from pathlib import Path
 
 from coursekit.course import EnvironmentFault, Lesson
 from coursekit.grading import batch
+from coursekit.grading.backends import SecondProcess
 from coursekit.grading.batch.archive import HandedIn
 from coursekit.grading.batch.assignment import Assignment, rounded
 from coursekit.grading.batch.fused import names_using_fused, tasks_by_name
@@ -142,11 +143,12 @@ class Grader:
             raise EnvironmentFault(f"--require-sandbox: this machine lacks {why}. Nothing was graded")
         return host
 
-    def _run(self, submission: Submission, result: Result) -> None:
-        from coursekit.grading.backends import SecondProcess
+    def _backend(self, submission: Submission) -> SecondProcess:
+        return SecondProcess(submission, host=self.host)
 
+    def _run(self, submission: Submission, result: Result) -> None:
         assignment = self.plan.assignment
-        backend = SecondProcess(submission, host=self.host)
+        backend = self._backend(submission)
         try:
             report = self.checks.run(submission, backend=backend, seed=int(result.seed), bank=self.bank)
             result.events = [clean(event, MESSAGE_LIMIT) for event in backend.events]

@@ -25,6 +25,8 @@ from coursekit.grading.batch.result import ERROR, Result
 
 # Beyond what a submission may take itself: a worker that is still busy then hangs.
 PATIENCE_SECONDS = 120.0
+# To import PyTorch twice and collect the checks.
+START_SECONDS = 600.0
 TRIES = 2
 
 
@@ -87,7 +89,7 @@ def serve(connection: Connection, plan: Opens) -> None:
 class Worker:
     """A process that grades, what it is busy with, and until when something must come from it."""
 
-    def __init__(self, plan: Opens, seconds: float) -> None:
+    def __init__(self, plan: Opens) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, plan), daemon=True)
@@ -96,7 +98,7 @@ class Worker:
         theirs.close()
         self.ready: Ready | None = None
         self.handed: HandedIn | None = None
-        self.until = time.monotonic() + seconds
+        self.until = time.monotonic() + START_SECONDS
 
     def give(self, handed: HandedIn, seconds: float) -> None:
         self.handed, self.until = handed, time.monotonic() + seconds
@@ -150,7 +152,7 @@ class Pool:
                 worker.give(self.waiting.popleft(), self.seconds)
         starting = sum(not worker.ready for worker in self.workers)
         for _ in range(min(self.jobs - len(self.workers), len(self.waiting) - starting)):
-            self.workers.append(Worker(self.plan, self.seconds))
+            self.workers.append(Worker(self.plan))
 
     def _answer(self, worker: Worker) -> Iterator[Result]:
         try:
