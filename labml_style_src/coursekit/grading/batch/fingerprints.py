@@ -3,7 +3,8 @@ r"""What is left of a text when everything is gone that is changed without thoug
 Of the tokens go comments, docstrings, line ends, indentation, round brackets, commas, imports, decorators, the heads
 of functions and classes, and whatever stands in the stub. A literal counts by its kind. A name of the student's own
 counts by how far back it was used last (Baker, 1993: parameterized pattern matching), so that renaming changes
-nothing and using another variable does; what cannot be renamed (keywords, builtins, `.softmax`) counts as it is.
+nothing and using another variable does; what cannot be renamed (keywords, builtins,
+`.softmax`, `dim=`) counts as it is.
 Every `LENGTH` tokens in a row are hashed, and of each `WINDOW` neighbouring hashes the least is kept: winnowing
 (Schleimer, Wilkerson and Aiken, 2003), which finds every match of `LENGTH + WINDOW - 1` tokens wherever it stands.
 
@@ -109,6 +110,15 @@ def logical_lines(text: str) -> Iterator[list[tuple[str, str]]]:
             yield line
             line, depth = [], 0
         depth += (token in OPENING) - (token in CLOSING)
+        if (
+            token == "="
+            and depth > 0
+            and len(line) > 1
+            and line[-1][0] == "name"
+            and line[-2][1] in ("(", ",")
+        ):
+            # The name of an argument is not the caller's to choose.
+            line[-1] = ("argument", line[-1][1])
         line.append((kind, token))
     if line:
         yield line
@@ -155,7 +165,7 @@ def encoded(tokens: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     last: dict[str, int] = {}
     before = ""
     for place, (kind, token) in enumerate(tokens):
-        word = token if kind == "sign" else kind
+        word = token if kind in ("sign", "argument") else kind
         if kind == "name":
             fixed = token not in own if before == "." else token in FIXED
             word = token if fixed else kind
