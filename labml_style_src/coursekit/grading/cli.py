@@ -185,3 +185,18 @@ def gradescope(
     for line in autograder.make(find_course().lesson(slug), to, rules=rules, wheels=wheels, secret=known):
         say(line)
     say(f"wrote {to}")
+
+
+@app.command()
+def classroom(
+    slug: Slug,
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    source: Annotated[str, typer.Option("--course", help="OWNER/NAME@COMMIT of the course on GitHub.")],
+    shards: Annotated[int, typer.Option(help="In how many parts a class is graded at a time.")] = 4,
+    rules: Annotated[str, typer.Option("--assignment", help="The rules, as a path in that repository.")] = "",
+) -> None:
+    """Make what GitHub needs to grade: workflows for a student's repository and a class, Classroom 50's script."""
+    from coursekit.grading.batch import classroom as github
+
+    for path in github.write(find_course().lesson(slug), folder, source, shards=shards, rules=rules):
+        say(f"wrote {path}")
