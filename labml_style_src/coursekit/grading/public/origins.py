@@ -8,6 +8,9 @@ these steps. Whatever else is computed from it has none.
 from typing import Any
 
 import numpy as np
+import torch
+
+from coursekit.grading.values import copied
 
 Origin = tuple[Any, ...]
 
@@ -22,6 +25,8 @@ def reached(answers: list[Any], origin: Origin, lenient: bool = False) -> Any:
             value = value[as_index(operand)]
         elif kind == "attribute":
             value = getattr(value, operand, None) if lenient else getattr(value, operand)
+        elif kind == "tensor":
+            value = torch.as_tensor(value)
         else:
             value = str(value)
     return value
@@ -45,8 +50,67 @@ def as_data(key: Any) -> Any:
     return {"ellipsis": None} if key is ... else key
 
 
-def origin_of(value: Any) -> Origin | None:
-    return getattr(value, "origin", None)
+class Origins:
+    """Knows where a check's values come from, also arrays and tensors that only share the memory of an answer, as
+    those of `torch.as_tensor` do."""
+
+    def __init__(self) -> None:
+        self._answers: list[Any] = []
+        self._as_given: list[Any] = []
+        self._places: dict[tuple[Any, ...], Origin] = {}
+
+    def follow(self, number: int, answer: Any) -> Any:
+        """The answer with that number, followed."""
+        known = followed(answer, (number,))
+        while len(self._as_given) <= number:
+            self._as_given.append(None)
+        self._as_given[number] = copied(answer)
+        # Kept, so that nothing else comes to lie where it lies.
+        self._answers.append(known)
+        self._note(known)
+        return known
+
+    def of(self, value: Any) -> Origin | None:
+        """Where a value comes from; None if from nowhere, or from more than one step of those above. Raises
+        `ValueError` if the check has changed an answer in place."""
+        found = getattr(value, "origin", None)
+        if found is None and isinstance(value, np.ndarray | torch.Tensor):
+            found = self._places.get(memory(value))
+            if found is not None and isinstance(value, torch.Tensor):
+                found = (*found, ("tensor", None))
+        if found is not None and not unchanged(value, reached(self._as_given, found)):
+            raise ValueError("the check has changed an answer")
+        return found
+
+    def _note(self, value: Any) -> None:
+        if isinstance(value, FollowedArray) and value.size:
+            self._places.setdefault(memory(value), value.origin)  # type: ignore[arg-type]
+        for part in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+        ):
+            self._note(part)
+
+
+def memory(value: Any) -> tuple[Any, ...]:
+    """Where an array or tensor lies, and how it is read there."""
+    if isinstance(value, torch.Tensor):
+        if value.requires_grad or value.dtype == torch.bfloat16 or value.layout != torch.strided:
+            return ()
+        value = value.numpy(force=True)
+    array = np.asarray(value)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+
+
+def unchanged(value: Any, given: Any) -> bool:
+    if isinstance(value, FollowedDtype):
+        return value == given
+    if isinstance(value, dict):
+        return value.keys() == given.keys() and all(unchanged(value[key], given[key]) for key in value)
+    if isinstance(value, tuple | list):
+        return len(value) == len(given) and all(map(unchanged, value, given))
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return np.asarray(value).tobytes() == np.asarray(given).tobytes()
+    return value == given
 
 
 def followed(value: Any, origin: Origin) -> Any:

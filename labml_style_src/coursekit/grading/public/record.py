@@ -16,7 +16,7 @@ from coursekit.grading import wire
 from coursekit.grading.attempt import Attempt, Case
 from coursekit.grading.backends import Backend
 from coursekit.grading.expect import Expect
-from coursekit.grading.public.origins import Origin, followed, origin_of, reached
+from coursekit.grading.public.origins import Origin, Origins, reached
 from coursekit.grading.public.probes import another
 from coursekit.grading.public.replay import placed
 from coursekit.grading.values import copied, plain
@@ -81,6 +81,7 @@ class Steps:
         self.changed = changed
         self.steps: list[Step] = []
         self.answers: list[Any] = []
+        self.origins = Origins()
 
     @property
     def stops(self) -> list[str]:
@@ -96,7 +97,7 @@ class Steps:
         if request["verb"] == "begin":
             return self.backend.ask(request)
         links: list[Any] = []
-        bare = unlinked(request, (), links)
+        bare = unlinked(request, (), links, self.origins)
         self.steps.append(Step({"ask": copied(bare)}, links))
         sent = bare
         for place, origin in links:
@@ -106,7 +107,7 @@ class Steps:
         self.answers[-1] = answer
         if request["verb"] == "new":
             return answer
-        return followed(another(answer) if self.changed else answer, (len(self.answers) - 1,))
+        return self.origins.follow(len(self.answers) - 1, another(answer) if self.changed else answer)
 
 
 class Recording(Expect):
@@ -155,24 +156,24 @@ class Recording(Expect):
         self.steps.steps.append(Step(data | asked[0].data, asked[0].links))
 
     def _demand(self, kind: str, actual: Any, *args: Any, **options: Any) -> None:
-        origin = origin_of(actual)
+        origin = self.steps.origins.of(actual)
         if origin is None and actual is not None and not isinstance(actual, bool):
             raise NotPublic("what it judges is no part of an answer")
         links: list[Any] = []
-        data = unlinked({"demand": kind, "args": args, "options": options}, (), links)
+        data = unlinked({"demand": kind, "args": args, "options": options}, (), links, self.steps.origins)
         self.steps.steps.append(Step(plain(data), links, origin))
 
 
-def unlinked(value: Any, place: tuple[Any, ...], links: list[Any]) -> Any:
+def unlinked(value: Any, place: tuple[Any, ...], links: list[Any], origins: Origins) -> Any:
     """The value with None at each part that comes from an answer; `links` gets the place and the origin."""
-    if origin := origin_of(value):
+    if origin := origins.of(value):
         links.append((place, origin))
         return None
     match value:
         case dict():
-            return {key: unlinked(part, (*place, key), links) for key, part in value.items()}
+            return {key: unlinked(part, (*place, key), links, origins) for key, part in value.items()}
         case tuple() | list():
-            parts = [unlinked(part, (*place, number), links) for number, part in enumerate(value)]
+            parts = [unlinked(part, (*place, at), links, origins) for at, part in enumerate(value)]
             return tuple(parts) if isinstance(value, tuple) else parts
         case _:
             return value
