@@ -2,7 +2,7 @@
 
 Two submissions are compared by their fingerprints (`fingerprints.py`). What most of a class writes says nothing, and
 the easy tasks are alike in every class: a fingerprint is worth 1 if no more than two hold it, less the more hold it,
-and nothing if all do. Alike are two that share half of the smaller one, and at least what 40 fingerprints are worth
+and next to nothing if all do. Alike are two that share half of the smaller one, and at least what 40 fingerprints are worth
 that nobody else has, which is a task of middling size: a short submission never says enough.
 
 Measured on the 15 lessons, with the course's solution and two of another hand for each. Of these 45 independent
@@ -75,7 +75,7 @@ def groups(texts: dict[str, str], stub: str) -> list[Group]:
 
 
 def rarity(holders: int, students: int) -> float:
-    """What a fingerprint says: 1 if no more than two hold it, nothing if all do."""
+    """What a fingerprint says: 1 if no more than two hold it, next to nothing if all do."""
     most = students + IMAGINED
     return min(1.0, math.log(most / holders) / math.log(most / 2))
 
