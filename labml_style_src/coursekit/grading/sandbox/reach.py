@@ -12,6 +12,8 @@ from pathlib import Path
 from coursekit.grading.sandbox import kernel, uid
 from coursekit.grading.sandbox.landlock import folders
 
+CLONE_NEWNS = 0x00020000
+MS_PRIVATE = 0x40000
 MS_BIND, MS_REC, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x2, 0x4
 
 
@@ -52,6 +54,21 @@ def closed(folder: Path) -> Path | None:
         if not path.stat().st_mode & 0o001:
             return path
     return None
+
+
+def shown(own_mounts: bool) -> str:
+    """Make the modules readable for another user, who then finds nothing else in a closed home; "" if they are,
+    else why not. `own_mounts`: this process's mounts are nobody else's already; they are from here on."""
+    if not (reason := hidden()):
+        return ""
+    try:
+        if not own_mounts:
+            kernel.unshare(CLONE_NEWNS)
+            kernel.mount("none", "/", "", MS_REC | MS_PRIVATE, "")
+        show()
+    except OSError as error:
+        return f"{reason}; mounts of its own: {error}"
+    return hidden()
 
 
 def show(paths: Iterable[Path] | None = None) -> None:

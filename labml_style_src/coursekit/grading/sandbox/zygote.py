@@ -37,17 +37,16 @@ def main() -> None:
     missing = {}
     if "namespaces" in order["layers"] and (reason := namespaces.probe()):
         missing["namespaces"] = reason
-    own_mounts = "namespaces" in order["layers"] and not missing
-    if "uid" in order["layers"] and not own_mounts and (reason := reach.hidden()):
-        missing["uid"] = reason
     active = [name for name in order["layers"] if name not in missing]
     # By the number that the machine knows this process by.
     stranger = uid.stranger() if "uid" in active else None
     # Before the packages are loaded: the process that stays behind and waits is a small one.
     world = namespaces.Namespaces() if "namespaces" in active else None
     warm_up()
-    if world and stranger is not None and reach.hidden():
-        reach.show()
+    if stranger is not None and (reason := reach.shown(own_mounts=world is not None)):
+        missing["uid"] = reason
+        active.remove("uid")
+        stranger = None
     zygote = Zygote(control, grader, active, Limits(**order["limits"]), world, stranger)
     control.send(json.dumps({"layers": active, "missing": missing}).encode())
     silence(2)

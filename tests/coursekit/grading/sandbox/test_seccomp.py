@@ -1,5 +1,6 @@
 """What the child may ask the kernel for."""
 
+import os
 import re
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def test_what_reaches_beyond_the_process_is_refused(walled, name):
 @pytest.mark.parametrize("name", [name for name in ESCAPES if name != "exec"])
 def test_without_seccomp_the_same_is_possible(walled, name):
     """The control: it is this layer that refuses."""
+    if name in {"chmod", "utime"} and os.geteuid():
+        pytest.skip("only root may change /tmp")
     assert walled.run(ESCAPES[name])[0] == "done"
 
 

@@ -16,7 +16,7 @@ SERVER = """
 import json, os, sys, traceback
 import coursekit.grading.sandbox.landlock, coursekit.grading.sandbox.seccomp
 from coursekit.grading.sandbox import Limits
-from coursekit.grading.sandbox import kernel, layers, reach, uid
+from coursekit.grading.sandbox import layers, reach, uid
 import einops, numpy, torch
 
 for line in sys.stdin:
@@ -27,10 +27,8 @@ for line in sys.stdin:
         os.close(reading)
         told = None
         try:
-            if "uid" in active and reach.hidden():
-                kernel.unshare(0x00020000)
-                kernel.mount("none", "/", "", 0x44000, "")
-                reach.show()
+            if "uid" in active and (reason := reach.shown(own_mounts=False)):
+                raise OSError(reason)
             walls = layers.prepare(active, Limits(memory_mb=memory))
             walls.enter(lambda: uid.become(uid.NOBODY))
         except BaseException as error:
