@@ -2,8 +2,11 @@
 
 Nobody has counted this course's real classes, so the shares are an assumption, on the hard side: one
 submission in twenty hangs or attacks, which no honest class does, because those cost a grader the most.
+
+    python -m benchmarks.grading_class alibi submissions --students 30
 """
 
+import argparse
 import ast
 import io
 import json
@@ -12,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from coursekit.course import Lesson
+from coursekit.course import Lesson, find_course
 from coursekit.grading.bank import Misconception, read_bank
 from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.stub import make_stub, notebook_cells, without_markers
@@ -243,3 +246,18 @@ class Renamer(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(node.id + self.suffix, node.ctx) if node.id in self.own else node
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make up a class to practise grading on.")
+    parser.add_argument("slug", help="the lesson")
+    parser.add_argument("folder", type=Path, help="where the submissions go")
+    parser.add_argument("--students", type=int, default=30)
+    given = parser.parse_args()
+    course = find_course()
+    lesson = course.lesson(given.slug)
+    hand_in(lesson, course.rewrites(lesson), given.folder, given.students)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ INSTRUCTORS, STUDENTS = (COURSE.root / "docs" / f"for-{who}.md" for who in ("ins
 # What only a fresh machine can show; `.ci/run` is one.
 INSTALLING = re.compile(r"git clone |cd course$|make \.venv|python -m venv |\. \.venv/|pip install ")
 # Where a command says by its exit code that not all is well, and is meant to.
-NOT_DONE_YET = ("python check.pyz", "attn check ")
+NOT_DONE_YET = ("python check.pyz", "attn check ", "attn replay ")
 
 
 def commands(page: Path) -> list[str]:
