@@ -3,7 +3,8 @@
     for path in write(lesson, Path("classroom"), "owner/course@COMMIT"): ...
 
 In a student's repository lies no check and no solution: the workflow checks the course out beside it, at one commit.
-Whoever may read the course may read its solutions: use a copy that students cannot see, or live with it.
+Whoever may read the course may read its solutions, and whoever may write to a repository may change its workflow:
+there grading is for feedback, and the grades come from `attn grade` or the instructor's workflow.
 
 Classroom 50 (https://github.com/foundation50/classroom50) runs an `autograder.py` in the student's checkout and
 reads `./result.json` there: wiki/Advanced-Autograding.md, schemas/result-v1.schema.json. Points are whole numbers in
@@ -26,6 +27,7 @@ from coursekit.course import CourseError, Lesson, find_course
 from coursekit.files import write_text
 from coursekit.grading.batch.archive import Submissions
 from coursekit.grading.batch.assignment import Assignment, exact
+from coursekit.grading.batch.autograder import opened
 from coursekit.grading.batch.export import check_text
 from coursekit.grading.batch.names import printable
 from coursekit.grading.batch.result import ERROR, Result
@@ -154,7 +156,7 @@ def grade(lesson: Lesson, checkout: Path, environment: Mapping[str, str]) -> dic
     with Submissions(checkout, lesson, student) as found:
         handed = found.read(student)
     plan = Plan(lesson, Assignment(lesson.slug), os.urandom(32))
-    with plan.open() as grader:
+    with opened(plan) as grader:
         return result_json(grader.grade(handed), plan.assignment, environment)
 
 

@@ -15,6 +15,7 @@ from coursekit.course import Lesson
 from coursekit.grading.batch import classroom
 from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.batch.result import ERROR, UNREADABLE
+from coursekit.grading.batch.results import gradebook
 from coursekit.grading.submission import ExerciseError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -90,6 +91,22 @@ def test_the_time_is_the_servers(alibi, tmp_path):
         subprocess.run(["python3", "-c", code[1]], env=known, cwd=tmp_path, check=True)
         times = (tmp_path / "submissions" / "times.csv").read_text()
         assert times == f"student,handed_in\nalice,{when}\n"
+
+
+def test_green_is_for_all_points(alibi, tmp_path):
+    step = steps_of(classroom.workflow(alibi, COURSE))[-1]
+    code = re.search(r"<<'PY'\n(.*)\nPY", step["run"], re.DOTALL)
+    assert code is not None
+    (tmp_path / "results").mkdir()
+    for results, red in (
+        ([result("alice", 6)], False),
+        ([result("alice", 5)], True),
+        ([result("alice", 6, status=ERROR)], True),
+        ([], True),
+    ):
+        (tmp_path / "results" / "grades.csv").write_text(gradebook(results))
+        done = subprocess.run(["python3", "-c", code[1]], cwd=tmp_path)
+        assert bool(done.returncode) == red
 
 
 def test_a_class_is_graded_in_parts_that_are_merged(alibi):

@@ -2,14 +2,19 @@
 
 import csv
 import io
+import json
 import re
+import sys
 from xml.etree import ElementTree
 
 import pytest
 from tests.coursekit.grading.batch.made_up import NASTY, report, result
 
+from coursekit import __main__
 from coursekit.grading.batch import export
+from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.batch.result import NOT_RUN, UNREADABLE
+from coursekit.grading.batch.results import Batch, Results
 from coursekit.grading.report import Report
 from coursekit.grading.submission import ExerciseError
 
@@ -156,3 +161,44 @@ def test_the_words_for_a_student_say_what_came_off_and_hide_the_hints():
     assert told.startswith("alibi: 1.8 of 6 points\n2 days late: 1.8 of the 2 that were earned\n")
     assert "Your slopes are positive." in told
     assert "hint" not in told
+
+
+@pytest.fixture
+def attn(tmp_path, monkeypatch, capsys):
+    """Run `attn export` on a folder of results and return its exit code and what it prints."""
+    graded = Results(tmp_path / "OUT")
+    graded.begin(Batch(Assignment("alibi", weights={"TestSlopes": 3}), "fingerprint"))
+    for each in (result("4521", 3, max_score=7), result("nobody", 2, max_score=7)):
+        graded.save(each)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["attn", "export", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            __main__.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out + captured.err
+
+    return run
+
+
+def test_the_command_writes_a_folders_results(attn, tmp_path):
+    (tmp_path / "roster.csv").write_text(
+        "Student,ID,Section,alibi (1)\n    Points Possible,,,7\nDoe,4521,A,\nRoe,4522,A,\n"
+    )
+    where = (str(tmp_path / "OUT"), "--to", str(tmp_path / "up.csv"), "--format")
+    code, told = attn(*where, "canvas", "--roster", str(tmp_path / "roster.csv"))
+    assert code == 0
+    assert "in no row of the roster: nobody\nwithout a result: Roe\n" in told
+    assert (tmp_path / "up.csv").read_text().endswith("Doe,4521,A,3\nRoe,4522,A,\n")
+    assert attn(str(tmp_path / "OUT"), "--format", "gradescope", "--to", str(tmp_path / "gs"))[0] == 0
+    tests = json.loads((tmp_path / "gs" / "4521.json").read_text())["tests"]
+    assert [test["max_score"] for test in tests] == [3, 3, 1]
+
+
+def test_the_command_says_what_is_wrong(attn, tmp_path):
+    to = ("--to", str(tmp_path / "x"))
+    code, told = attn(str(tmp_path / "OUT"), "--format", "canvas", *to)
+    assert (code, "needs --roster" in told) == (2, True)
+    code, told = attn(str(tmp_path / "nothing"), "--format", "csv", *to)
+    assert (code, "nothing was graded in" in told) == (2, True)
+    assert not (tmp_path / "x").exists()
