@@ -17,7 +17,7 @@ from coursekit.grading.sandbox.process import ENDING_SECONDS, Lost, Process, in_
 from coursekit.grading.sandbox.watch import known
 from coursekit.grading.session import Randomness, Session, describe_error, seed_everything
 from coursekit.grading.submission import Submission
-from coursekit.grading.values import copied
+from coursekit.grading.values import Reference, copied
 from coursekit.grading.verbs import StudentError, stops_in_words
 
 # On a student's own machine, where nobody waits in a queue behind them.
@@ -115,9 +115,10 @@ class SecondProcess:
     process. From then on calls have less time, and the function that was too slow is not called again. When the
     time of the whole submission is used up, every further question is a `StudentError`.
 
-    `events` says in sentences what the submission did beside answering, the same in every run; `called` names the
-    ready-made attention that it called, as far as its own process tells (`sandbox/watch.py`). Raises
-    `SandboxError` if the host can start no process.
+    `events` says in sentences what the submission did beside answering, the same in every run; `called` has the
+    ready-made attention that it called, as far as its own process tells (`sandbox/watch.py`): pairs of the
+    function or class that was asked for ("" while the file is loaded) and what it called. Raises `SandboxError`
+    if the host can start no process.
     """
 
     def __init__(
@@ -132,7 +133,8 @@ class SecondProcess:
         self.problem: StudentError | None = None
         self.stops: list[str] = []
         self.events: list[str] = []
-        self.called: list[str] = []
+        self.called: list[tuple[str, str]] = []
+        self._makers: dict[int, str] = {}
         self._printed, self._more = "", 0
         self._loaded = False
         self._asked = 0
@@ -145,7 +147,10 @@ class SecondProcess:
             raise self.problem.with_traceback(None)
         if slow := self.slow.get(request.get("name") or ""):
             raise slow.with_traceback(None)
-        return self._exchange(request, later(self.seconds) if self.slow else self.seconds)
+        answer = self._exchange(request, later(self.seconds) if self.slow else self.seconds)
+        if isinstance(answer, Reference):
+            self._makers[answer.number] = self._owner(request)
+        return answer
 
     def printed(self) -> tuple[str, int]:
         printed, more = self._printed, self._more
@@ -196,10 +201,20 @@ class SecondProcess:
         match answer.get("printed"):
             case (str(printed), int(more)):
                 self._keep(printed, min(max(more, 0), PRINTED_LINES_LIMIT))
-        self.called += [name for name in known(answer.get("called")) if name not in self.called]
+        called = [(self._owner(request), name) for name in known(answer.get("called"))]
+        self.called += [pair for pair in called if pair not in self.called]
         if "error" in answer:
             raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
         return answer.get("value")
+
+    def _owner(self, request: dict[str, Any]) -> str:
+        """The function or class of the submission that a request is about."""
+        target = request.get("target")
+        return (
+            self._makers.get(target.number, "")
+            if isinstance(target, Reference)
+            else request.get("name") or ""
+        )
 
     def _keep(self, printed: str, more: int) -> None:
         whole = self._printed + printed

@@ -1,4 +1,5 @@
-"""Which tasks were answered by calling a ready-made attention: read from the source, for the rule `fused = "fail"`.
+"""Which tasks were answered by calling a ready-made attention, for the rule `fused = "fail"`: read from the source,
+and seen while it ran (`SecondProcess.called`).
 
 A task is answered by the functions and classes that its checks ask for first; an answer uses a ready-made
 attention if it says so itself, or if something else of the file that it names does, in turn.

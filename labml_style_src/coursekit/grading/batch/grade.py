@@ -158,10 +158,13 @@ class Grader:
         result.status = NOT_RUN if report.problem else GRADED
         result.message = report.problem
         result.evidence = [clean(note, MESSAGE_LIMIT) for note in fused_notes(submission)]
-        lost = self._lost(submission) if result.evidence and assignment.fused == "fail" else set()
-        result.evidence += [
-            f"{task}: no points, by the rule for ready-made attention" for task in sorted(lost)
-        ]
+        result.evidence += [f"{owner} called {name} while it ran" for owner, name in backend.called if owner]
+        lost: set[str] = set()
+        if result.evidence and assignment.fused == "fail":
+            lost = self._lost(submission, [owner for owner, _ in backend.called])
+            result.evidence += [
+                f"{task}: no points, by the rule for ready-made attention" for task in sorted(lost)
+            ]
         earned = self._earned(report, lost)
         result.earned = rounded(earned)
         result.score = rounded(earned * assignment.late.kept(result.late_days))
@@ -169,9 +172,11 @@ class Grader:
     def _earned(self, report: Report, lost: Collection[str]) -> Fraction:
         return Fraction(0) if report.problem else self.plan.assignment.earned(report, self.points, lost)
 
-    def _lost(self, submission: Submission) -> set[str]:
-        """The tasks that are answered by a ready-made attention."""
-        return {self.tasks[name] for name in names_using_fused(submission) if name in self.tasks}
+    def _lost(self, submission: Submission, called: Iterable[str]) -> set[str]:
+        """The tasks that are answered by a ready-made attention: those of the names that use it, by the source or
+        as it was seen."""
+        names = names_using_fused(submission) | set(called)
+        return {self.tasks[name] for name in names if name in self.tasks}
 
 
 def task_points(checks: Checks) -> dict[str, float]:

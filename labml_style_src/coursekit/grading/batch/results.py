@@ -25,6 +25,7 @@ from coursekit.grading.batch.assignment import DIGITS, Assignment
 from coursekit.grading.batch.names import file_stem
 from coursekit.grading.batch.result import Result
 from coursekit.grading.submission import ExerciseError
+from coursekit.grading.verbs import clean
 
 COLUMNS = ("student", "slug", "score", "max_score", "status", "late_days", "sandbox")
 # What was being written when a run was killed.
@@ -122,7 +123,7 @@ class Results:
 def read_result(path: Path) -> Result | None:
     try:
         return Result.from_dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -150,8 +151,9 @@ def number(value: float) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for one cell, never a formula."""
-    return f"'{text}" if FORMULA.match(text) else text
+    """Text for one cell: without control characters, never a formula."""
+    shown = clean(text)
+    return f"'{shown}" if FORMULA.match(text) else shown
 
 
 def agree(folder: Path, known: Batch, other: Batch) -> None:
