@@ -186,17 +186,17 @@ class SecondProcess:
                 process.write(message)
                 answer = wire.receive(process)
         except Expired as expired:
-            self._end()
+            self.close()
             raise self._too_slow(request, seconds, expired.whole) from None
         except (EOFError, OSError):
             raise self._lost(request) from None
         except wire.WireError as error:
-            self._end()
+            self.close()
             raise self._failure(request, "WireError", str(error)) from None
         finally:
             self.left -= 0 if free else clock.elapsed
         if answer.get("number") != self._asked:
-            self._end()
+            self.close()
             raise self._failure(request, "WireError", "it answers another question")
         match answer.get("printed"):
             case (str(printed), int(more)):
@@ -232,8 +232,9 @@ class SecondProcess:
         return slow
 
     def _out_of_time(self, request: dict[str, Any]) -> StudentError:
-        """No question is asked any more."""
-        return self._failure(request, "OutOfTime", f"{self.host.limits.submission_seconds:g} s")
+        """From now on the answer to every question."""
+        self.problem = self._failure(request, "OutOfTime", f"{self.host.limits.submission_seconds:g} s")
+        return self.problem
 
     def _lost(self, request: dict[str, Any]) -> StudentError:
         """No answer will come: the process has ended, or has closed its end."""

@@ -58,9 +58,13 @@ class Layer(torch.nn.Linear):
 SUBMISSION = Submission(CODE, "tiny.py", "tiny.py")
 
 
-@pytest.fixture(scope="module", params=[InProcess, SecondProcess])
+@pytest.fixture(scope="module", params=["in process", "fresh process", "sandbox"])
 def backend(request) -> Generator[Backend]:
-    backend = request.param(SUBMISSION)
+    if request.param == "in process":
+        backend = InProcess(SUBMISSION)
+    else:
+        host = request.getfixturevalue("host") if request.param == "sandbox" else None
+        backend = SecondProcess(SUBMISSION, host=host)
     yield backend
     backend.close()
 

@@ -131,7 +131,7 @@ class Blocking(Fresh):
             expired.set()
             self.kill()
 
-        timer = threading.Timer(min(clock.wall, clock.rest), expire)
+        timer = threading.Timer(min(clock.wall, clock.rest, threading.TIMEOUT_MAX), expire)
         timer.daemon = True
         timer.start()
         try:

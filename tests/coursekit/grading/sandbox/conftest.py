@@ -4,10 +4,6 @@ from collections.abc import Generator
 import pytest
 from tests.coursekit.grading.sandbox.walled import Walled
 
-from coursekit.grading.sandbox import LAYERS, Host, Limits, open_sandbox
-
-LIMITS = Limits(call_seconds=0.5, submission_seconds=60)
-
 
 @pytest.fixture(scope="session")
 def walled() -> Generator[Walled]:
@@ -16,21 +12,3 @@ def walled() -> Generator[Walled]:
     walled = Walled()
     yield walled
     walled.close()
-
-
-@pytest.fixture(scope="session")
-def host() -> Generator[Host]:
-    """All the walls that this machine has. To open them takes seconds: PyTorch is imported."""
-    if sys.platform != "linux":
-        pytest.skip("a zygote needs Linux")
-    with open_sandbox(limits=LIMITS) as host:
-        yield host
-
-
-@pytest.fixture(scope="session")
-def open_host() -> Generator[Host]:
-    """A zygote whose children have no wall around them but the clock."""
-    if sys.platform != "linux":
-        pytest.skip("a zygote needs Linux")
-    with open_sandbox(LAYERS[1:], LIMITS) as host:
-        yield host
