@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from coursekit.grading.backends import Backend, InProcess, SecondProcess
+from coursekit.grading.sandbox import Host
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import Other
 from coursekit.grading.verbs import Student, StudentError
@@ -77,8 +78,8 @@ def student(backend: Backend) -> Student:
 
 
 @pytest.fixture(scope="module")
-def second() -> Generator[SecondProcess]:
-    backend = SecondProcess(SUBMISSION, seconds=2)
+def second(host: Host) -> Generator[SecondProcess]:
+    backend = SecondProcess(SUBMISSION, seconds=0.5, host=host)
     yield backend
     backend.close()
 
@@ -190,8 +191,9 @@ INVALID = "tiny.py is not valid Python: invalid syntax\nline 2:\n  def f(:\n    
         (SecondProcess, "exit()\n", "the code ends the program"),
     ],
 )
-def test_a_file_that_does_not_load_is_told_at_the_first_question(kind, text: str, told: str):
-    backend = kind(Submission(text, "tiny.py", "tiny.py"))
+def test_a_file_that_does_not_load_is_told_at_the_first_question(kind, text: str, told: str, host: Host):
+    options = {} if kind is InProcess else {"host": host}
+    backend = kind(Submission(text, "tiny.py", "tiny.py"), **options)
     with pytest.raises(StudentError) as error:
         Student(backend).begin(0)
     assert told in error.value.text
@@ -208,7 +210,7 @@ def test_a_debugger_would_open_in_the_students_frame():
 
 def test_an_endless_loop_is_ended_and_the_next_check_goes_on(second: SecondProcess):
     student = Student(second)
-    with pytest.raises(StudentError, match="loop took longer than 2 s: does a loop never end"):
+    with pytest.raises(StudentError, match=r"loop took longer than 0\.5 s: does a loop never end"):
         student.call("loop")
     assert student.call("same", 1) == 1
 
@@ -220,8 +222,8 @@ def test_a_process_that_ends_is_replaced(second: SecondProcess):
     assert student.call("same", 1) == 1
 
 
-def test_a_function_that_was_too_slow_is_not_called_again_and_others_are():
-    backend = SecondProcess(SUBMISSION, seconds=0.3)
+def test_a_function_that_was_too_slow_is_not_called_again_and_others_are(host: Host):
+    backend = SecondProcess(SUBMISSION, seconds=0.3, host=host)
     student = Student(backend)
     for _ in range(5):
         with pytest.raises(StudentError, match=r"loop took longer than 0\.3 s"):

@@ -69,9 +69,9 @@ def test_a_fresh_python_takes_nothing_from_the_environment(tmp_path, monkeypatch
     assert told == [True, int(known.stdout)]
 
 
-def test_layers_are_told_in_their_order(open_host, host):
-    assert open_host.layers == ("clock",)
-    assert open_host.missing == {}
-    assert [name for name in LAYERS if name in host.layers] == list(host.layers)
-    assert {*host.layers, *host.missing} == set(LAYERS)
-    assert not {*host.layers} & {*host.missing}
+def test_layers_are_told_in_their_order(open_zygote, zygote):
+    assert open_zygote.layers == ("clock",)
+    assert open_zygote.missing == {}
+    assert [name for name in LAYERS if name in zygote.layers] == list(zygote.layers)
+    assert {*zygote.layers, *host.missing} == set(LAYERS)
+    assert not {*zygote.layers} & {*zygote.missing}

@@ -107,9 +107,9 @@ SUBMISSION = Submission(CODE, "hostile.py", "hostile.py")
 
 
 @pytest.fixture
-def backend(host: Host, monkeypatch: pytest.MonkeyPatch) -> Generator[SecondProcess]:
+def backend(zygote: Host, monkeypatch: pytest.MonkeyPatch) -> Generator[SecondProcess]:
     monkeypatch.setattr(backends, "ENDING_SECONDS", 0.3)
-    backend = SecondProcess(SUBMISSION, seconds=0.2, host=host)
+    backend = SecondProcess(SUBMISSION, seconds=0.2, host=zygote)
     yield backend
     backend.close()
 
@@ -269,8 +269,8 @@ def test_an_answer_longer_than_the_format_allows_never_reaches_the_grader(studen
     assert told == "the answer cannot be read: malformed message: bytes left over"
 
 
-def test_the_submission_has_a_time_in_all_and_then_no_more_questions(host: Host):
-    backend = SecondProcess(SUBMISSION, seconds=5, host=host)
+def test_the_submission_has_a_time_in_all_and_then_no_more_questions(zygote: Host):
+    backend = SecondProcess(SUBMISSION, seconds=5, host=zygote)
     student = Student(backend)
     assert student.call("same", 1) == 1
     backend.left = 0.2
@@ -281,8 +281,8 @@ def test_the_submission_has_a_time_in_all_and_then_no_more_questions(host: Host)
     backend.close()
 
 
-def test_time_between_questions_is_the_graders(host: Host, monkeypatch: pytest.MonkeyPatch):
-    backend = SecondProcess(SUBMISSION, host=host)
+def test_time_between_questions_is_the_graders(zygote: Host, monkeypatch: pytest.MonkeyPatch):
+    backend = SecondProcess(SUBMISSION, host=zygote)
     Student(backend).call("same", 1)
     before = backend.left
     now = time.monotonic
@@ -292,9 +292,9 @@ def test_time_between_questions_is_the_graders(host: Host, monkeypatch: pytest.M
     backend.close()
 
 
-def test_a_file_that_never_finishes_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_never_finishes_is_ended(zygote: Host, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backends, "LOAD_SECONDS", 0.2)
-    backend = SecondProcess(Submission("while True: pass\n", "a.py", "a.py"), host=host)
+    backend = SecondProcess(Submission("while True: pass\n", "a.py", "a.py"), host=zygote)
     with pytest.raises(StudentError) as error:
         Student(backend).begin(0)
     told = "the file took longer than 0.2 s: does a loop never end?"
