@@ -97,13 +97,12 @@ class Steps:
         if request["verb"] == "begin":
             return self.backend.ask(request)
         links: list[Any] = []
-        bare = unlinked(request, (), links, self.origins)
-        self.steps.append(Step({"ask": copied(bare)}, links))
-        sent = bare
+        bare = unlinked({"ask": request}, (), links, self.origins)
+        self.steps.append(Step(copied(bare), links))
         for place, origin in links:
-            sent = placed(sent, place, reached(self.answers, origin))
+            bare = placed(bare, place, reached(self.answers, origin))
         self.answers.append(None)
-        answer = self.backend.ask(sent)
+        answer = self.backend.ask(bare["ask"])
         self.answers[-1] = answer
         if request["verb"] == "new":
             return answer
