@@ -98,6 +98,8 @@ def test_gradients_and_errors():
         (ours,) = student.vjp("double", (x,), grad)
         expect.close(ours, 2 * grad, what="gradient", factor=3)
         expect.raises("ValueError", student.call, "checked", draw(2, 2), match="axes", what="two axes")
+        # Answers are counted on.
+        expect.equal(student.call("word", 2), "abab", what="the word")
 
     told = same_words(
         check,
@@ -106,11 +108,13 @@ def test_gradients_and_errors():
         without("too many axes", "a shape"),
         without("raise ValueError", "raise TypeError"),
         without("raise ValueError(", "raise NotImplementedError("),
+        without('"ab" * n', '"ba" * n'),
     )
     assert "no gradient can be taken" in told[0]
     assert told[1] == "two axes: expected ValueError, but the code returns an array of shape (2, 2)"
     assert told[2] == "two axes: the message of ValueError should mention axes, but is 'x has a shape'"
     assert told[4] == "not done yet"
+    assert told[5] == "the word is the text 'baba', expected 'abab'"
 
 
 def test_inputs_that_the_check_changes_later_are_kept_as_they_were_asked():
