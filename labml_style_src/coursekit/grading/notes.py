@@ -1,18 +1,25 @@
-"""Evidence beside the points: where a submission calls what it was to build itself."""
+"""Evidence beside the points: where a submission calls what it was to build itself.
+
+The source is read, not run: a name that is put together while it runs (`getattr(F, "scaled_" + rest)`), comes
+out of `eval` or is escaped in a string is beyond it. What then runs is noted by `sandbox/watch.py`.
+"""
 
 import ast
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from coursekit.grading.sandbox.watch import NAMES
 from coursekit.grading.session import pieces
 from coursekit.grading.submission import Submission, syntax_tree
 
 # Whole attention functions and layers of PyTorch's and of others.
 FUSED = {
-    *("scaled_dot_product_attention", "flex_attention", "multi_head_attention_forward"),
+    *NAMES,
     *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"),
-    *("flash_attn_func", "memory_efficient_attention"),
+    *("TransformerEncoder", "TransformerDecoder", "flash_attn_func", "memory_efficient_attention"),
 }
+# Functions that reach into a module by a name in quotes.
+BY_NAME = {"getattr", "attrgetter", "vars", "__import__", "import_module"}
 
 
 def fused_notes(submission: Submission) -> list[str]:
@@ -26,7 +33,7 @@ def fused_notes(submission: Submission) -> list[str]:
         return []
     tree = readable(submission)
     nodes = list(ast.walk(tree))
-    imported = dict(imports(nodes))
+    imported = imports(nodes)
     fused = [node for node in nodes if is_fused(node, imported)]
     if not fused:
         return []
@@ -37,7 +44,7 @@ def fused_notes(submission: Submission) -> list[str]:
     for node in fused:
         if id(node) in types or (id(node) in called and id(node) not in inside):
             continue
-        assert isinstance(node, ast.Name | ast.Attribute)
+        assert isinstance(node, ast.expr)
         verb = "calls" if id(node) in called else "uses"
         place = f"{submission.where(node.lineno)} {verb} {dotted(node)}"
         return [f"Note: the exercise asks you to build this yourself; {place}."]
@@ -55,6 +62,8 @@ def readable(submission: Submission) -> ast.Module:
 
 def dotted(node: ast.expr) -> str:
     """`F.scaled_dot_product_attention` as it stands there; of a chain too long to read its end."""
+    if name := quoted(node):
+        return f"{name} by its name"
     names = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
@@ -69,23 +78,87 @@ def hints(node: ast.AST) -> list[ast.AST]:
     return [hint for hint in found if isinstance(hint, ast.AST)]
 
 
-def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
-    """Each imported name, and what it is in the module it comes from."""
+def imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
+    """Each name that comes from outside, and what it is in the module it comes from: imported, with a star too,
+    or another name for something imported (`attend = F.scaled_dot_product_attention`)."""
+    nodes = list(nodes)
+    known: dict[str, str] = {}
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 name = alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]
-                yield alias.asname or name, alias.name.rpartition(".")[2]
+                # What the file defines itself comes after the star, or hides it anyway.
+                if name == "*":
+                    known |= {name: name for name in FUSED - own(nodes)}
+                else:
+                    known[alias.asname or name] = alias.name.rpartition(".")[2]
+    renamed = [
+        (target.id, node.value)
+        for node in nodes
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
+    # An alias of an alias may stand above it, in a function.
+    while more := {
+        name: last for name, value in renamed if (last := handed_on(value, known)) and name not in known
+    }:
+        known |= more
+    return known
+
+
+def own(nodes: Iterable[ast.AST]) -> set[str]:
+    """The functions and classes that are defined."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in nodes if isinstance(node, kinds)}
+
+
+def handed_on(value: ast.expr, imported: dict[str, str]) -> str:
+    """What a value is in the module it comes from, "" if it is not simply something imported."""
+    if isinstance(value, ast.Name):
+        return imported.get(value.id, "")
+    if not is_from_outside(value, imported):
+        return ""
+    return quoted(value) or (value.attr if isinstance(value, ast.Attribute) else "module")
 
 
 def is_fused(node: ast.AST, imported: dict[str, str]) -> bool:
     """Whether this is `F.scaled_dot_product_attention` or the like, reached from something imported: a
     function of the student's own may have such a name."""
     if isinstance(node, ast.Name):
-        return imported.get(node.id) in FUSED
-    if not isinstance(node, ast.Attribute) or node.attr not in FUSED:
-        return False
-    root = node.value
-    while isinstance(root, ast.Attribute):
-        root = root.value
-    return isinstance(root, ast.Name) and root.id in imported
+        return isinstance(node.ctx, ast.Load) and imported.get(node.id) in FUSED
+    if isinstance(node, ast.Attribute):
+        return node.attr in FUSED and is_from_outside(node.value, imported)
+    return quoted(node) in FUSED and is_from_outside(node, imported)
+
+
+def is_from_outside(node: ast.AST, imported: dict[str, str]) -> bool:
+    """Whether an expression reaches, through attributes and by names in quotes, into something imported."""
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Attribute | ast.Subscript):
+            node = node.value
+        elif isinstance(node, ast.Call) and function(node) in BY_NAME:
+            if function(node) not in ("getattr", "vars") or not node.args:
+                return True
+            node = node.args[0]
+        else:
+            return False
+    return node.id in imported
+
+
+def quoted(node: ast.AST) -> str:
+    """The name in quotes by which `getattr(F, "name")`, `attrgetter("name")` or `vars(F)["name"]` reaches in."""
+    texts: list[ast.expr] = []
+    if isinstance(node, ast.Subscript):
+        texts = [node.slice]
+    elif isinstance(node, ast.Call) and function(node) in BY_NAME:
+        texts = node.args
+    names = (text.value for text in texts if isinstance(text, ast.Constant))
+    return next((name.rpartition(".")[2] for name in names if isinstance(name, str)), "")
+
+
+def function(call: ast.Call) -> str:
+    """The last name of what is called."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""

@@ -17,7 +17,7 @@ from coursekit.grading.submission import Submission, read_submission
 def names_using_fused(submission: Submission) -> set[str]:
     """The names at the top of the file behind which a ready-made attention is called or handed on."""
     tree = readable(submission)
-    imported = dict(imports(ast.walk(tree)))
+    imported = imports(ast.walk(tree))
     uses: set[str] = set()
     mentions: dict[str, set[str]] = {}
     for statement in tree.body:
