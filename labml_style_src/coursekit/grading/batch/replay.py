@@ -18,7 +18,7 @@ from coursekit.grading.batch.result import Result
 from coursekit.grading.batch.results import Results
 from coursekit.grading.batch.seeds import read_secret, seed_of_bank
 from coursekit.grading.checking import Bank, Checks
-from coursekit.grading.failure import UNDONE
+from coursekit.grading.failure import LOST, UNDONE, Failure
 from coursekit.grading.report import FAILED, PASSED, Report, build
 from coursekit.grading.submission import ExerciseError, Submission
 from coursekit.grading.verbs import clean
@@ -117,8 +117,8 @@ class Replay:
             outcome = attempt.run()
         except KeyboardInterrupt as stop:
             # What hangs is stopped by hand, to see where it is.
-            outcome = FAILED
-            attempt.failed(TimeoutError("stopped by you").with_traceback(stop.__traceback__))
+            outcome, attempt.error = FAILED, stop
+            attempt.failure = Failure(LOST, 0, None, "stopped by you")
         if outcome == FAILED and attempt.failure and attempt.error:
             case = attempt.case
             name = f"{case.task['key']}.{case.name}{f'[{case.case}]' if case.case else ''}"
