@@ -57,7 +57,7 @@ def make(
     """Write the zip, and return what there is to know about it, a sentence a line. `wheels` is a folder with all
     that `requirements.txt` asks for; `secret` is drawn if none is given.
 
-    Raises `ExerciseError` if the rules cannot be read or a wheel is missing where a folder was named.
+    Raises `ExerciseError` if the rules cannot be read, or the folder has no wheels or some for another system.
     """
     read_assignment(rules, lesson)
     files = dict(course_files(lesson))
@@ -76,6 +76,13 @@ def make(
         found = sorted(wheels.glob("*.whl"))
         if not found:
             raise ExerciseError(f"--wheels {wheels}: there is no .whl in it; `pip download` puts them there")
+        elsewhere = [
+            path.name for path in found if not path.name.endswith("any.whl") and "linux" not in path.name
+        ]
+        if elsewhere:
+            raise ExerciseError(
+                f"--wheels {wheels}: {elsewhere[0]} is not for Linux, on which Gradescope runs"
+            )
         files |= {f"wheels/{path.name}": path.read_bytes() for path in found}
     content = zipped(files)
     write_bytes(to, content)

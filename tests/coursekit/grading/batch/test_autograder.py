@@ -223,7 +223,12 @@ def test_wheels_go_in_as_they_are_and_setup_uses_them_alone(tiny, tmp_path):
     with pytest.raises(ExerciseError, match=r"there is no \.whl in it"):
         autograder.make(tiny, tmp_path / "x.zip", wheels=wheels)
     assert not (tmp_path / "x.zip").exists()
+    (wheels / "torch-2.13.0-cp312-cp312-macosx_14_0_arm64.whl").write_bytes(b"wheel")
+    with pytest.raises(ExerciseError, match=r"torch.*macosx_14_0_arm64\.whl is not for Linux"):
+        autograder.make(tiny, tmp_path / "x.zip", wheels=wheels)
+    (wheels / "torch-2.13.0-cp312-cp312-macosx_14_0_arm64.whl").unlink()
     (wheels / "torch-2.13.0-py3-none-any.whl").write_bytes(b"wheel")
+    (wheels / "numpy-2.4.6-cp312-cp312-manylinux_2_28_x86_64.whl").write_bytes(b"wheel")
     autograder.make(tiny, tmp_path / "x.zip", wheels=wheels)
     assert zipfile.ZipFile(tmp_path / "x.zip").read("wheels/torch-2.13.0-py3-none-any.whl") == b"wheel"
 

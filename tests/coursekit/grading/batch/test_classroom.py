@@ -137,6 +137,7 @@ def test_the_scripts_of_all_steps_are_bash(alibi):
     [
         ({"course": "owner/course"}, "wanted OWNER/NAME@COMMIT"),
         ({"course": "owner/course@main"}, "wanted OWNER/NAME@COMMIT"),
+        ({"course": f"x: {COURSE}"}, "wanted OWNER/NAME@COMMIT"),
         ({"course": f"owner/course\n@{COMMIT}"}, "wanted OWNER/NAME@COMMIT"),
         ({"course": COURSE, "rules": "a.toml; rm -rf ~"}, "wanted a plain path"),
         ({"course": COURSE, "shards": 0}, "--shards 0: from 1 to 256"),

@@ -74,6 +74,20 @@ def test_a_student_of_canvas_is_found_by_every_name_that_canvas_gives(student):
     assert b",35.50,1,0.0" in canvas(result(student, 1)).content
 
 
+def test_an_address_fits_the_login_without_its_domain():
+    assert b",=1+1,,5,0.0" in canvas(result("roe@uni.example", 5)).content
+
+
+def test_a_computed_column_takes_no_scores_even_where_canvas_does_not_say_so():
+    roster = b'Student,ID,SIS Login ID,Section,alibi (1),Alibi Unposted Final Score\n"Doe, J",1,jd,A,,\n'
+    assert (
+        canvas(result("jd", 5), roster=roster.replace(b"alibi (1)", b"Alibi resit (1)")).column
+        == "Alibi resit (1)"
+    )
+    with pytest.raises(ExerciseError, match=r"take scores: 'alibi \(1\)'$"):
+        canvas(result("jd", 5), roster=roster, column="Alibi Unposted Final Score")
+
+
 def test_everyone_who_gets_no_score_is_named():
     results = [
         result("jdoe", 1),

@@ -64,7 +64,9 @@ def test_a_missing_attribute_is_told_as_the_check_tells_it():
         expect.equal(getattr(student.call("double", draw(3)), "shape", None), (3,), what="the shape")
 
     wrong = without("return 2 * x", "return [2]")
-    assert same_words(strict, wrong)[0].startswith("double(tensor) returns a list (2), which the check cannot")
+    assert same_words(strict, wrong)[0].startswith(
+        "double(tensor) returns a list (2), which the check cannot"
+    )
     assert same_words(lenient, wrong, lenient=True) == ["the shape is None, expected (3,)"]
 
 
