@@ -120,13 +120,12 @@ class Replay:
             outcome, attempt.error = FAILED, stop
             attempt.failure = Failure(LOST, 0, None, "stopped by you")
         if outcome == FAILED and attempt.failure and attempt.error:
-            case = attempt.case
-            name = f"{case.task['key']}.{case.name}{f'[{case.case}]' if case.case else ''}"
-            self.say(f"{name}: {clean(attempt.failure.message)}")
-            trace = attempt.error.__traceback__
+            case, trace = attempt.case, attempt.error.__traceback__
+            check = f"{case.task['key']}.{case.name}"
+            self.say(f"{check}{f'[{case.case}]' if case.case else ''}: {clean(attempt.failure.message)}")
             # One case of a check is enough to look into.
-            if self.debug and trace and attempt.failure.kind != UNDONE and case.name not in self.shown:
-                self.shown.add(case.name)
+            if self.debug and trace and attempt.failure.kind != UNDONE and check not in self.shown:
+                self.shown.add(check)
                 self.debug(ending_at(trace, self.submission.filename, str(self.lesson.checks)))
         return outcome
 

@@ -112,7 +112,7 @@ def test_what_hangs_is_stopped_by_hand_to_see_where(graded, monkeypatch):
     monkeypatch.setattr(module.Held, "run", stop)
     _, lines = graded("ann")
     assert lines[1] == "TestCentre.test_rows[numpy]: stopped by you"
-    assert len(opened) == 6
+    assert len(opened) == 7
 
 
 @pytest.mark.parametrize(
