@@ -21,6 +21,9 @@ NOT_DONE = "not done yet"
 LINE_LIMIT = 10_000_000
 # The dtypes of floating point from float32 on, and how coarse each is.
 COARSENESS = {"float64": 0, "float32": 0, "float16": 1, "bfloat16": 2}
+# Python's and NumPy's; PyTorch raises a RuntimeError.
+MEMORY_ERRORS = ("MemoryError", "_ArrayMemoryError")
+OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -73,6 +76,8 @@ class StudentError(Exception):
                 return "the code ends the program (sys.exit or quit): return a value instead"
             case "RecursionError":
                 return "a function calls itself without end (RecursionError)"
+            case _ if self.type in MEMORY_ERRORS or OUT_OF_MEMORY in self.message:
+                return f"there is not enough memory for what is made here ({self.type}): is an array far too large?"
             case "Timeout":
                 what = f"{name} took" if self.name else "the file took"
                 return f"{what} longer than {self.message}: does a loop never end?"

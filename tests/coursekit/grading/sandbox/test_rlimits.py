@@ -3,6 +3,8 @@
 import pytest
 
 from coursekit.grading.sandbox import rlimits
+from coursekit.grading.submission import Submission
+from coursekit.grading.verbs import StudentError
 
 
 def test_memory_is_limited_to_what_the_child_adds(walled):
@@ -24,6 +26,16 @@ def test_memory_is_limited_to_what_the_child_adds(walled):
     assert f"you tried to allocate {size} bytes" in message
 
 
+@pytest.mark.parametrize(
+    "code", ["bytearray(n)", "np.zeros(n, dtype='u1')", "torch.zeros(n, dtype=torch.uint8)"]
+)
+def test_a_student_is_told_that_memory_ran_out(walled, code):
+    kind, message = walled.run(f"n = 300 << 20\n{code}", "rlimits", memory_mb=256)
+    told = {"type": kind, "message": message}
+    said = StudentError(told, Submission("", "a.py", "a.py")).sentence
+    assert said == f"there is not enough memory for what is made here ({kind}): is an array far too large?"
+
+
 def test_little_memory_is_enough_for_a_gradient(walled):
     code = "x = torch.randn(64, 64, requires_grad=True)\n(x @ x).softmax(-1).sum().backward()\nanswer = True"
     assert walled.run(code, "rlimits", "seccomp", memory_mb=256) == ("done", True)
@@ -34,14 +46,15 @@ def test_the_limits_are_set_and_stay(walled, others):
     code = """
 import resource as r
 answer = [r.getrlimit(kind)[0] for kind in (r.RLIMIT_CPU, r.RLIMIT_NOFILE, r.RLIMIT_CORE, r.RLIMIT_FSIZE)]
+answer += [r.getrlimit(r.RLIMIT_MEMLOCK)[1], r.getrlimit(r.RLIMIT_MSGQUEUE)[1]]
 answer += [r.getrlimit(kind)[0] == r.getrlimit(kind)[1] for kind in (r.RLIMIT_AS, r.RLIMIT_STACK)]
 answer.append(open('/proc/self/oom_score_adj').read())
 """
     kind, found = walled.run(code, "rlimits", *others)
     assert kind == "done"
-    assert found[:4] == [30 + rlimits.SPARE_SECONDS, rlimits.OPEN_FILES, 0, 0]
-    assert found[4:6] == [True, True]
-    assert found[6].strip() == "1000"
+    assert found[:6] == [30 + rlimits.SPARE_SECONDS, rlimits.OPEN_FILES, 0, 0, 0, 0]
+    assert found[6:8] == [True, True]
+    assert found[8].strip() == "1000"
 
 
 def test_files_cannot_grow(walled, tmp_path):
@@ -80,6 +93,8 @@ def test_a_lower_limit_of_the_machines_stays(walled):
 import resource
 from coursekit.grading.sandbox import Limits
 from coursekit.grading.sandbox import rlimits
+from coursekit.grading.submission import Submission
+from coursekit.grading.verbs import StudentError
 resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
 rlimits.enter(Limits(), own_user=False)
 answer = resource.getrlimit(resource.RLIMIT_NOFILE)
