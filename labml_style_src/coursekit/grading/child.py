@@ -83,6 +83,8 @@ def answer_to(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["verb"] == "load":
             return {"value": session.load(request["text"], request["filename"], request["cells"])}
+        if "begin" in request:
+            session.run({"verb": "begin", "seed": request["begin"]})
         return {"value": session.run(request)}
     except BaseException as error:
         return {"error": describe_error(error, session.filename)}

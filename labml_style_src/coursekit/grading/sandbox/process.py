@@ -33,6 +33,8 @@ class Process(ABC):
     def __init__(self, requests: int, answers: int, folder: Path) -> None:
         self.requests, self.answers, self.folder = requests, answers, folder
         self._clock = Clock(0)
+        # Read, and not yet asked for.
+        self._came = b""
 
     @contextmanager
     def timed(self, clock: Clock) -> Generator[None]:
@@ -44,16 +46,21 @@ class Process(ABC):
         """Send it all. Raises `Expired`, or OSError if nobody can read it any more."""
         rest = memoryview(message)
         while rest:
-            self._ready(self.requests, to_write=True)
-            with contextlib.suppress(BlockingIOError):
+            try:
                 rest = rest[os.write(self.requests, rest[:CHUNK]) :]
+            except BlockingIOError:
+                self._ready(self.requests, to_write=True)
 
     def read(self, length: int) -> bytes:
         """Some bytes, at most `length`; none if the process has closed its end. Raises `Expired`."""
-        while True:
+        while not self._came:
             self._ready(self.answers)
             with contextlib.suppress(BlockingIOError):
-                return os.read(self.answers, length)
+                # All that is there: a message is read in three parts.
+                self._came = os.read(self.answers, CHUNK)
+                break
+        part, self._came = self._came[:length], self._came[length:]
+        return part
 
     def _ready(self, descriptor: int, to_write: bool = False) -> None:
         poll = select.poll()
