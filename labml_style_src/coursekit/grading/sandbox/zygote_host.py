@@ -13,12 +13,13 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from coursekit.grading import wire
 from coursekit.grading.sandbox import layers
-from coursekit.grading.sandbox.clock import cpu_seconds
+from coursekit.grading.sandbox.clock import Clock, Expired, cpu_seconds
 from coursekit.grading.sandbox.folder import make_folder, remove_folder
 from coursekit.grading.sandbox.host import SETTINGS, Host, SandboxError, command
 from coursekit.grading.sandbox.limits import LAYERS, Limits
-from coursekit.grading.sandbox.process import PROBLEM, Lost, Process
+from coursekit.grading.sandbox.process import ENDING_SECONDS, PROBLEM, Lost, Process
 
 MESSAGE_BYTES = 1 << 16
 # PyTorch is imported meanwhile.
@@ -35,8 +36,14 @@ class ZygoteHost(Host):
         missing = {name: reason for name, reason in known.items() if reason and name not in off}
         super().__init__({name for name in LAYERS if name not in {*off, *missing}}, missing, limits)
         self._lock = threading.Lock()
-        self._zygote: Zygote | None = None
-        self.start().end()
+        self._zygote: Zygote | None = Zygote(self.layers, limits)
+        self.missing |= self._zygote.missing
+        self.layers = tuple(name for name in self.layers if name not in self.missing)
+        try:
+            self._try()
+        except SandboxError:
+            self.close()
+            raise
 
     def start(self) -> "Forked":
         with self._lock:
@@ -55,10 +62,26 @@ class ZygoteHost(Host):
             self._zygote = None
 
     def _opened(self) -> "Zygote":
+        """Another zygote, with the same walls: what a host has said of them stays true."""
         zygote = Zygote(self.layers, self.limits)
-        self.missing |= zygote.missing
-        self.layers = tuple(name for name in self.layers if name not in zygote.missing)
+        if zygote.missing:
+            zygote.close()
+            lost = "; ".join(f"{name}: {reason}" for name, reason in zygote.missing.items())
+            raise SandboxError(f"a layer that was active cannot be had again: {lost}")
         return zygote
+
+    def _try(self) -> None:
+        """Let a first child answer. Raises `SandboxError` with the reason if it cannot."""
+        try:
+            process = self.start()
+            try:
+                with process.timed(Clock(FORK_SECONDS)):
+                    process.write(wire.encode({"verb": "begin", "seed": 0, "number": 0}))
+                    wire.receive(process)
+            finally:
+                process.end(ENDING_SECONDS)
+        except (EOFError, OSError, Expired, Lost, wire.WireError) as error:
+            raise SandboxError(f"a first child does not answer: {error or type(error).__name__}") from None
 
 
 class Zygote:
@@ -142,7 +165,8 @@ class Forked(Process):
             os.set_blocking(descriptor, False)
 
     def cpu_seconds(self) -> float | None:
-        return cpu_seconds(self.number)
+        # 0 and less where `/proc` is not that of this process's own namespace.
+        return cpu_seconds(self.number) if self.number > 0 else None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

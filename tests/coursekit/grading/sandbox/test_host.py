@@ -73,5 +73,5 @@ def test_layers_are_told_in_their_order(open_zygote, zygote):
     assert open_zygote.layers == ("clock",)
     assert open_zygote.missing == {}
     assert [name for name in LAYERS if name in zygote.layers] == list(zygote.layers)
-    assert {*zygote.layers, *host.missing} == set(LAYERS)
+    assert {*zygote.layers, *zygote.missing} == set(LAYERS)
     assert not {*zygote.layers} & {*zygote.missing}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -177,7 +178,7 @@ def test_behind_walls_the_folder_stays_empty(zygote: Host, start):
         pytest.skip("no layer here keeps a child from writing")
     backend = start()
     student = Student(backend)
-    with pytest.raises(StudentError, match="PermissionError|Read-only file system"):
+    with pytest.raises(StudentError, match=r"PermissionError|Read-only file system"):
         student.call("fill")
     assert list(backend._process.folder.iterdir()) == []
 
@@ -249,6 +250,33 @@ def test_a_zygote_that_cannot_be_started_again_is_an_error(zygote: Host, monkeyp
     monkeypatch.setattr("coursekit.grading.sandbox.host.FLAGS", ("-c", "raise SystemExit('no more memory')"))
     with pytest.raises(SandboxError, match="does not start: no more memory"):
         zygote.start()
+
+
+def test_a_layer_that_was_active_is_never_lost_in_silence(zygote: Host, monkeypatch: pytest.MonkeyPatch):
+    class Weaker:
+        missing: ClassVar = {"namespaces": "no space left"}
+        closed = False
+
+        def close(self) -> None:
+            Weaker.closed = True
+
+    monkeypatch.setattr(zygote, "_zygote", None)
+    monkeypatch.setattr("coursekit.grading.sandbox.zygote_host.Zygote", lambda *_: Weaker())
+    with pytest.raises(SandboxError, match="cannot be had again: namespaces: no space left"):
+        zygote.start()
+    assert Weaker.closed
+
+
+def test_a_first_child_that_does_not_answer_is_an_error(zygote: Host, monkeypatch: pytest.MonkeyPatch):
+    def ends(self: Host) -> object:
+        process = start()
+        process.kill()
+        return process
+
+    start = zygote.start
+    monkeypatch.setattr(type(zygote), "start", ends)
+    with pytest.raises(SandboxError, match="a first child does not answer: "):
+        zygote._try()  # type: ignore[attr-defined]
 
 
 def test_a_wall_that_cannot_be_put_up_runs_nothing_of_the_students(start, monkeypatch: pytest.MonkeyPatch):
