@@ -24,4 +24,3 @@ def guess(x):
             pass
     return np.array([Command()], dtype=object)
 """
-POINTS = 2

@@ -21,5 +21,3 @@ def guess(x):
             pass
     return 0.0
 """
-# Its answers are out of step from here on.
-POINTS = 2

@@ -18,4 +18,3 @@ def guess(x):
                 pass
     return 0.0
 """
-POINTS = 2

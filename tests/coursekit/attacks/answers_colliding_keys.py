@@ -2,14 +2,19 @@
 Seen: the denial of service by hash collision, 2011, in most languages."""
 
 SUBMISSION = """
-import sys
+import json
+import os
+import struct
 
 
 def guess(x):
-    return {number * sys.hash_info.modulus: 0 for number in range(1500)}
+    pairs = [[number * (2**61 - 1), 0] for number in range(20_000)]
+    header = json.dumps({"dict": [["value", {"dict": pairs}], ["printed", {"tuple": ["", 0]}]]}).encode()
+    for number in range(3, 256):
+        try:
+            os.write(number, struct.pack("<IQ", len(header), 0) + header)
+        except OSError:
+            pass
+    os._exit(0)
 """
-
-
-def succeeded(scene):
-    """Whether the grader took the dict in."""
-    return "dict" in scene.told
+TOLD = "dict's keys must lie within"

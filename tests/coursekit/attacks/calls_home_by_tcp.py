@@ -5,7 +5,9 @@ import socket
 
 
 def guess(x):
-    with socket.create_connection(("127.0.0.1", TARGET.tcp), timeout=1) as connection:
+    with socket.socket() as connection:
+        connection.settimeout(1)
+        connection.connect(("127.0.0.1", TARGET.tcp))
         connection.sendall(b"the checks")
     return TARGET.won
 """

@@ -7,14 +7,12 @@ import time
 
 def spin():
     began = time.monotonic()
-    while time.monotonic() - began < 0.5:
+    while time.monotonic() - began < 0.3:
         pass
 
 
 def guess(x):
-    for _ in range(4):
+    for _ in range(2):
         threading.Thread(target=spin, daemon=True).start()
     return 0.0
 """
-# Its own next answer may come too late.
-POINTS = 2

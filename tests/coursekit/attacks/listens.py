@@ -5,7 +5,10 @@ import socket
 
 
 def guess(x):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname(), timeout=1) as connection:
-            return TARGET.won
+    with socket.socket() as server, socket.socket() as client:
+        client.settimeout(1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.connect(server.getsockname())
+        return TARGET.won
 """

@@ -5,7 +5,7 @@ import re
 
 
 def guess(x):
-    re.match(r"(a+)+$", "a" * 25 + "b")
-    str((3**40_000_000).bit_length())
+    re.match(r"(a+)+$", "a" * 23 + "b")
+    str((3**6_000_000).bit_length())
     return TARGET.won
 """

@@ -23,5 +23,3 @@ def guess(x):
     builtins.isinstance = lambda *args: True
     return 0.0
 """
-# What it breaks are its own answers.
-POINTS = 2

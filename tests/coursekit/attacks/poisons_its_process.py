@@ -1,8 +1,6 @@
 """Breaks PyTorch, NumPy and the built-ins for whoever runs next in the same process."""
 
 SUBMISSION = """
-import builtins
-
 import numpy as np
 
 
@@ -11,7 +9,6 @@ def guess(x):
     torch.randn = torch.zeros
     np.asarray = np.array = lambda *args, **kwargs: 0.0
     torch.set_default_dtype(torch.float16)
-    builtins.len = lambda value: 0
     return 0.0
 """
 # The check after it asks the same process.

@@ -3,16 +3,12 @@
 SUBMISSION = """
 import os
 import signal
+import time
 
 
 def guess(x):
-    # Another one wakes it, where nobody else does.
-    if os.fork() == 0:
-        import time
-
-        time.sleep(1.7)
-        os.kill(os.getppid(), signal.SIGCONT)
-        os._exit(0)
+    began = time.monotonic()
     os.kill(os.getpid(), signal.SIGSTOP)
-    return TARGET.won
+    # The ground wakes it, where nobody else ends it.
+    return TARGET.won if time.monotonic() - began > 1 else 0.0
 """

@@ -2,6 +2,6 @@
 
 SUBMISSION = """
 def guess(x):
-    taken = [b"x" * (1 << 20) for _ in range(600)]
+    taken = [bytes(1 << 20) for _ in range(600)]
     return TARGET.won if len(taken) == 600 else 0.0
 """

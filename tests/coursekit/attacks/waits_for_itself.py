@@ -8,6 +8,6 @@ LOCK.acquire()
 
 
 def guess(x):
-    LOCK.acquire(timeout=1.7)
+    LOCK.acquire(timeout=1.5)
     return TARGET.won
 """

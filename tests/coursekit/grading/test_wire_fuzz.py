@@ -4,16 +4,25 @@ import contextlib
 import io
 import json
 import math
+import os
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.coursekit.grading.tiny import handed_in, write_lesson
 
 from coursekit.grading import wire
+from coursekit.grading.backends import SecondProcess
+from coursekit.grading.checking import Checks
+from coursekit.grading.feedback import plain
+from coursekit.grading.sandbox.host import Host
+from coursekit.grading.sandbox.limits import Limits
+from coursekit.grading.sandbox.process import Process
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import BFLOAT16, DTYPES, Other, Reference, dtype_name, in_words
 from coursekit.grading.verbs import StudentError, stops_in_words
@@ -66,7 +75,7 @@ def decoded(header: bytes, body: bytes, inputs: bool = False) -> Any:
 
 
 @given(MESSAGES, st.binary(max_size=64), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=200)
 @example({"dict": [["a", {"reference": math.inf}]]}, b"", False)
 @example({"dict": [["a", {"complex": [10**400, 0]}]]}, b"", False)
 @example({"dict": [["a", {"leaf": ["int64", [1], [0]]}]]}, b"12345678", True)
@@ -194,7 +203,7 @@ ERRORS = st.one_of(
 
 
 @given(ERRORS, st.binary(max_size=32), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=200)
 @example({"dict": [["type", "MissingName"], ["name", "\x1b[2J" * 9999]]}, b"", False)
 @example({"dict": [["name", {"array": ["int8", [2], [0]]}]]}, b"12", True)
 def test_whatever_is_told_of_an_error_can_be_shown(error: Any, body: bytes, notebook: bool):
@@ -214,3 +223,75 @@ def test_whatever_is_answered_can_be_said_in_words(value: Any, body: bytes):
     message = decoded(json.dumps({"dict": [["value", value]]}).encode(), body)
     if message is not None:
         assert in_words(message["value"]).isprintable()
+
+
+class Scripted(Process):
+    """A child that has its answers ready before it is asked, and then is gone."""
+
+    def __init__(self, script: bytes, folder: Path) -> None:
+        theirs, requests = os.pipe()
+        answers, ours = os.pipe()
+        os.write(ours, script[: 1 << 16])
+        os.close(ours)
+        super().__init__(requests, answers, folder)
+        self.theirs = theirs
+
+    def cpu_seconds(self) -> float | None:
+        return None
+
+    def kill(self) -> None:
+        return
+
+    def wait(self, seconds: float) -> int | None:
+        if self.theirs is not None:
+            os.close(self.theirs)
+        self.theirs = None
+        return 0
+
+
+class ScriptedHost(Host):
+    def __init__(self, script: bytes, folder: Path) -> None:
+        super().__init__(("clock",), {}, Limits())
+        self.script, self.folder = script, folder
+
+    def start(self) -> Process:
+        return Scripted(self.script, self.folder)
+
+
+def answered(number: int, answer: Any) -> bytes:
+    """A message as a child sends it, with its own bytes where an answer belongs."""
+    header = json.dumps({"dict": [["number", number], *answer]}).encode()
+    return wire.PREFIX.pack(len(header), 0) + header
+
+
+ANSWERS = st.lists(
+    st.one_of(
+        st.tuples(st.just("value"), HEADERS),
+        st.tuples(st.just("error"), ERRORS),
+        st.tuples(st.just("printed"), st.one_of(HEADERS, st.just({"tuple": ["\x1b[2J" * 99, 10**4000]}))),
+    ),
+    max_size=3,
+)
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> Checks:
+    return Checks(write_lesson(tmp_path_factory.mktemp("course")))
+
+
+@given(st.lists(ANSWERS, max_size=3), st.one_of(st.just(b""), st.binary(max_size=30)))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example([[("value", {"tuple": []})], [("error", {"dict": [["name", "\x1b"]]})]], b"\xff" * 12)
+def test_whatever_a_child_sends_the_checks_end_with_a_report(
+    checks: Checks, tmp_path: Path, answers: Any, rest: bytes
+):
+    """The whole way: a child that answers what it likes to the first questions, and then sends some bytes."""
+    good = answered(1, [("value", None)]) + answered(2, [("value", {"list": []})])
+    script = good + b"".join(answered(number, answer) for number, answer in enumerate(answers, 3)) + rest
+    backend = SecondProcess(handed_in("x = 1\n"), host=ScriptedHost(script, tmp_path))
+    report = checks.run(backend.submission, backend=backend)
+    backend.close()
+    assert report.earned == 0
+    text = plain(report) + "".join(backend.events)
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert len(text) < 200_000

@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import importlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,20 +16,22 @@ from typing import Any
 
 import numpy as np
 from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
-from tests.coursekit.attacks.ground.targets import Targets, descendants, end
+from tests.coursekit.attacks.ground.targets import Targets, descendants, end, state_of
 
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.batch.assignment import Limits
 from coursekit.grading.checking import Checks
 from coursekit.grading.report import Report
 from coursekit.grading.sandbox import LAYERS
-from coursekit.grading.submission import ExerciseError, Submission
+from coursekit.grading.submission import Submission
 from coursekit.grading.verbs import StudentError
 
 # Tight, so that an attack on them is over soon.
 LIMITS = Limits(call_seconds=0.3, submission_seconds=6.0, memory_mb=256)
 # The ground's own net under a configuration that lacks a wall: nothing lasts longer.
 NET_SECONDS = 8.0
+# A process that has stopped itself goes on after so long: longer than any wall lets it.
+WAKE_SECONDS = 1.8
 # What a report may say in all, in characters.
 REPORT_LIMIT = 100_000
 PR_SET_CHILD_SUBREAPER = 36
@@ -143,7 +146,7 @@ class Ground:
         self.targets = Targets()
         self.checks = Checks(self.targets.lesson)
         self.hosts: dict[tuple[str, ...], Any] = {}
-        self.net = False
+        self.beside: dict[tuple[str, ...], SecondProcess] = {}
         # Whoever loses their parent below this process becomes its child: nobody gets away.
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -156,22 +159,18 @@ class Ground:
     def run(self, attack: Attack, off: tuple[str, ...] = ()) -> Scene:
         """Run an attack with these layers off."""
         host, targets = self.host(off), self.targets
-        beside = SecondProcess(handed_in(KEEPER.replace("TOKEN", targets.token)), host=host)
-        beside.ask({"verb": "begin", "seed": 0})
-        targets.neighbour = pid_of(beside)
+        targets.neighbour = pid_of(self._beside(off))
         targets.prepare()
         known = descendants(os.getpid())
         scene, began = Scene(targets), time.monotonic()
         with self._net(known, scene):
+            backend = Recorded(attack.handed_in(targets), host=host)
             try:
-                backend = Recorded(attack.handed_in(targets), host=host)
-                scene.report = self.checks.run(attack.handed_in(targets), backend=backend, seed=7)
-                scene.points = scene.report.earned
+                scene.report = self.checks.run(backend.submission, backend=backend, seed=7)
+            finally:
                 backend.close()
-                scene.came = "\n".join([*backend.came, *backend.events])
-                scene.events = list(backend.events)
-            except ExerciseError as error:
-                scene.came = str(error)
+            scene.points, scene.events = scene.report.earned, list(backend.events)
+            scene.came = "\n".join([*backend.came, *backend.events])
             scene.seconds = time.monotonic() - began
         left = descendants(os.getpid()) - known - host_pids(host)
         if left:
@@ -179,7 +178,7 @@ class Ground:
             end(left)
         scene.harm += targets.harm()
         scene.harm += self._judged(attack, scene)
-        scene.harm += self._neighbours(beside, host)
+        scene.harm += self._neighbours(off)
         reap()
         return scene
 
@@ -201,17 +200,26 @@ class Ground:
             harm.append("it succeeded")
         return harm
 
-    def _neighbours(self, beside: SecondProcess, host: Any) -> list[str]:
-        """What became of a submission beside the attack, and of the next one."""
+    def _beside(self, off: tuple[str, ...]) -> SecondProcess:
+        """The submission that lives beside the attacks on a host."""
+        if off not in self.beside:
+            keeper = handed_in(KEEPER.replace("TOKEN", self.targets.token))
+            self.beside[off] = SecondProcess(keeper, host=self.host(off))
+            self.beside[off].ask({"verb": "begin", "seed": 0})
+        return self.beside[off]
+
+    def _neighbours(self, off: tuple[str, ...]) -> list[str]:
+        """What became of the submission beside the attack, and of the next one."""
         harm = []
         try:
-            if beside.ask({"verb": "call", "target": None, "name": "kept", "args": (), "kwargs": {}}) != 1:
-                harm.append("the neighbour was changed")
+            self.beside[off].ask({"verb": "call", "target": None, "name": "kept", "args": (), "kwargs": {}})
         except StudentError:
             harm.append("the neighbour was hit")
-        beside.close()
+            self.beside.pop(off).close()
         honest = handed_in(HONEST + "def guess(x):\n    return 0.0\n")
-        report = self.checks.run(honest, backend=SecondProcess(honest, host=host), seed=8)
+        backend = SecondProcess(honest, host=self.host(off))
+        report = self.checks.run(honest, backend=backend, seed=8)
+        backend.close()
         if report.earned != POINTS:
             harm.append(f"the next submission earned {report.earned:g} points")
         return harm
@@ -223,34 +231,44 @@ class Ground:
             for _ in range(3):
                 end(descendants(os.getpid()) - known)
 
-        timer = threading.Timer(NET_SECONDS, fall)
-        timer.start()
+        def wake() -> None:
+            for pid in descendants(os.getpid()) - known:
+                if state_of(pid) == "T":
+                    os.kill(pid, signal.SIGCONT)
+
+        timers = threading.Timer(NET_SECONDS, fall), threading.Timer(WAKE_SECONDS, wake)
+        for timer in timers:
+            timer.start()
         try:
             yield
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
+
+    def close_host(self, off: tuple[str, ...]) -> None:
+        """A configuration that is not needed any more."""
+        for kept in (self.beside, self.hosts):
+            if off in kept:
+                kept.pop(off).close()
 
     def close(self) -> None:
-        for host in self.hosts.values():
-            host.close()
+        for each in [*self.beside.values(), *self.hosts.values()]:
+            each.close()
         self.targets.close()
 
 
 # A neighbour: its memory holds a secret.
 KEEPER = """
 SECRET = "TOKEN"
-CALLS = 0
 
 def kept():
-    global CALLS
-    CALLS += 1
-    return CALLS
+    return len(SECRET)
 """
 
 
 def pid_of(backend: SecondProcess) -> int:
-    process = getattr(backend, "_process", None)
-    return getattr(process, "pid", 0) or 0
+    process = backend._process
+    return getattr(process, "number", None) or process._started.pid
 
 
 def host_pids(host: Any) -> set[int]:
