@@ -23,7 +23,7 @@ from coursekit.course import Lesson
 from coursekit.files import write_text
 from coursekit.grading import feedback
 from coursekit.grading.batch import overview
-from coursekit.grading.batch.assignment import Assignment
+from coursekit.grading.batch.assignment import DIGITS, Assignment
 from coursekit.grading.batch.names import file_stem
 from coursekit.grading.batch.result import Result
 from coursekit.grading.batch.similar import Group
@@ -117,8 +117,9 @@ def sums(assignment: Assignment, result: Result, rows: list[ScoreRow]) -> Sums:
     taken = float(1 - late.kept(days))
     over = late.days and days > late.days
     rule = f"after {count(late.days, 'day')} nothing is kept" if over else f"{number(100 * taken)} % less"
-    lost = sum(row.earned for row in rows) - result.earned
-    return Sums(lost if lost > 1e-6 else 0.0, result.earned - result.score, rule)
+    lost = sum(row.earned for row in rows) - result.earned if assignment.fused == "fail" else 0.0
+    # What is kept is rounded.
+    return Sums(lost if lost > 0.5 * 10**-DIGITS else 0.0, result.earned - result.score, rule)
 
 
 @cache

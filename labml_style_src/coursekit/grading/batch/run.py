@@ -21,7 +21,7 @@ from coursekit.grading.batch.result import ERROR, Result
 from coursekit.grading.batch.results import Batch, Results, merge, seen_from
 from coursekit.grading.batch.seeds import fingerprint, make_secret, read_secret, shard_of
 from coursekit.grading.sandbox import LAYERS
-from coursekit.grading.stub import make_stub
+from coursekit.grading.stub import make_stub, without_markers
 from coursekit.grading.submission import ExerciseError
 
 GradeAll = Callable[[Plan, Iterable[HandedIn]], Iterator[Result]]
@@ -127,7 +127,8 @@ class Run:
 
 def groups_alike(lesson: Lesson, found: Submissions, results: list[Result]) -> list[similar.Group]:
     stub = make_stub(lesson.exercise.read_text("utf-8"), str(lesson.exercise))
-    return similar.groups(texts(found, (result.student for result in results)), stub)
+    solution = without_markers(lesson.exercise.read_text("utf-8"))
+    return similar.groups(texts(found, (result.student for result in results)), stub, solution)
 
 
 def texts(found: Submissions, students: Iterable[str]) -> dict[str, str]:

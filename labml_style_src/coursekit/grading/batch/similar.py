@@ -2,8 +2,9 @@
 
 Two submissions are compared by their fingerprints (`fingerprints.py`). What most of a class writes says nothing, and
 the easy tasks are alike in every class: a fingerprint is worth 1 if no more than two hold it, less the more hold it,
-and next to nothing if all do. Alike are two that share half of the smaller one, and at least what 40 fingerprints are worth
-that nobody else has, which is a task of middling size: a short submission never says enough.
+and next to nothing if all do. Alike are two that share half of the smaller one, and at least what 40 fingerprints
+are worth that nobody else has, which is a task of middling size: a short submission never says enough.
+Against the course's own solution each is held by itself, since half a class may have it from there.
 
 Measured on the 15 lessons, with the course's solution and two of another hand for each. Of these 45 independent
 pairs none is alike, the nearest shares 13 %. In classes of 60, whose one, two or three easy tasks are written in one
@@ -45,16 +46,43 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """Students whose submissions hang together by pairs that are alike, the most alike first."""
+    """Students whose submissions hang together by pairs that are alike, the most alike first. In the group
+    `of_solution` each pair is a student and, without a name, the course's own solution."""
 
     students: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    of_solution: bool = False
 
 
-def groups(texts: dict[str, str], stub: str) -> list[Group]:
-    """The groups among the submissions (by student), those with the most alike pair first."""
-    pairs = compared(texts, stub, ALIKE, EVIDENCE)
-    leader = {student: student for student in texts}
+def groups(texts: dict[str, str], stub: str, solution: str = "") -> list[Group]:
+    """The groups among the submissions (by student), those with the most alike pair first; before them those who
+    are like the course's solution, however many they are."""
+    given = stub_runs(stub)
+    known = {text: fingerprints(text, given) for text in {solution, *texts.values()}}
+    prints = {student: known[text] for student, text in sorted(texts.items())}
+    return like_solution(prints, known[solution]) + like_each_other(prints)
+
+
+def like_solution(prints: dict[str, set[int]], solution: set[int]) -> list[Group]:
+    """One group or none. Every fingerprint is worth 1: the solution is known, so nobody needs to guess from the
+    class what is common."""
+    pairs = []
+    for student, own in prints.items():
+        both, least = len(own & solution), min(len(own), len(solution))
+        if both >= max(EVIDENCE, ALIKE * least):
+            pairs.append(Pair(student, "", both / least, both))
+    pairs.sort(key=order)
+    return [Group(tuple(sorted(pair.first for pair in pairs)), tuple(pairs), True)] if pairs else []
+
+
+def order(pair: Pair) -> tuple[float, float, str, str]:
+    """The most alike first."""
+    return (-pair.share, -pair.worth, pair.first, pair.second)
+
+
+def like_each_other(prints: dict[str, set[int]]) -> list[Group]:
+    pairs = compared(prints, ALIKE, EVIDENCE)
+    leader = {student: student for student in prints}
 
     def lead(student: str) -> str:
         while leader[student] != student:
@@ -68,10 +96,10 @@ def groups(texts: dict[str, str], stub: str) -> list[Group]:
         members[lead(pair.first)].append(pair)
     found = []
     for own in members.values():
-        own.sort(key=lambda pair: (-pair.share, -pair.worth, pair.first, pair.second))
+        own.sort(key=order)
         students = {student for pair in own for student in (pair.first, pair.second)}
         found.append(Group(tuple(sorted(students)), tuple(own)))
-    return sorted(found, key=lambda group: (-group.pairs[0].share, -group.pairs[0].worth, group.students))
+    return sorted(found, key=lambda group: (*order(group.pairs[0])[:2], group.students))
 
 
 def rarity(holders: int, students: int) -> float:
@@ -80,18 +108,15 @@ def rarity(holders: int, students: int) -> float:
     return min(1.0, math.log(most / holders) / math.log(most / 2))
 
 
-def compared(texts: dict[str, str], stub: str, share: float = 0.0, worth: float = 0.0) -> list[Pair]:
+def compared(prints: dict[str, set[int]], share: float = 0.0, worth: float = 0.0) -> list[Pair]:
     """Every pair that shares at least so much, in no useful order."""
-    students, given = sorted(texts), stub_runs(stub)
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, student in enumerate(students):
-        places[texts[student]].append(place)
+    students = list(prints)
     holders: dict[int, list[int]] = defaultdict(list)
-    for text, same in places.items():
-        for fingerprint in fingerprints(text, given):
-            holders[fingerprint] += same
+    for place, student in enumerate(students):
+        for fingerprint in prints[student]:
+            holders[fingerprint].append(place)
     # Where one copied from another, many fingerprints have the same holders: they are added up as one.
-    held = Counter(tuple(sorted(who)) for who in holders.values())
+    held = Counter(tuple(who) for who in holders.values())
     count = len(students)
     total, shared = np.zeros(count), np.zeros((count, count))
     for who, times in sorted(held.items()):

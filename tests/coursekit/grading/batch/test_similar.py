@@ -82,7 +82,8 @@ def disguised(text: str) -> str:
 def test_independent_solutions_are_not_alike(lesson):
     texts, stub = texts_of(lesson.slug)
     assert len(texts) == 3
-    assert max(pair.share for pair in similar.compared(texts, stub)) < 0.15
+    prints = {name: fingerprints(text, stub_runs(stub)) for name, text in texts.items()}
+    assert max(pair.share for pair in similar.compared(prints)) < 0.15
     assert similar.groups(texts, stub) == []
 
 
@@ -139,6 +140,24 @@ def test_what_most_of_the_class_writes_says_nothing():
     others = {f"s{i}": renamed(common) for i in range(200)}
     found = similar.groups({**others, "ada": rare, "ben": rare}, stub)
     assert [group.students for group in found] == [("ada", "ben")]
+
+
+def test_who_is_like_the_solution_is_told_however_many_they_are():
+    texts, stub = texts_of("alibi")
+    solution = texts.pop("solution")
+    copies = {f"s{i}": [solution, disguised(solution)][i % 2] for i in range(50)}
+    first, *others = similar.groups({**texts, **copies}, stub, solution)
+    assert first.of_solution
+    assert first.students == tuple(sorted(copies))
+    assert not any(group.of_solution for group in others)
+    assert (first.pairs[0].first, first.pairs[0].second, first.pairs[0].share) == ("s0", "", 1.0)
+
+
+@pytest.mark.parametrize("lesson", COURSE.lessons, ids=lambda lesson: lesson.slug)
+def test_nobody_else_is_like_the_solution(lesson):
+    texts, stub = texts_of(lesson.slug)
+    solution = texts.pop("solution")
+    assert similar.groups({**texts, "stub": stub, "empty": ""}, stub, solution) == []
 
 
 def test_the_order_of_the_class_changes_nothing():
