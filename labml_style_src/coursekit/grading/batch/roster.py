@@ -76,6 +76,8 @@ class Roster:
 
 
 def decoded(content: bytes) -> tuple[str, str]:
+    if b"\0" in content:
+        raise ExerciseError("the roster is UTF-16, or no text: export it again, as CSV in UTF-8")
     for encoding in ("utf-8", "cp1252"):
         try:
             return content.decode(encoding), encoding

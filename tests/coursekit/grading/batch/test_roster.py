@@ -66,6 +66,7 @@ def test_the_decimal_mark_is_that_of_the_column_or_goes_with_the_delimiter(rows,
     [
         (b"", "only one column"),
         (b"just a text\n", "only one column"),
+        ("a,b\n1,2\n".encode("utf-16"), "is UTF-16, or no text"),
         (b'a,b\n"open,2\n', "row 2 has a quote that is not closed"),
         (b"a,b\n\x81\x8d,\xff\n", "neither UTF-8 nor Windows"),
     ],
