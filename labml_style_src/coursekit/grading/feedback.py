@@ -57,7 +57,7 @@ def printed(text: str, more: int = 0) -> str:
 
 
 def number(points: float) -> str:
-    return f"{points:g}"
+    return f"{round(points, 2):g}"
 
 
 def of(earned: float, total: float, noun: str) -> str:
