@@ -36,9 +36,11 @@ from coursekit.grading.submission import (
     ExerciseError,
     Submission,
     read_notebook,
+    syntax_tree,
     text_of,
     within_limit,
 )
+from coursekit.imports import code_text
 
 SOURCES = (".py", ".ipynb")
 ZIP_LIMIT = 20_000_000
@@ -213,13 +215,14 @@ class Submissions:
         raise Unreadable(f"no .py or .ipynb file is in it, only {shown}{' ...' if files[SHOWN:] else ''}")
 
     def _is_stub(self, file: File) -> bool:
-        """Whether this is the lesson's stub as it is given out."""
+        """Whether this is the lesson's stub as it is given out, whatever its docstrings and comments say."""
         if self._stub is None:
             stub = make_stub(self.lesson.exercise.read_text("utf-8"), str(self.lesson.exercise))
-            notebook = read_notebook(stub_notebook(stub, self.lesson.slug), "stub")
-            self._stub = {stub.strip(), notebook.text.strip()}
+            notebook = read_notebook(stub_notebook(stub, "check"), "stub")
+            self._stub = {code_text(stub), code_text(notebook.text)}
         with contextlib.suppress(Unreadable, ExerciseError):
-            return submission_of(file.name, file.load(SIZE_LIMIT)).text.strip() in self._stub
+            text = submission_of(file.name, file.load(SIZE_LIMIT)).text
+            return syntax_tree(text) is not None and code_text(text) in self._stub
         return False
 
 

@@ -60,8 +60,8 @@ class Run:
         """
         folder = Results(self.out)
         with Submissions(self.submissions, self.lesson) as found:
-            plan = self._plan(folder, found)
             self.students = in_shard(found.students, self.shard)
+            plan = self._plan(folder, found)
             try:
                 for result in grade_all(plan, self._open(folder, found, plan)):
                     self._keep(folder, plan, result)

@@ -23,6 +23,7 @@ from coursekit.grading.exercise import start
 from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError
 
+ANSWER_NOTEBOOK = b'{"cells": [{"cell_type": "code", "source": "def centre(x): return x"}]}'
 ANSWER = b"def centre(x):\n    return x\n"
 
 
@@ -169,11 +170,21 @@ def test_the_untouched_stub_beside_an_answer_is_no_second_answer(tmp_path, lesso
         "ada/tiny.py": ANSWER,
         "ada/tiny.ipynb": notebook,
         "bob/tiny.py": stub.replace(b"\n", b"\r\n"),
-        "bob/tiny.ipynb": b'{"cells": []}',
+        "bob/tiny.ipynb": ANSWER_NOTEBOOK,
         "cem/tiny.py": stub,
         "cem/tiny.ipynb": notebook,
+        # In a bundle the stub names another command.
+        "dee/tiny.py": stub.replace(b"An exercise for", b"`python check.pyz`, for"),
+        "dee/tiny.ipynb": ANSWER_NOTEBOOK,
+        "eve/tiny.py": ANSWER,
+        "eve/tiny.ipynb": notebook.replace(b"attn check tiny", b"python check.pyz"),
+        "fay/tiny.py": ANSWER,
+        "fay/tiny.ipynb": b'{"cells": [{"cell_type": "code", "source": "((((("}]}',
     }
     found = by_student(lay(tmp_path / "in", files), lesson)
+    assert found["dee"].name == "tiny.ipynb"
+    assert found["eve"].name == "tiny.py"
+    assert "2 files where one is wanted" in found["fay"].problem
     assert found["ada"].name == "tiny.py"
     assert found["bob"].name == "tiny.ipynb"
     assert "2 files where one is wanted" in found["cem"].problem
