@@ -32,11 +32,7 @@ def draw_state(draw, m):
 
 def by_name(expect, owner, parts, like, remark):
     """The student's `parts`, of `owner`, as tensors, once their names and shapes are those of `like`."""
-    expect.true(isinstance(parts, dict), f"{owner} must be a dict of weights by name")
-    missing = ", ".join(f"`{name}`" for name in like if name not in parts)
-    other = ", ".join(f"`{name}`" for name in parts if name not in like)
-    expect.true(not missing, f"{owner} has no {missing}{f', but has {other}' if other else ''}: {remark}")
-    expect.true(not other, f"{owner} also has {other}: {remark}")
+    expect.names(parts, like, what=owner, remark=remark)
     for name, part in like.items():
         shape = getattr(parts[name], "shape", None)
         expect.equal(shape, tuple(part.shape), what=f"{owner}: the shape of {name}")

@@ -52,8 +52,7 @@ def with_weights(expect, handle, state):
     """The student's module in float64 with these weights, once it has such."""
     handle.call("double")
     own = handle.call("state_dict")
-    ours, wanted = (", ".join(sorted(names)) for names in (own, state))
-    expect.equal(ours, wanted, what="the list of your layer's weights")
+    expect.names(own, state, what="your layer's state_dict()")
     for name, weight in state.items():
         expect.equal(own[name].shape, tuple(weight.shape), what=f"the shape of {name}, as it is stored,")
     handle.call("load_state_dict", state)

@@ -192,10 +192,7 @@ class TestLlama:
     def demand(self, student, expect, both, h, g):
         state, wanted = both
         got = student.call("convert_llama", state, h, g)
-        expect.true(isinstance(got, dict), "the result is no dict")
-        for one, other, how in ((wanted, got, "missing from"), (got, wanted, "too much in")):
-            names = tuple(str(name) for name in one if name not in other)
-            expect.equal(names, (), what=f"what is {how} the result")
+        expect.names(got, wanted)
         for name, tensor in wanted.items():
             axes = "row column" if tensor.ndim == 2 else "place"
             expect.close(got[name], tensor, axes=axes, what=name, terms=0)

@@ -1,13 +1,13 @@
 """The fixture `expect`: what a check demands of an answer, and what the student is told if it is not met."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from coursekit import numerics
 from coursekit.grading import compare
 from coursekit.grading.values import dtype_name, in_words, plain
-from coursekit.grading.verbs import COARSENESS, Student, StudentError
+from coursekit.grading.verbs import COARSENESS, Student, StudentError, clean
 
 
 class Unmet(AssertionError):
@@ -89,6 +89,23 @@ class Expect:
         wanted = f"a tuple of {len(names)}: ({', '.join(names)})"
         problem = f"the result is {in_words(actual)}, expected {wanted}"
         self._fail(self._nothing(actual, "the result") or problem, "value", actual)
+
+    def names(self, actual: Any, names: Iterable[str], *, what: str = "the result", remark: str = "") -> None:
+        """The answer is a dict with just these names, in whatever order; `remark` may say where they come from."""
+        self.count += 1
+        names = list(names)
+        if not isinstance(actual, dict):
+            wanted = f"a dict of {len(names)} names" if len(names) != 1 else "a dict of 1 name"
+            problem = f"{what} is {in_words(actual)}, expected {wanted}"
+            self._fail(self._nothing(actual, what) or problem, "value", actual)
+        missing = ", ".join(f"`{name}`" for name in names if name not in actual)
+        other = ", ".join(f"`{clean(str(name), 100)}`" for name in actual if name not in names)
+        said = f": {remark}" if remark else ""
+        if missing:
+            but = f", but has {other}" if other else ""
+            self._fail(f"{what} has no {missing}{but}{said}", "value", actual)
+        if other:
+            self._fail(f"{what} also has {other}{said}", "value", actual)
 
     def true(self, condition: Any, message: str) -> None:
         """The condition holds; `message` tells the student what does not."""

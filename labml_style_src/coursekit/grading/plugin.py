@@ -145,7 +145,7 @@ def student(request: pytest.FixtureRequest) -> "Student":
 
 @pytest.fixture
 def expect(request: pytest.FixtureRequest) -> "Expect":
-    """What the check demands: `close`, `equal`, `unpack`, `true`, `raises`."""
+    """What the check demands: `close`, `equal`, `unpack`, `names`, `true`, `raises`."""
     return _attempt(request.node).expect
 
 

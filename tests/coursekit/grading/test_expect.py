@@ -91,3 +91,12 @@ def test_an_answer_is_not_less_exact_than_what_was_asked_with():
     assert said(expect.close, answer, x) == told
     student.call("cast", x.bfloat16(), torch.float32)
     expect.close(answer, x)
+
+
+def test_names_of_a_dict_in_any_order():
+    expect = Expect()
+    expect.names({"b": 1, "a": 2}, ["a", "b"])
+    told = said(expect.names, {"a": 1, "c\n": 2}, ["a", "b"], what="Your layer", remark="see task 1")
+    assert told == "Your layer has no `b`, but has `c\n`: see task 1"
+    assert said(expect.names, {"a": 1, "b": 2, "c": 3}, {"a", "b"}) == "the result also has `c`"
+    assert said(expect.names, [("a", 1)], ["a"]) == "the result is a list, expected a dict of 1 name"

@@ -6,7 +6,7 @@ the check runs twice, and the second time each answer that it gets is another on
 nothing had happened): whatever then differs depends on the answers in a way that data cannot say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,9 @@ class Recording(Expect):
     def unpack(self, actual: Any, *names: str) -> tuple[Any, ...]:
         self._demand("unpack", actual, *names)
         return tuple(actual)
+
+    def names(self, actual: Any, names: Iterable[str], **options: Any) -> None:
+        self._demand("names", actual, tuple(names), **options)
 
     def true(self, condition: Any, message: str) -> None:
         raise NotPublic("it demands a condition")
