@@ -149,7 +149,7 @@ def _rlimits() -> str:
         bytearray(256 << 20)
     except MemoryError:
         return ""
-    return "the limit on the address space does not bind"
+    return "the limit does not bind"
 
 
 def _landlock() -> str:
