@@ -15,8 +15,12 @@ from coursekit.grading.sandbox.process import Blocking, Fresh, Process
 
 # What a Python process needs to start, and no more: no token or key of the grader's.
 ENVIRONMENT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-# One thread, no GPU, and sets that are walked in the same order in every process.
-SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+# One thread, no GPU, sets that are walked in the same order in every process, and `torch.compile` as what it is
+# without a compiler: the function itself.
+SETTINGS = {
+    **{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"},
+    **{"TORCH_COMPILE_DISABLE": "1", "MPLBACKEND": "Agg"},
+}
 # What a submission may import beyond the standard library, and this package.
 PACKAGES = ("numpy", "torch", "einops", "coursekit")
 # No module from the folder one stands in, no packages of the user's own, and none of what `site` runs: those

@@ -16,6 +16,7 @@ import signal
 import site
 import socket
 import sys
+import tempfile
 
 from coursekit.grading.child import serve
 from coursekit.grading.sandbox import blocked, kernel, layers, namespaces, reach, uid, watch
@@ -78,6 +79,10 @@ def warm_up() -> None:
     # Without the module `site` there are none.
     site.setquit()
     site.sethelper()
+    # A notebook draws as well. When it is loaded this package keeps a list of fonts somewhere.
+    with contextlib.suppress(ImportError), tempfile.TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        import matplotlib.pyplot  # noqa: F401
     x = torch.ones(2, 3, requires_grad=True)
     torch.autograd.grad(einops.rearrange(x, "a b -> b a").softmax(-1).sum(), x)
     torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))
@@ -85,6 +90,9 @@ def warm_up() -> None:
     repr(x)
     str(np.ones(2))
     os.environ.clear()
+    # `torch.compile` does nothing here but to ask for a folder that is there.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.sep
+    torch.compile(x.sum)()
 
 
 # Of the standard library, what a calculation may use.
