@@ -1,7 +1,7 @@
 """A made-up class: what a thousand students hand in for one lesson, the same bytes every time.
 
 Nobody has counted this course's real classes, so the shares are an assumption, on the hard side: one
-submission in twenty hangs or attacks, which no honest class does, because those cost a grader the most.
+submission in a hundred hangs and three attack the grader, which no class does, because those cost the most.
 
     python -m benchmarks.grading_class alibi submissions --students 30
 """
@@ -21,7 +21,7 @@ from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.stub import make_stub, notebook_cells, without_markers
 
 # Of a hundred submissions.
-SHARES = {"right": 42, "wrong": 34, "partial": 12, "untouched": 2, "broken": 5, "hanging": 2, "hostile": 3}
+SHARES = {"right": 43, "wrong": 34, "partial": 12, "untouched": 2, "broken": 5, "hanging": 1, "hostile": 3}
 # A file beside others is what most systems export; the rest are what students make of it.
 FORMS = {".py": 60, ".ipynb": 25, "folder": 8, "zip": 7}
 # Whose submissions a grader without a sandbox can be asked to run.
@@ -112,7 +112,7 @@ class Writer:
         return self._spoiled(HANGING[place % len(HANGING)], place % 5 == 4, rng)
 
     def hostile(self, place: int, rng: random.Random) -> str:
-        return self._spoiled(HOSTILE[place % len(HOSTILE)], place % 2 == 1, rng)
+        return self._spoiled(HOSTILE[place % len(HOSTILE)], place % 5 == 4, rng)
 
     def _spoiled(self, code: str, on_import: bool, rng: random.Random) -> str:
         """The solution, which runs `code` when it is loaded or when one of its functions is called."""

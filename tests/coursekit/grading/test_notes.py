@@ -51,6 +51,8 @@ def noted(text: str) -> str:
          "line 6 calls attend.MultiheadAttention"),
         ("def f(q):\n    if (g := F):\n        return g.scaled_dot_product_attention(q, q, q)", "line 6 calls g.s"),
         ("def f(q):\n    return F.ｓcaled_dot_product_attention(q, q, q)", "line 5 calls F.scaled_dot"),
+        ('def f(q):\n    """One\n    two.\n    """; return F.scaled_dot_product_attention(q, q, q)', "line 7 calls"),
+        ('def f(q):\n    """One\u2028\n    """\n    return F.scaled_dot_product_attention(q, q, q)', "line 7 calls"),
     ],
 )  # fmt: skip
 def test_what_is_ready_made_is_noted(text: str, told: str):
