@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
@@ -74,6 +75,7 @@ def serve(connection: Connection, plan: Opens) -> None:
     """A worker's life: grade what comes until nothing comes any more."""
     # Ctrl-C is for the process that the workers serve.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         grader = plan.open()
     except CourseError as error:
@@ -84,6 +86,14 @@ def serve(connection: Connection, plan: Opens) -> None:
         while True:
             connection.send(grader.grade(connection.recv()))
     grader.close()
+
+
+def die_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, whatever it is busy with."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class Worker:
