@@ -8,7 +8,15 @@ import pytest
 
 from coursekit.course import find_course
 from coursekit.grading.batch import similar
-from coursekit.grading.batch.fingerprints import TOKEN, fingerprints, hashes, number, own_tokens, stub_runs
+from coursekit.grading.batch.fingerprints import (
+    TEXT_LIMIT,
+    TOKEN,
+    fingerprints,
+    hashes,
+    number,
+    own_tokens,
+    stub_runs,
+)
 from coursekit.grading.stub import make_stub, without_markers
 
 COURSE = find_course(Path(__file__))
@@ -203,6 +211,46 @@ def test_docstrings_heads_and_imports_are_nobodys_own():
         "=",
         "'kept'",
     ]
+
+
+def test_a_bracket_left_open_hides_nothing():
+    text = "import (\nx = 1\ndef f(a):\n    return a + 1\n"
+    assert [token for _, token in own_tokens(text)] == ["", "return", "a", "+", "1"]
+
+
+def test_code_that_the_stub_gives_is_nobodys_own():
+    given = ast.unparse(ast.parse(texts_of("flash")[0]["flash_loops"]))
+    texts, stub = texts_of("alibi")
+    assert len(fingerprints(given)) > 100
+    assert fingerprints(given, stub_runs(stub + given)) == set()
+    mine, alone = (
+        fingerprints(text, stub_runs(stub + given)) for text in (given + texts["solution"], texts["solution"])
+    )
+    assert mine == alone
+    both = {name: given + text for name, text in texts.items()}
+    assert similar.groups(both, stub + given) == []
+    assert len(similar.groups(both, stub)) == 1
+
+
+def test_what_lies_behind_a_mountain_of_text_is_not_read():
+    assert own_tokens("x = 1\n" + "#" * TEXT_LIMIT + "\ny = 2") == own_tokens("x = 1\n")
+
+
+def test_one_task_of_many_does_not_make_two_alike():
+    texts, stub = texts_of("flash")
+    tree = ast.parse(texts["flash_loops"])
+    longest = max((ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)), key=len)
+    prints = {
+        "ada": fingerprints(texts["flash_loops"]),
+        "ben": fingerprints(f"{texts['flash_terse']}\n{longest}"),
+    }
+    (pair,) = similar.compared(prints)
+    assert pair.worth > similar.EVIDENCE
+    assert 0.15 < pair.share < similar.ALIKE
+    assert (
+        similar.groups({**texts, "ben": f"{texts['flash_terse']}\n{longest}"} | {"flash_terse": ""}, stub)
+        == []
+    )
 
 
 def test_a_fingerprint_is_the_same_on_every_machine():
