@@ -124,11 +124,13 @@ def words(result: Result, tasks: bool = True) -> str:
     if result.late_days:
         days = f"{result.late_days} day{'' if result.late_days == 1 else 's'}"
         lines.append(f"{days} late: {number(result.score)} of the {number(result.earned)} that were earned")
-    lines += [result.message] if result.message else []
-    if result.report:
-        lines += [*result.report.notes, *([result.report.problem] if result.report.problem else [])]
+    report = result.report
+    # What could not be run at all is told by the report and by the result.
+    lines += [text for text in dict.fromkeys((result.message, report.problem if report else "")) if text]
+    if report:
+        lines += report.notes
         told: set[str] = set()
-        for place, task in enumerate(result.report.tasks if tasks else (), start=1):
+        for place, task in enumerate(report.tasks if tasks else (), start=1):
             lines.append(f"{place}. {task.title}: {task_line(task)}")
             lines += [text for _, text in task_texts(task, told)]
     return clean("\n".join(lines), WORDS_LIMIT)

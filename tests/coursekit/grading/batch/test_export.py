@@ -163,6 +163,12 @@ def test_the_words_for_a_student_say_what_came_off_and_hide_the_hints():
     assert "hint" not in told
 
 
+def test_why_a_file_could_not_be_run_is_said_once():
+    broken = Report("alibi", [], "line 2: no such name")
+    told = export.words(result("x", 0, status=NOT_RUN, message="line 2: no such name", report=broken))
+    assert told == "alibi: 0 of 6 points\nline 2: no such name"
+
+
 @pytest.fixture
 def attn(tmp_path, monkeypatch, capsys):
     """Run `attn export` on a folder of results and return its exit code and what it prints."""
