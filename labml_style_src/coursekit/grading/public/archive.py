@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from coursekit.grading.public.student import DATA
-from coursekit.imports import closure
+from coursekit.imports import closure, code_text
 
 # Runs before anything that could be missing is imported, on any Python.
 MAIN = '''\
@@ -49,12 +49,18 @@ def is_needed(module: str) -> bool:
     return module.partition(".")[0] == "coursekit" and not module.startswith(ZYGOTE)
 
 
+def needed_text(path: Path) -> str:
+    """A module as it is; of one that only describes its package, whose examples may be a lesson's, nothing."""
+    text = path.read_text("utf-8")
+    return text if code_text(text).strip() else ""
+
+
 def archive(checks: bytes) -> bytes:
     """The archive with these checks (`PublicChecks.encoded`)."""
     source = Path(__file__).parents[3]
     student = Path(__file__).with_name("student.py")
     modules = closure(source, [student], follow=is_needed)
-    content = {path.relative_to(source).as_posix(): path.read_bytes() for path in modules}
+    content = {path.relative_to(source).as_posix(): needed_text(path).encode() for path in modules}
     content |= {"__main__.py": MAIN.encode(), f"coursekit/grading/public/{DATA}": checks}
     made = io.BytesIO()
     made.write(b"#!/usr/bin/env python3\n")
