@@ -75,8 +75,8 @@ class Landlock:
         os.close(self.descriptor)
 
     def _allow(self, path: str, right: int) -> None:
-        # What has gone meanwhile, or cannot be reached, needs no rule.
-        with contextlib.suppress(FileNotFoundError, PermissionError, NotADirectoryError):
+        # What has gone meanwhile, or cannot be reached, needs no rule: without one it is closed.
+        with contextlib.suppress(OSError):
             target = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 if not stat.S_ISDIR(os.fstat(target).st_mode):
@@ -92,7 +92,11 @@ def opened() -> Iterator[tuple[str, int]]:
     for folder in folders():
         # An importer lists the folder; a right holds for everything below, so the names there can be listed.
         yield str(folder), READ_DIR
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except PermissionError:
+            continue
+        for entry in entries:
             if entry.name in SITES or blocked.is_courses(entry.name):
                 continue
             # A link out of here could lead into a checkout of the course.

@@ -51,8 +51,11 @@ def _refusal(folder: Path) -> str:
 def closed(folder: Path) -> Path | None:
     """The outermost folder on the way that others cannot enter."""
     for path in [*reversed(folder.parents), folder]:
-        if not path.stat().st_mode & 0o001:
-            return path
+        try:
+            if not path.stat().st_mode & 0o001:
+                return path
+        except PermissionError:
+            return path.parent
     return None
 
 

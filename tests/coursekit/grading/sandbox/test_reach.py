@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,17 +17,17 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A closed home with modules and a secret in it."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    home = tmp_path / "home"
-    for name in ("lib/python3/site-packages/numpy", "private"):
-        (home / name).mkdir(parents=True)
-    (home / "lib/python3/os.py").write_text("sep = '/'\n")
-    (home / "private/secret").write_text("hush")
-    home.chmod(0o700)
-    return home
+def home() -> Generator[Path]:
+    """A closed home with modules and a secret in it, where others can come as far as its door."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        home = Path(folder, "home")
+        for name in ("lib/python3/site-packages/numpy", "private"):
+            (home / name).mkdir(parents=True)
+        (home / "lib/python3/os.py").write_text("sep = '/'\n")
+        (home / "private/secret").write_text("hush")
+        home.chmod(0o700)
+        yield home
 
 
 def test_what_is_open_needs_nothing(home: Path):
