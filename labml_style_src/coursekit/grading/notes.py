@@ -53,10 +53,9 @@ def fused_notes(submission: Submission) -> list[str]:
 
 def mentioned(text: str, tree: ast.Module) -> bool:
     """Whether the name of a ready-made attention stands anywhere but amid the lines of a docstring."""
-    kinds = ast.FunctionDef | ast.ClassDef
     known: list[ast.Module | ast.FunctionDef | ast.ClassDef] = [tree]
     for node in known:
-        known += [child for child in node.body if isinstance(child, kinds)]
+        known += [child for child in node.body if isinstance(child, ast.FunctionDef | ast.ClassDef)]
     documented: set[int] = set()
     for first in (node.body[0] for node in known if node.body):
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
