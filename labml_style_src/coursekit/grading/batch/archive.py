@@ -11,7 +11,7 @@ stub as it was given out. Whatever cannot be read becomes that student's `proble
 When something was handed in says `times.csv`, in the folder or beside the zip, with the columns `student` (as in
 `grades.csv`) and `handed_in` (`2026-12-01T23:59:00+01:00`; without a zone the grader's own). Without a line there
 it is the time of the student's file, or that in the zip; but a download from Canvas or Moodle has the time of the
-download: there nobody knows, and a batch with a due date refuses to guess (`undated`).
+download: there nobody knows, and where being late costs points nobody is graded before somebody says (`undated`).
 """
 
 import contextlib

@@ -50,6 +50,11 @@ class Late:
     per_day: float = 0.0
     days: int = 0
 
+    @property
+    def costs(self) -> bool:
+        """Whether being late takes anything off."""
+        return bool(self.per_day or self.days)
+
     def kept(self, late_days: int) -> Fraction:
         """Which part of the score is kept so many days late: from 1 down to 0."""
         if self.days and late_days > self.days:

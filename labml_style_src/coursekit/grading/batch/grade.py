@@ -116,19 +116,15 @@ class Grader:
         """The result of one submission, whatever it is: a fault of the grader's own is a result too."""
         result = self.blank(handed)
         try:
-            submission = handed.submission()
+            self._run(handed.submission(), result)
         except ExerciseError as error:
             result.status, result.message = UNREADABLE, clean(str(error), MESSAGE_LIMIT)
-            return result
-        try:
-            self._run(submission, result)
         except Exception as error:
-            failed = self.blank(handed)
-            failed.status, failed.message = ERROR, described(error)
+            result = self.blank(handed)
+            result.status, result.message = ERROR, described(error)
             # It may be the sandbox that is broken: the next submission gets another one.
             self.host.close()
             self.host = self._opened()
-            return failed
         return result
 
     def blank(self, handed: HandedIn) -> Result:
@@ -158,12 +154,20 @@ class Grader:
         result.status = NOT_RUN if report.problem else GRADED
         result.message = report.problem
         result.evidence = [clean(note, MESSAGE_LIMIT) for note in fused_notes(submission)]
-        result.evidence += [f"{owner} called {name} while it ran" for owner, name in backend.called if owner]
+        called: dict[str, list[str]] = {}
+        for owner, name in backend.called:
+            called.setdefault(owner, []).append(name)
+        # What is called while the file is loaded is scratch work.
+        called.pop("", None)
+        result.evidence += [
+            f"{owner} called {', '.join(names)} while it ran" for owner, names in called.items()
+        ]
         lost: set[str] = set()
         if result.evidence and assignment.fused == "fail":
-            lost = self._lost(submission, [owner for owner, _ in backend.called])
+            lost = self._lost(submission, called)
+            titles = {case.task["key"]: case.task["title"] for case in self.checks.cases}
             result.evidence += [
-                f"{task}: no points, by the rule for ready-made attention" for task in sorted(lost)
+                f"'{title}' earns no points for it" for key, title in titles.items() if key in lost
             ]
         earned = self._earned(report, lost)
         result.earned = rounded(earned)

@@ -59,6 +59,8 @@ class Run:
         Raises `ExerciseError` for what the instructor has to put right, before anything is graded.
         """
         folder = Results(self.out)
+        if self.out.resolve().is_relative_to(self.submissions.resolve()):
+            raise ExerciseError(f"--out {self.out} lies among the submissions: name a folder elsewhere")
         with Submissions(self.submissions, self.lesson) as found:
             self.students = in_shard(found.students, self.shard)
             plan = self._plan(folder, found)
@@ -85,18 +87,20 @@ class Run:
         if self.rules is None and batch is not None and batch.slug == self.lesson.slug:
             # Rules that were given once hold until others are given.
             assignment = batch.assignment
-        if assignment.due and (undated := found.undated()):
+        if assignment.due and assignment.late.costs and (undated := found.undated()):
             raise ExerciseError(
-                f"the assignment is due at a time, and nobody knows when {few(undated)} handed in: a download has "
-                f"the time of the download. Write it into times.csv (student,handed_in)"
+                f"being late costs points, and nobody knows when {few(undated)} handed in: a download has the time "
+                f"of the download. Write it into times.csv (student,handed_in)"
             )
-        path = self.secret or self.out / "secret"
+        path = self.secret or self.out / (batch.secret if batch else "secret")
+        if batch is not None and not path.exists():
+            raise ExerciseError(f"the secret of the batch, {path}, is not there: name it with --secret")
         if self.shard != "1/1" and not path.exists():
             raise ExerciseError(
                 f"all shards need one secret, and {path} does not exist: "
                 f"make it once (`python -c 'import secrets; print(secrets.token_hex(32))'`) and name it with --secret"
             )
-        if batch is None and folder.folder.exists() and any((folder.folder / "results").glob("*.json")):
+        if batch is None and any((folder.folder / "results").glob("*.json")):
             raise ExerciseError(f"{self.out} has results and no batch.json: choose another folder")
         secret = read_secret(path) if self.secret else make_secret(path)
         places = (seen_from(self.out, self.submissions), seen_from(self.out, path))

@@ -122,14 +122,14 @@ def test_the_task_that_calls_a_ready_made_attention_earns_nothing(grader, text):
     result = grader.grade(handed(text))
     assert result.report.earned == 8
     assert (result.status, result.earned, result.score) == (GRADED, 4, 4)
-    assert result.evidence[-1] == "TestWeights: no points, by the rule for ready-made attention"
+    assert result.evidence[-1] == "'Weights' earns no points for it"
     assert any("scaled_dot_product_attention" in each for each in result.evidence[:-1])
 
 
 def test_scratch_work_at_the_top_costs_nothing(grader):
     result = grader.grade(handed(SCRATCH))
     assert result.score == 8
-    assert not any("no points" in each for each in result.evidence)
+    assert not any("earns no points" in each for each in result.evidence)
 
 
 def test_as_a_note_it_costs_nothing(tiny):

@@ -256,6 +256,11 @@ def test_nobody_is_graded_as_in_time_without_a_time(lesson, submissions, tmp_pat
     with pytest.raises(ExerciseError, match=r"nobody knows when doejane_12 handed in: .* times\.csv"):
         Run(lesson, submissions, out, rules)(grade_here)
     assert not out.exists()
+    # Where it costs nothing it need not be known.
+    rules.write_text('slug = "tiny"\ndue = 2026-12-01T12:00:00Z\n', "utf-8")
+    Run(lesson, submissions, tmp_path / "free", rules)(grade_here)
+    assert Results(tmp_path / "free").get("doejane_12").late_days == 0
+    rules.write_text('slug = "tiny"\ndue = 2026-12-01T12:00:00Z\n[late]\nper_day = 0.25\n', "utf-8")
     times = "student,handed_in\ndoejane_12,2026-12-02T12:00:00Z\nann,2026-12-03T12:00:01Z\nbob,2026-12-01T12:00:00Z\n"
     (submissions / "times.csv").write_text(times, "utf-8")
     Run(lesson, submissions, out, rules)(grade_here)
@@ -273,6 +278,37 @@ def test_a_folder_of_another_lesson_or_of_nobody_s_is_left_alone(lesson, submiss
     (out / "batch.json").unlink()
     with pytest.raises(ExerciseError, match=r"has results and no batch\.json"):
         Run(lesson, submissions, out)(grade_here)
+
+
+def test_results_among_the_submissions_would_be_submissions(lesson, submissions):
+    for out in (submissions, submissions / "out"):
+        with pytest.raises(ExerciseError, match="lies among the submissions"):
+            Run(lesson, submissions, out)(grade_here)
+        assert not (submissions / "out").exists()
+
+
+def test_without_its_secret_a_batch_does_not_go_on_with_another(lesson, submissions, tmp_path):
+    out = tmp_path / "out"
+    make_secret(tmp_path / "class.secret")
+    Run(lesson, submissions, out, secret=tmp_path / "class.secret")(grade_here)
+    # Where the secret was is remembered.
+    assert students_of(Run(lesson, submissions, out)) == []
+    (tmp_path / "class.secret").rename(tmp_path / "moved")
+    with pytest.raises(ExerciseError, match=r"class\.secret, is not there: name it with --secret"):
+        Run(lesson, submissions, out)(grade_here)
+    assert not (tmp_path / "class.secret").exists()
+
+
+def test_a_part_of_which_nobody_is(lesson, submissions, tmp_path):
+    make_secret(tmp_path / "secret")
+    for part in range(1, 1001):
+        run = Run(lesson, submissions, tmp_path / "out", shard=f"{part}/1000", secret=tmp_path / "secret")
+        run(grade_here)
+        if not run.students:
+            break
+    assert run.results == []
+    assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 1
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_graded_again_says_who_differs_and_why(lesson, submissions, tmp_path):
