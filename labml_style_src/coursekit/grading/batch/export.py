@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from coursekit.files import write_bytes, write_text
 from coursekit.grading.batch.result import Result
-from coursekit.grading.batch.results import COLUMNS, number
+from coursekit.grading.batch.results import COLUMNS, cell, number
 from coursekit.grading.feedback import check_title, mistake_lines, of, task_line, task_texts
 from coursekit.grading.report import NOT_DONE, PASSED, Check, Task
 from coursekit.grading.submission import ExerciseError
@@ -22,12 +22,9 @@ from coursekit.grading.verbs import clean
 
 FORMATS = ("csv", "canvas", "moodle", "junit", "gradescope")
 
-# A spreadsheet takes a cell that begins so for a formula; some look past blanks, some know the wide forms.
-FORMULA = re.compile(r"^[\s'\"]*[=+\-@＝＋－＠|%]|^[\t\r]")
 # What XML 1.0 has no way to write, not even as a reference.
 ILLEGAL_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-CELL_LIMIT = 1000
 MESSAGE_LIMIT = 4000
 WORDS_LIMIT = 20_000
 
@@ -69,12 +66,6 @@ def write(
     merged = lms.merge(roster.read_bytes(), results, system, column=column, match=match, scale=scale)
     write_bytes(to, merged.content)
     return merged.lines()
-
-
-def cell(value: str) -> str:
-    """Text for one cell of a spreadsheet: bounded, without control characters, never a formula."""
-    shown = clean(value, CELL_LIMIT)
-    return f"'{shown}" if FORMULA.match(value) or FORMULA.match(shown) else shown
 
 
 def task_points(tasks: Sequence[Task], title: str) -> str:

@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,17 @@ from typing import Any
 
 from coursekit.files import write_text
 from coursekit.grading.batch.assignment import DIGITS, Assignment
-from coursekit.grading.batch.export import cell
 from coursekit.grading.batch.names import file_stem
 from coursekit.grading.batch.result import Result
 from coursekit.grading.submission import ExerciseError
+from coursekit.grading.verbs import clean
 
 COLUMNS = ("student", "slug", "score", "max_score", "status", "late_days", "sandbox")
 # What was being written when a run was killed.
 LEFT = (".batch.json.*", ".grades.csv.*", ".report.html.*", "results/.*.json.*", "feedback/.*.html.*")
+# A spreadsheet takes a cell that begins so for a formula; some look past blanks, some know the wide forms.
+FORMULA = re.compile(r"^[\s'\"]*[=+\-@＝＋－＠|%]|^[\t\r]")
+CELL_LIMIT = 1000
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,12 @@ def gradebook(results: Iterable[Result]) -> str:
 def number(value: float) -> str:
     """A score without needless zeros, with all its decimals."""
     return f"{value:.{DIGITS}f}".rstrip("0").rstrip(".")
+
+
+def cell(value: str) -> str:
+    """Text for one cell of a spreadsheet: bounded, without control characters, never a formula."""
+    shown = clean(value, CELL_LIMIT)
+    return f"'{shown}" if FORMULA.match(value) or FORMULA.match(shown) else shown
 
 
 def agree(folder: Path, known: Batch, other: Batch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.coursekit.grading.batch.made_up import NASTY, report, result
 
 from coursekit import __main__
-from coursekit.grading.batch import export
+from coursekit.grading.batch import export, results
 from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.batch.result import NOT_RUN, UNREADABLE
 from coursekit.grading.batch.results import Batch, Results
@@ -31,7 +31,7 @@ def test_no_cell_is_a_formula(text):
 
 def test_an_ordinary_cell_stays_and_a_long_one_is_bounded():
     assert export.cell("Doe, Jane (a-b=c)") == "Doe, Jane (a-b=c)"
-    assert len(export.cell("x" * 10_000_000)) < export.CELL_LIMIT + 20
+    assert len(export.cell("x" * 10_000_000)) < results.CELL_LIMIT + 20
 
 
 def test_the_table_has_a_row_a_student_and_a_column_a_task():
