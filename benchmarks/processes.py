@@ -42,7 +42,7 @@ class Watch:
     """While it is open, the memory of a tree is measured every `seconds`: `samples` are (seconds since the
     start, MiB, processes)."""
 
-    def __init__(self, root: int, seconds: float = 0.5) -> None:
+    def __init__(self, root: int, seconds: float = 1.0) -> None:
         self.root = root
         self.seconds = seconds
         self.samples: list[tuple[float, float, int]] = []
