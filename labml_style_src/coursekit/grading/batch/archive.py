@@ -15,21 +15,19 @@ download: there nobody knows, and where being late costs points nobody is graded
 """
 
 import contextlib
-import csv
-import functools
 import io
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from coursekit.course import Lesson
-from coursekit.grading.batch import containers
+from coursekit.grading.batch import containers, times
 from coursekit.grading.batch.containers import File, Unreadable
-from coursekit.grading.batch.names import Named, named, printable
+from coursekit.grading.batch.entries import SOURCES, Entry, below, folder_entries, unwrapped, zip_entries
+from coursekit.grading.batch.names import printable
 from coursekit.grading.stub import make_stub, stub_notebook
 from coursekit.grading.submission import (
     SIZE_LIMIT,
@@ -42,11 +40,9 @@ from coursekit.grading.submission import (
 )
 from coursekit.imports import code_text
 
-SOURCES = (".py", ".ipynb")
 ZIP_LIMIT = 20_000_000
-TIMES = "times.csv"
 # An instructor's own files among the submissions.
-NOT_HANDED_IN = {TIMES, "assignment.toml"}
+NOT_HANDED_IN = {times.NAME, "assignment.toml"}
 SHOWN = 3
 
 
@@ -71,20 +67,6 @@ class HandedIn:
         return submission_of(self.name, self.data)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file or folder at the top; how to list its files, as seen from above it, and what a folder has in it."""
-
-    name: str
-    is_folder: bool
-    files: Callable[[], list[File]]
-    inside: Callable[[], list["Entry"]] = list
-
-    @property
-    def named(self) -> Named:
-        return named(self.name, self.is_folder)
-
-
 class Submissions:
     """All that was handed in, by student; where a `student` is named, the whole folder is theirs. Raises
     `ExerciseError` if there is nothing of the kind."""
@@ -97,9 +79,9 @@ class Submissions:
         self.times: dict[str, datetime] = {}
         if student:
             # A file with times in it would be the student's own.
-            self._by_student[student] = [Entry("submission", True, _below(path))]
+            self._by_student[student] = [Entry("submission", True, below(path))]
             return
-        self.times = read_times(path / TIMES if path.is_dir() else path.parent / TIMES)
+        self.times = times.read_times((path if path.is_dir() else path.parent) / times.NAME)
         try:
             entries = self._entries()
         except Unreadable as error:
@@ -232,67 +214,6 @@ def handed_in(path: Path, lesson: Lesson) -> list[HandedIn]:
         return list(found)
 
 
-def folder_entries(folder: Path) -> list[Entry]:
-    entries = []
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise Unreadable(f"the folder cannot be read: {error.strerror}") from None
-    for name in names:
-        place = folder / name
-        if containers.ignored(name):
-            continue
-        if place.is_dir() and not place.is_symlink():
-            entries.append(Entry(name, True, _below(place), functools.partial(folder_entries, place)))
-        else:
-            entries.append(Entry(name, False, _single(place)))
-    return entries
-
-
-def _single(place: Path) -> Callable[[], list[File]]:
-    return lambda: [containers.disk_file(place, (place.name,))]
-
-
-def _below(place: Path) -> Callable[[], list[File]]:
-    """All files in a student's folder, seen from above it."""
-
-    def listed() -> list[File]:
-        files = []
-        for file in containers.folder_files(place):
-            files.append(File((place.name, *file.path), file.when, file.load))
-            if len(files) > containers.FILES_LIMIT:
-                raise Unreadable(f"more than {containers.FILES_LIMIT:,} files are in it")
-        return files
-
-    return listed
-
-
-def zip_entries(files: list[File]) -> list[Entry]:
-    tops: dict[tuple[str, bool], list[File]] = {}
-    for file in files:
-        tops.setdefault((file.path[0], len(file.path) > 1), []).append(file)
-    return [Entry(name, is_folder, *_listed(found)) for (name, is_folder), found in tops.items()]
-
-
-def _listed(files: list[File]) -> tuple[Callable[[], list[File]], Callable[[], list[Entry]]]:
-    return lambda: files, lambda: zip_entries([file.below(1) for file in files if file.path[1]])
-
-
-def unwrapped(entries: list[Entry], slug: str) -> list[Entry]:
-    """The students' entries: those inside, where there is one folder at the top and it is not a student's own,
-    who would have the lesson's file in it."""
-    if len(entries) != 1 or not entries[0].is_folder or entries[0].named.system:
-        return entries
-    inside = entries[0].inside()
-    own = {f"{slug}{suffix}" for suffix in SOURCES}
-    candidates = [
-        entry for entry in inside if entry.is_folder or entry.name.lower().endswith((*SOURCES, ".zip"))
-    ]
-    if any(entry.name.lower() in own for entry in inside) or not candidates:
-        return entries
-    return inside if len(candidates) > 1 or candidates[0].is_folder else entries
-
-
 def submission_of(name: str, data: bytes) -> Submission:
     """A submission from the bytes of a .py or .ipynb file. Raises `ExerciseError` if it cannot be read so."""
     text = text_of(data, name)
@@ -301,33 +222,3 @@ def submission_of(name: str, data: bytes) -> Submission:
     if name.lower().endswith(".ipynb"):
         return read_notebook(text, name)
     return within_limit(Submission(text, name, f"<{name}>"))
-
-
-def read_times(path: Path) -> dict[str, datetime]:
-    """When each student handed in, from `times.csv`; nothing if there is none. Raises `ExerciseError`, naming the
-    line, if it cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        lines = list(csv.reader(path.read_text("utf-8-sig").splitlines(), strict=True)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExerciseError(f"{path} cannot be read: {error}") from None
-    wanted = ["student", "handed_in"]
-    if lines[0] != wanted:
-        raise ExerciseError(
-            f"{path}:1: wanted the columns {','.join(wanted)}; came {','.join(lines[0])[:100]}"
-        )
-    times: dict[str, datetime] = {}
-    for number, cells in enumerate(lines[1:], start=2):
-        if not cells:
-            continue
-        try:
-            student, text = cells
-            when = datetime.fromisoformat(text.strip())
-        except ValueError:
-            form = "student,2026-12-01T23:59:00+01:00"
-            raise ExerciseError(f"{path}:{number}: wanted {form}; came {','.join(cells)[:100]}") from None
-        if student in times:
-            raise ExerciseError(f"{path}:{number}: {student} stands in it twice")
-        times[student] = (when if when.tzinfo else when.astimezone()).astimezone(UTC)
-    return times
