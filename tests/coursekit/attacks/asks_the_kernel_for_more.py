@@ -1,17 +1,17 @@
-"""Asks for doors that open others: io_uring, which goes around filters of calls, BPF, user fault handling."""
+"""Asks for doors that open others: io_uring, which goes around filters of calls, and files without a name."""
 
 SUBMISSION = """
 import ctypes
+import os
 
-IO_URING_SETUP, BPF, USERFAULTFD, MEMFD_CREATE = 425, 321, 323, 319
+IO_URING_SETUP = 425
 
 
 def guess(x):
     libc = ctypes.CDLL(None, use_errno=True)
-    found = (
-        libc.syscall(IO_URING_SETUP, 4, ctypes.create_string_buffer(200)),
-        libc.syscall(USERFAULTFD, 0),
-        libc.syscall(MEMFD_CREATE, b"program", 0),
-    )
-    return TARGET.won if max(found) >= 0 else 0.0
+    if libc.syscall(IO_URING_SETUP, 4, ctypes.create_string_buffer(200)) >= 0:
+        return TARGET.won
+    os.memfd_create("program")
+    return TARGET.won
 """
+STOPPED_BY = ("seccomp",)

@@ -10,3 +10,5 @@ def guess(x):
     os.setresuid(0, 0, 0)
     return TARGET.won
 """
+STOPPED_BY = ("uid", "seccomp")
+POWER = True

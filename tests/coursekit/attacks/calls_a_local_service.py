@@ -9,3 +9,4 @@ def guess(x):
         connection.connect(TARGET.unix)
     return TARGET.won
 """
+STOPPED_BY = ("seccomp",)

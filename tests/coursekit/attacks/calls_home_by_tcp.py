@@ -1,4 +1,4 @@
-"""Sends what it knows over TCP."""
+"""Sends what it knows over TCP, to a machine that listens."""
 
 SUBMISSION = """
 import socket
@@ -11,3 +11,5 @@ def guess(x):
         connection.sendall(b"the checks")
     return TARGET.won
 """
+STOPPED_BY = ("namespaces", "landlock", "seccomp")
+LANDLOCK = 4

@@ -9,3 +9,4 @@ def guess(x):
         sender.sendto(b"the checks", ("127.0.0.1", TARGET.udp))
     return 0.0
 """
+STOPPED_BY = ("namespaces", "seccomp")

@@ -19,3 +19,5 @@ def guess(x):
         return TARGET.won
     return 0.0
 """
+STOPPED_BY = ("seccomp",)
+POWER = True

@@ -16,3 +16,4 @@ def guess(x):
             os.unlink(path)
     return TARGET.won if written >= 30 << 20 else 0.0
 """
+STOPPED_BY = ("namespaces", "rlimits", "landlock")

@@ -12,3 +12,4 @@ def guess(x):
             os._exit(0)
     return TARGET.won
 """
+STOPPED_BY = ("seccomp",)

@@ -13,3 +13,5 @@ def guess(x):
     os.kill(TARGET.victim, signal.SIGKILL)
     return TARGET.won
 """
+STOPPED_BY = ("namespaces", "uid", "landlock", "seccomp")
+LANDLOCK = 6

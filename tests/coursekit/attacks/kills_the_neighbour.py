@@ -9,3 +9,5 @@ def guess(x):
     os.kill(TARGET.neighbour, signal.SIGKILL)
     return TARGET.won
 """
+STOPPED_BY = ("namespaces", "landlock", "seccomp")
+LANDLOCK = 6

@@ -13,3 +13,4 @@ def guess(x):
         os._exit(0)
     return 0.0
 """
+STOPPED_BY = ("namespaces", "seccomp")

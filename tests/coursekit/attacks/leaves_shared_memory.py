@@ -8,6 +8,7 @@ def guess(x):
     ctypes.CDLL(None, use_errno=True).shmget(0x600D, 4096, 0o1666)
     return 0.0
 """
+STOPPED_BY = ("namespaces", "seccomp")
 
 
 def succeeded(scene):

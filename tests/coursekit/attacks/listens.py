@@ -12,3 +12,5 @@ def guess(x):
         client.connect(server.getsockname())
         return TARGET.won
 """
+STOPPED_BY = ("namespaces", "landlock", "seccomp")
+LANDLOCK = 4

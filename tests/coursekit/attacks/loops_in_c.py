@@ -5,7 +5,8 @@ import re
 
 
 def guess(x):
-    re.match(r"(a+)+$", "a" * 23 + "b")
+    re.match(r"(a+)+$", "a" * 22 + "b")
     str((3**6_000_000).bit_length())
     return TARGET.won
 """
+STOPPED_BY = ("clock",)

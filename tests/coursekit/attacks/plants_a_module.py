@@ -17,3 +17,4 @@ def guess(x):
     os.environ["PYTHONPATH"] = TARGET.open
     return 0.0
 """
+STOPPED_BY = ("namespaces", "landlock")

@@ -15,3 +15,4 @@ def guess(x):
             pass
     return 0.0
 """
+STOPPED_BY = ("namespaces", "uid", "landlock")

@@ -4,3 +4,4 @@ SUBMISSION = """
 def guess(x):
     return open(TARGET.private).read()
 """
+STOPPED_BY = ("uid", "landlock")

@@ -22,3 +22,5 @@ def guess(x):
             found += pattern.findall(buffer.raw)
     return b" ".join(found).decode()
 """
+STOPPED_BY = ("namespaces", "uid", "landlock", "seccomp")
+POWER = True

@@ -35,3 +35,4 @@ def guess(x):
             continue
     return 0.0
 """
+STOPPED_BY = ("landlock",)

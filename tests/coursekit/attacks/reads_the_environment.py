@@ -16,3 +16,4 @@ def guess(x):
     kept = [part for part in " ".join(found).split("\\0") if "GRADER_TOKEN" in part]
     return " ".join(kept)[:1000]
 """
+STOPPED_BY = ("namespaces", "uid", "landlock")

@@ -17,3 +17,5 @@ def guess(x):
                     continue
     return b" ".join(found).decode()
 """
+STOPPED_BY = ("namespaces", "uid", "landlock")
+POWER = True

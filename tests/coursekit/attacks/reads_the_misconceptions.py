@@ -12,3 +12,4 @@ def guess(x):
     spec.loader.exec_module(module)
     return module.__doc__
 """
+STOPPED_BY = ("landlock",)

@@ -5,3 +5,4 @@ def guess(x):
     text = open("/etc/passwd").read()
     return TARGET.won if ":" in text else 0.0
 """
+STOPPED_BY = ("landlock",)

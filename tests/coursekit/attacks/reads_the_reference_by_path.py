@@ -20,3 +20,4 @@ def guess(x):
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return TARGET.won
 """
+STOPPED_BY = ("landlock",)

@@ -8,3 +8,4 @@ def guess(x):
     done = subprocess.run(["/bin/sh", "-c", "echo $0", TARGET.won], capture_output=True, text=True)
     return done.stdout
 """
+STOPPED_BY = ("landlock", "seccomp")

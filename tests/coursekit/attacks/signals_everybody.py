@@ -9,3 +9,5 @@ def guess(x):
     os.kill(TARGET.victim, 0)
     return TARGET.won
 """
+STOPPED_BY = ("namespaces", "uid", "landlock", "seccomp")
+LANDLOCK = 6

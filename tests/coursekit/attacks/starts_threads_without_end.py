@@ -14,3 +14,4 @@ def guess(x):
         each.start()
     return TARGET.won if threading.active_count() > 300 else 0.0
 """
+STOPPED_BY = ("rlimits+uid",)

@@ -12,3 +12,4 @@ def guess(x):
     # The ground wakes it, where nobody else ends it.
     return TARGET.won if time.monotonic() - began > 1 else 0.0
 """
+STOPPED_BY = ("clock", "namespaces", "seccomp")

@@ -16,3 +16,5 @@ def guess(x):
         return TARGET.won
     return 0.0
 """
+STOPPED_BY = ("namespaces", "uid", "landlock")
+POWER = True

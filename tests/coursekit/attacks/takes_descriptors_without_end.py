@@ -8,3 +8,4 @@ def guess(x):
     taken = [os.dup(0) for _ in range(500)]
     return TARGET.won if len(taken) == 500 else 0.0
 """
+STOPPED_BY = ("rlimits",)

@@ -5,3 +5,4 @@ def guess(x):
     taken = [bytes(1 << 20) for _ in range(600)]
     return TARGET.won if len(taken) == 600 else 0.0
 """
+STOPPED_BY = ("rlimits",)

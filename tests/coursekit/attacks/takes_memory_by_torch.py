@@ -2,6 +2,7 @@
 
 SUBMISSION = """
 def guess(x):
-    torch.ones(600 << 20, dtype=torch.uint8)
-    return TARGET.won
+    taken = torch.empty(600 << 20, dtype=torch.uint8)
+    return TARGET.won if len(taken) else 0.0
 """
+STOPPED_BY = ("rlimits",)

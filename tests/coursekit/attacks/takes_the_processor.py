@@ -17,3 +17,5 @@ def guess(x):
             pass
     return 0.0
 """
+STOPPED_BY = ("uid", "seccomp")
+POWER = True

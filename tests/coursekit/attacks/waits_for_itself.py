@@ -8,6 +8,7 @@ LOCK.acquire()
 
 
 def guess(x):
-    LOCK.acquire(timeout=1.5)
+    LOCK.acquire(timeout=1.1)
     return TARGET.won
 """
+STOPPED_BY = ("clock",)

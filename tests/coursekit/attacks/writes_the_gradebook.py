@@ -9,3 +9,4 @@ def guess(x):
         file.write("mallory,100\\n")
     return TARGET.won
 """
+STOPPED_BY = ("namespaces", "rlimits", "uid", "landlock")

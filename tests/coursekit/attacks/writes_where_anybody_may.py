@@ -13,6 +13,7 @@ def guess(x):
             pass
     return 0.0
 """
+STOPPED_BY = ("namespaces", "landlock")
 
 
 def succeeded(scene):

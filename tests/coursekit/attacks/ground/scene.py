@@ -8,30 +8,30 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
-from tests.coursekit.attacks.ground.targets import Targets, descendants, end, state_of
+from tests.coursekit.attacks.ground.targets import Targets, children, descendants, end, state_of
 
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.batch.assignment import Limits
 from coursekit.grading.checking import Checks
 from coursekit.grading.report import Report
 from coursekit.grading.sandbox import LAYERS
-from coursekit.grading.submission import Submission
+from coursekit.grading.submission import ExerciseError, Submission, read_submission
 from coursekit.grading.verbs import StudentError
 
 # Tight, so that an attack on them is over soon.
-LIMITS = Limits(call_seconds=0.3, submission_seconds=6.0, memory_mb=256)
+LIMITS = Limits(call_seconds=0.2, submission_seconds=6.0, memory_mb=256)
 # The ground's own net under a configuration that lacks a wall: nothing lasts longer.
 NET_SECONDS = 8.0
 # A process that has stopped itself goes on after so long: longer than any wall lets it.
-WAKE_SECONDS = 1.8
+WAKE_SECONDS = 1.4
 # What a report may say in all, in characters.
 REPORT_LIMIT = 100_000
 PR_SET_CHILD_SUBREAPER = 36
@@ -44,16 +44,27 @@ class Attack:
 
     name: str
     about: str
-    submission: str
+    submission: str | bytes
+    filename: str
     stopped_by: frozenset[str]
     points: int
     told: str
     prepared: bool
+    power: bool
+    landlock: int
     succeeded: Callable[["Scene"], bool] | None
 
     def handed_in(self, targets: Targets) -> Submission:
+        """What is graded. Raises `ExerciseError` if it cannot be read."""
+        if isinstance(self.submission, bytes):
+            path = targets.root / self.filename
+            path.write_bytes(self.submission)
+            try:
+                return read_submission(path)
+            finally:
+                path.unlink()
         if not self.prepared:
-            return handed_in(self.submission)
+            return handed_in(self.submission, self.filename)
         named = (
             f"from types import SimpleNamespace\nTARGET = SimpleNamespace(**{vars(targets.named())!r})\n\n"
         )
@@ -62,15 +73,20 @@ class Attack:
 
 def read_attack(module: ModuleType) -> Attack:
     stopped_by = frozenset(getattr(module, "STOPPED_BY", ()))
-    assert stopped_by <= set(LAYERS), f"{module.__name__}: unknown layers in STOPPED_BY"
+    assert {part for name in stopped_by for part in name.split("+")} <= set(LAYERS), (
+        f"{module.__name__}: unknown layers in STOPPED_BY"
+    )
     return Attack(
         name=module.__name__.rpartition(".")[2],
         about=" ".join((module.__doc__ or "").split()),
         submission=module.SUBMISSION,
+        filename=getattr(module, "FILENAME", "ground.py"),
         stopped_by=stopped_by,
         points=getattr(module, "POINTS", POINTS),
         told=getattr(module, "TOLD", ""),
         prepared=getattr(module, "PREPARED", True),
+        power=getattr(module, "POWER", False),
+        landlock=getattr(module, "LANDLOCK", 1),
         succeeded=getattr(module, "succeeded", None),
     )
 
@@ -85,7 +101,7 @@ def attacks() -> list[Attack]:
 @dataclasses.dataclass
 class Scene:
     """What an attack left behind. `came` is everything that came back from the child, as text; `harm` has a
-    sentence for each harm that was done, `seconds` is what it took by the clock."""
+    sentence for each harm that was done."""
 
     targets: Targets
     points: float = 0
@@ -93,7 +109,6 @@ class Scene:
     events: list[str] = dataclasses.field(default_factory=list)
     report: Report | None = None
     harm: list[str] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
 
     @property
     def told(self) -> str:
@@ -161,17 +176,12 @@ class Ground:
         host, targets = self.host(off), self.targets
         targets.neighbour = pid_of(self._beside(off))
         targets.prepare()
-        known = descendants(os.getpid())
-        scene, began = Scene(targets), time.monotonic()
-        with self._net(known, scene):
-            backend = Recorded(attack.handed_in(targets), host=host)
-            try:
-                scene.report = self.checks.run(backend.submission, backend=backend, seed=7)
-            finally:
-                backend.close()
-            scene.points, scene.events = scene.report.earned, list(backend.events)
-            scene.came = "\n".join([*backend.came, *backend.events])
-            scene.seconds = time.monotonic() - began
+        known, before = descendants(os.getpid()), own_state()
+        scene = Scene(targets)
+        with self._net(known, scene), contextlib.suppress(ExerciseError):
+            self._grade(attack, host, scene)
+        after = own_state()
+        scene.harm += [f"the grader's {name} changed" for name in before if before[name] != after[name]]
         left = descendants(os.getpid()) - known - host_pids(host)
         if left:
             scene.harm.append(f"{len(left)} processes were left")
@@ -181,6 +191,19 @@ class Ground:
         scene.harm += self._neighbours(off)
         reap()
         return scene
+
+    def _grade(self, attack: Attack, host: Any, scene: Scene) -> None:
+        try:
+            backend = Recorded(attack.handed_in(self.targets), host=host)
+        except ExerciseError as error:
+            scene.came = str(error)
+            raise
+        try:
+            scene.report = self.checks.run(backend.submission, backend=backend, seed=7)
+        finally:
+            backend.close()
+        scene.points, scene.events = scene.report.earned, list(backend.events)
+        scene.came = "\n".join([*backend.came, *backend.events])
 
     def _judged(self, attack: Attack, scene: Scene) -> list[str]:
         harm, told = [], scene.told
@@ -272,9 +295,23 @@ def pid_of(backend: SecondProcess) -> int:
 
 
 def host_pids(host: Any) -> set[int]:
-    """The processes of a host itself (its zygote may have been started anew)."""
-    pid = getattr(host, "pid", 0)
-    return {pid} if pid else set()
+    """The processes of a host itself: its zygote, which may have been started anew."""
+    zygote = getattr(host, "_zygote", None)
+    if zygote is None:
+        return set()
+    pid = zygote._process.pid
+    # In namespaces of its own it is the child of one that only waits for it.
+    return {pid} | (children(pid) if "namespaces" in host.layers else set())
+
+
+def own_state() -> dict[str, Any]:
+    """What an attack must not change in the grader's own process."""
+    return {
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "dtype": torch.get_default_dtype(),
+        "handlers": [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT)],
+    }
 
 
 def reap() -> None:

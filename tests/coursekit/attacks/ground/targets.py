@@ -165,18 +165,27 @@ def state_of(pid: int) -> str:
         return ""
 
 
-def descendants(pid: int) -> set[int]:
-    """The processes that descend from this one (Linux; elsewhere none are known)."""
-    parents = {}
+def parents() -> dict[int, int]:
+    """The parent of every process that has not ended (Linux; elsewhere none are known)."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text("utf-8", "replace").rpartition(")")[2].split()
             if fields[0] not in "ZX":
-                parents[int(path.parent.name)] = int(fields[1])
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        found, grown = found | more, bool(more)
+                found[int(path.parent.name)] = int(fields[1])
+    return found
+
+
+def children(pid: int) -> set[int]:
+    return {child for child, parent in parents().items() if parent == pid}
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that descend from this one."""
+    parent_of, found, more = parents(), {pid}, {pid}
+    while more:
+        more = {child for child, parent in parent_of.items() if parent in found} - found
+        found |= more
     return found - {pid}
 
 
