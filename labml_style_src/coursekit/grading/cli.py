@@ -2,6 +2,7 @@
 that does the work and prints.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,9 @@ def release(
 
     course = find_course()
     lesson = course.lesson(slug)
-    made = bundle.release(lesson, folder, read_assignment(rules, lesson), course.rewrites(lesson))
+    assignment = read_assignment(rules, lesson)
+    with out.status("writing the checks down ...") if out.is_terminal else nullcontext():
+        made = bundle.release(lesson, folder, assignment, course.rewrites(lesson))
     say(f"made {folder}: {bundle.share(made.checks)}")
     for check, why in made.left_out.items():
         say(f"  not public: {check}: {why}")

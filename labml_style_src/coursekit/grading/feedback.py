@@ -137,8 +137,9 @@ def footer(report: Report, commands: Commands | None = None) -> str:
     """What to do next."""
     commands = commands or commands_of(report)
     if report.passed:
-        shows = f" `{commands.solution}` shows how the course writes it." if commands.solution else ""
-        return f"All of it is right.{shows}"
+        if not commands.solution:
+            return "All that is checked here is right."
+        return f"All of it is right. `{commands.solution}` shows how the course writes it."
     task = report.next_task
     if report.problem or task is None or not task.hints:
         return ""

@@ -15,7 +15,8 @@ MAIN = '''\
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("check.pyz needs Python 3.11 or later, and this is " + sys.version.split()[0])
+    sys.stderr.write("check.pyz needs Python 3.11 or later, and this is " + sys.version.split()[0] + "\\n")
+    sys.exit(3)
 
 
 def main():

@@ -186,6 +186,8 @@ def tabulated(explain: Callable[[dict[str, int]], str | None], shape: tuple[int,
     if int(np.prod(shape)) > EXPLAINED_LIMIT:
         raise NotPublic("what it explains is too much to write down")
     words = axes.split() or [str(axis) for axis in range(len(shape))]
+    if len(set(words)) < len(shape):
+        raise NotPublic("its remarks do not know all axes")
     remarks: dict[str | None, int] = {}
     table = np.zeros(shape, np.uint16)
     for index in np.ndindex(*shape):

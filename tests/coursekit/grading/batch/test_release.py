@@ -1,6 +1,5 @@
 """The students' bundle: complete, the same every time, and without a line that would give a solution away."""
 
-import json
 import os
 import re
 import subprocess
@@ -13,10 +12,12 @@ from pathlib import Path
 import pytest
 from tests.coursekit.grading.tiny import EXERCISE
 
+from coursekit import __main__
 from coursekit.course import find_course
 from coursekit.grading.batch.assignment import Assignment, Late
 from coursekit.grading.batch.release import release, requirements, students_stub
 from coursekit.grading.public import publish as publishing
+from coursekit.grading.public.archive import MAIN
 from coursekit.grading.stub import TOKEN, leaked_lines
 from coursekit.grading.submission import ExerciseError
 from coursekit.imports import code_text
@@ -182,7 +183,7 @@ def test_a_student_checks_without_the_course(lesson, tmp_path, alone):
         )
         return done.returncode, done.stdout + done.stderr
 
-    probe = [sys.executable, "-S", "-c", "import torch, coursekit"]
+    probe = [sys.executable, "-S", "-c", "import coursekit"]
     assert b"No module named 'coursekit'" in subprocess.run(probe, env=alone, capture_output=True).stderr
 
     (made / "tiny.py").write_text(EXERCISE.replace("axis=-1", "axis=0"), "utf-8")
@@ -196,10 +197,30 @@ def test_a_student_checks_without_the_course(lesson, tmp_path, alone):
     assert "hint 1 of 2: A row runs along the last axis." in told
     assert "`python check.pyz --hint` gives the next hint" in told
     assert told.endswith("The grade comes from the same ones on other inputs.\n")
-    (made / "tiny.py").write_text(EXERCISE, "utf-8")
-    code, told = check("--json")
-    assert code == 0
-    assert json.loads(told)["points"] == 8
+
+
+def test_the_command_says_what_is_public(lesson, tmp_path, monkeypatch, capsys):
+    (lesson.root / "labml_style_src").mkdir()
+    monkeypatch.chdir(lesson.root)
+    (tmp_path / "rules.toml").write_text('slug = "tiny"\nfused = "fail"\n', "utf-8")
+    text = lesson.checks.read_text("utf-8")
+    lesson.checks.write_text(text.replace("expect.equal(mean.get", "expect.equal(1 * mean.get"), "utf-8")
+    rules = ["--assignment", str(tmp_path / "rules.toml")]
+    monkeypatch.setattr(sys, "argv", ["attn", "release", "tiny", str(tmp_path / "made"), *rules])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    assert "7 of 8 points can be checked here" in told
+    assert "not public: TestMean.test_mean: what it judges is no part of an answer" in told
+    assert "earns nothing for the task" in (tmp_path / "made" / "README.md").read_text("utf-8")
+
+
+def test_an_old_python_is_told_so():
+    told = "check.pyz needs Python 3.11 or later, and this is 3.10.1\n"
+    old = "import sys; sys.version_info, sys.version = (3, 10, 1), '3.10.1 (main)'\n"
+    done = subprocess.run([sys.executable, "-c", old + MAIN], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, told)
 
 
 def test_a_missing_package_is_named(lesson, tmp_path):
