@@ -28,7 +28,7 @@ per_day = 0.25
 [weights]
 TestMean = 4
 [limits]
-call_seconds = 0.5
+call_seconds = 2
 """
 METADATA = {
     "id": 123456,
@@ -119,7 +119,7 @@ def run(root: Path, *command: str) -> tuple[dict, str]:
         env={"PATH": os.environ["PATH"], **known},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     data = json.loads((root / "results" / "results.json").read_text())
     against_specification(data)
