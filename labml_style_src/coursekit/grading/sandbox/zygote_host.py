@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Collection
 from dataclasses import asdict
@@ -89,7 +90,7 @@ class Zygote:
 
     def __init__(self, active: Collection[str], limits: Limits) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 command("coursekit.grading.sandbox.zygote"),
                 stdin=theirs.fileno(),
@@ -99,6 +100,11 @@ class Zygote:
                 cwd="/",
                 start_new_session=True,
             )
+        except OSError as error:
+            self._control.close()
+            raise SandboxError(f"{sys.executable} cannot be started: {error}") from None
+        finally:
+            theirs.close()
         try:
             self.missing = self._told(active, limits)
         except (OSError, ValueError):

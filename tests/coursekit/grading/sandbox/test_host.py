@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from coursekit.grading.backends import SecondProcess
-from coursekit.grading.sandbox import LAYERS, FreshHost, Limits, SandboxError, open_sandbox
+from coursekit.grading.sandbox import LAYERS, FreshHost, Limits, SandboxError, open_sandbox, zygote_host
 from coursekit.grading.sandbox import host as hosts
 from coursekit.grading.submission import Submission
 from coursekit.grading.verbs import Student
@@ -44,6 +44,9 @@ def test_a_python_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hosts.sys, "executable", "/no/such/python")
     with pytest.raises(SandboxError, match="/no/such/python cannot be started"):
         FreshHost(Limits()).start()
+    if sys.platform == "linux":
+        with pytest.raises(SandboxError, match="/no/such/python cannot be started"):
+            zygote_host.Zygote((), Limits())
 
 
 def test_the_folders_of_packages_hold_ours_and_those_of_a_submission():
