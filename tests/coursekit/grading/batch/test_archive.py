@@ -198,6 +198,7 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
         "dee.zip": zipped({"../../tiny.py": ANSWER}),
         "eve.zip": zipped({"/etc/tiny.py": ANSWER}),
         "fay.zip": zipped({"a\\..\\..\\tiny.py": ANSWER}),
+        "gale.zip": zipped({"tiny.py": ANSWER, "../x": b""}),
         "gil.zip": zipped({"tiny.py": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777),
         "hal.zip": zipped({"tiny.py": ANSWER}, mode=stat.S_IFIFO | 0o666),
         "ida.zip": zipped({"tiny.py": ANSWER}, method=zipfile.ZIP_LZMA),
@@ -217,6 +218,7 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
         "dee": "../../tiny.py leads out of the zip",
         "eve": "/etc/tiny.py leads out of the zip",
         "fay": "leads out of the zip",
+        "gale": "../x leads out of the zip",
         "gil": "tiny.py is a link",
         "hal": "tiny.py is not a plain file",
         "ida": "packed in a way that is not read here",
@@ -235,6 +237,21 @@ def test_what_cannot_be_read_is_that_student_s_problem(tmp_path, lesson):
         for student, problem in wanted.items():
             assert problem in found[student].problem, student
             assert bool(found[student].data) is (problem == ""), student
+
+
+def test_a_name_that_leads_out_of_the_zip_of_a_class_is_nobodys_but_its_own(tmp_path, lesson):
+    files = {
+        "evil.py": ANSWER,
+        "../../evil.py": b"1",
+        "/tmp/evil.py": b"2",
+        "x/../../evil.py": b"3",
+        "C:\\evil.py": b"4",
+    }
+    (tmp_path / "in.zip").write_bytes(zipped(files))
+    found = by_student(tmp_path / "in.zip", lesson)
+    assert found.pop("evil").data == ANSWER
+    assert sorted(found) == ["../../evil", "/tmp/evil", "C:/evil", "x/../../evil"]
+    assert all("leads out of the zip" in each.problem and not each.data for each in found.values())
 
 
 def encrypted(data: bytes) -> bytes:
