@@ -52,6 +52,7 @@ def write_feedback(out: Path, lesson: Lesson, assignment: Assignment, result: Re
         fused=assignment.fused,
         rows=rows,
         weighted=any(row.points != row.task.points for row in rows),
+        evidence=[told_by_title(line, sections) for line in result.evidence],
         sums=sums(assignment, result, rows),
         sections=sections,
         open=any(section.state != "passed" for section in sections),
@@ -78,6 +79,13 @@ def write_report(
 def feedback_path(student: str) -> str:
     """Where a student's page is, below OUT."""
     return f"feedback/{file_stem(student)}.html"
+
+
+def told_by_title(line: str, sections: list[feedback.Section]) -> str:
+    """A sentence about a task of which a student knows the title, not the class."""
+    key, colon, rest = line.partition(": ")
+    titles = {section.task.key: section.title for section in sections}
+    return titles.get(key, key) + colon + rest
 
 
 @dataclass(frozen=True)

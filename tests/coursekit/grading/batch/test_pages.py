@@ -112,9 +112,12 @@ def test_the_arithmetic_of_a_score_is_shown(tmp_path: Path, lesson: Lesson):
 
 def test_what_was_taken_off_for_ready_made_attention_is_a_row(tmp_path: Path, lesson: Lesson):
     rules = Assignment("tiny", fused="fail")
-    page = student_page(tmp_path, lesson, result("ada", 0.5, evidence=["line 3 calls sdpa"]), rules)
+    page = student_page(
+        tmp_path, lesson, result("ada", 0.5, evidence=["line 3 calls sdpa", "TestBias: no points"]), rules
+    )
     assert "calls a ready-made attention earns nothing (see below) −1.5" in page.text
     assert "By the rules of this assignment" in page.text
+    assert "2. Bias: no points" in page.text
     thirds = Assignment("tiny", fused="fail", weights={"TestSlopes": 1 / 3})
     rounded = student_page(tmp_path, lesson, result("ada", 0.3333), thirds)
     assert "earns nothing" not in rounded.text
