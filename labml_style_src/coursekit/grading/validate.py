@@ -9,7 +9,7 @@ from coursekit.course import Lesson
 from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.report import NOT_DONE, PASSED, Report
-from coursekit.grading.stub import make_stub
+from coursekit.grading.stub import leaked_lines, make_stub
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 
 REWRITES_WANTED = 2
@@ -78,16 +78,22 @@ def right(report: Report, what: str) -> list[str]:
 def untouched(checks: Checks) -> list[str]:
     """What is wrong with the stub."""
     exercise = checks.lesson.exercise
+    text = exercise.read_text("utf-8")
     try:
-        text = make_stub(exercise.read_text("utf-8"), str(exercise))
+        stub = make_stub(text, str(exercise))
     except ExerciseError as error:
         return [str(error)]
-    report = checks.run(Submission(text, "the stub", "<the stub>"))
+    told = [f"the stub still holds `{line}`" for line in leaked_lines(text)]
+    report = checks.run(Submission(stub, "the stub", "<the stub>"))
     if report.problem:
-        return [f"the stub: {report.problem}"]
+        return [*told, f"the stub: {report.problem}"]
     passing = [f"the stub passes {check.name}" for check in report.checks if check.earned]
-    return passing + [
-        f"the stub fails {check.name} with: {check.message}"
-        for check in report.checks
-        if check.outcome not in (PASSED, NOT_DONE)
-    ]
+    return (
+        told
+        + passing
+        + [
+            f"the stub fails {check.name} with: {check.message}"
+            for check in report.checks
+            if check.outcome not in (PASSED, NOT_DONE)
+        ]
+    )
