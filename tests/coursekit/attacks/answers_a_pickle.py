@@ -18,9 +18,9 @@ def guess(x):
     text = pickle.dumps(Command())
     for number in range(3, 256):
         try:
-            os.set_blocking(number, False)
             os.write(number, struct.pack("<IQ", len(text), 0) + text)
         except OSError:
             pass
     return np.array([Command()], dtype=object)
 """
+TOLD = "malformed message"

@@ -15,9 +15,9 @@ def message(value):
 def guess(x):
     for number in range(3, 256):
         try:
-            os.set_blocking(number, False)
             os.write(number, message(0.0) * 5)
         except OSError:
             pass
     return 0.0
 """
+TOLD = "it answers another question"

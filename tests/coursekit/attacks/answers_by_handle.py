@@ -12,9 +12,9 @@ def guess(x):
         for kind in kinds:
             header = json.dumps({"dict": [["value", kind], ["printed", {"tuple": ["", 10**4000]}]]}).encode()
             try:
-                os.set_blocking(number, False)
                 os.write(number, struct.pack("<IQ", len(header), 8) + header + bytes(8))
             except OSError:
                 pass
     return 0.0
 """
+TOLD = "malformed message"

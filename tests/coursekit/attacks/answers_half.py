@@ -9,7 +9,6 @@ import time
 def guess(x):
     for number in range(3, 256):
         try:
-            os.set_blocking(number, False)
             os.write(number, struct.pack("<IQ", 100, 0) + b'{"dict": [["value", ')
         except OSError:
             pass

@@ -8,7 +8,6 @@ import struct
 def guess(x):
     for number in range(3, 256):
         try:
-            os.set_blocking(number, False)
             os.write(number, struct.pack("<IQ", 0, 1 << 60))
         except OSError:
             pass
@@ -19,3 +18,4 @@ def double(x):
     return torch.zeros(1 << 24, dtype=torch.float64)
 """
 POINTS = 0
+TOLD = "the message is too long"
