@@ -287,7 +287,8 @@ def plan_here(setup: Setup) -> Known:
     """The plan with this machine's own copy of the lesson."""
     root = Path(setup.root)
     lesson = find_course(root if root.is_dir() else None).lesson(setup.slug)
-    return Known(lesson, setup.assignment, b"", setup.off, bank=setup.bank_seed)
+    rules = {"off": setup.off, "required": setup.required}
+    return Known(lesson, setup.assignment, b"", **rules, bank=setup.bank_seed)
 
 
 @atexit.register

@@ -139,10 +139,16 @@ def test_the_extra_is_missing(plan, monkeypatch):
         list(grade_on_cluster("tcp://127.0.0.1:1", plan, a_class(1)))
 
 
-def test_the_secret_stays_with_the_master(plan):
-    setup = ClusterBatch(None, "", plan, 1.0).setup
+def test_a_worker_knows_the_plan_but_not_its_secret(plan):
+    strict = replace(plan, off=("uid",), required=True)
+    setup = ClusterBatch(None, "", strict, 1.0).setup
     assert SECRET not in pickle.dumps(setup)
-    assert cluster.plan_here(setup).seed_of_bank() == plan.seed_of_bank()
+    here = cluster.plan_here(setup)
+    assert here.seed_of_bank() == plan.seed_of_bank()
+    assert (here.lesson, here.assignment, here.off, here.required) == (
+        *(plan.lesson, plan.assignment),
+        *(("uid",), True),
+    )
 
 
 class Stub:
