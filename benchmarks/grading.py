@@ -49,11 +49,11 @@ def run() -> list[dict[str, Any]]:
         after = peers(lesson, sample[1::2])
         marks = {"right_and_full": full_marks(folder / "whole", kinds)}
         stopped = grader.stop_and_resume(folder / "stopped", len(kinds) // 2)
-        same = files(folder / "whole") == files(folder / "stopped")
+        other = differing(folder / "whole", folder / "stopped")
         return [
             {"what": "the class", "lesson": SLUG, "submissions": len(kinds), "in a hundred": SHARES},
             {"what": "graded", "cores": cores, **whole, **marks},
-            {"what": "killed midway and started again", **stopped, "same_bytes": same},
+            {"what": "killed midway and started again", **stopped, "same_bytes": not other, "other": other},
             *(beside(whole, before[name], after[name], name) for name in before),
         ]
 
@@ -170,6 +170,12 @@ def full_marks(out: Path, kinds: dict[str, str]) -> int:
     if wrong := sorted(student for student in full - right if kinds[student] in HARMLESS):
         raise RuntimeError(f"{wrong[0]} is {kinds[wrong[0]]} and has all points")
     return len(right)
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """The files that are not the same in two folders."""
+    ours, theirs = files(one), files(other)
+    return sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
 
 
 def files(folder: Path) -> dict[str, bytes]:
