@@ -12,8 +12,8 @@ def guess(x):
     for flags in (NEWUSER | NEWNS, NEWNET):
         if libc.unshare(flags) == 0:
             return TARGET.won
-    if libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) == 0:
-        libc.umount2(b"/mnt", 2)
+    if libc.mount(b"none", TARGET.open.encode(), b"tmpfs", 0, None) == 0:
+        libc.umount2(TARGET.open.encode(), 2)
         return TARGET.won
     if libc.setns(os.open("/proc/1/ns/net", os.O_RDONLY), 0) == 0:
         return TARGET.won
