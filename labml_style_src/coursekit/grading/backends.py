@@ -112,8 +112,8 @@ class SecondProcess:
     """The student's module in a process of its own, started at once by a host and asked over pipes.
 
     A call that takes longer than `seconds`, or ends the process, is a `StudentError`; the next one gets another
-    process. From then on calls have less time, and the function that was too slow is not called again. When the
-    time of the whole submission is used up, every further question is a `StudentError`.
+    process. After a slow one calls have less time; the function that was too slow, or filled the memory, is not
+    called again. When the time of the whole submission is used up, every further question is a `StudentError`.
 
     `events` says in sentences what the submission did beside answering, the same in every run; `called` has the
     ready-made attention that it called, as far as its own process tells (`sandbox/watch.py`): pairs of the
@@ -154,7 +154,8 @@ class SecondProcess:
             raise slow.with_traceback(None)
         if self._seed is not None:
             request, self._seed = {**request, "begin": self._seed}, None
-        answer = self._exchange(request, later(self.seconds) if self.slow else self.seconds)
+        hurry = any(error.type == "Timeout" for error in self.slow.values())
+        answer = self._exchange(request, later(self.seconds) if hurry else self.seconds)
         if isinstance(answer, Reference):
             self._makers[answer.number] = self._owner(request)
         return answer
@@ -211,7 +212,11 @@ class SecondProcess:
         called = [(self._owner(request), name) for name in known(answer.get("called"))]
         self.called += [pair for pair in called if pair not in self.called]
         if "error" in answer:
-            raise StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
+            error = StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
+            if error.type == "MemoryError":
+                # To fill the memory takes a second each time: how often that fits into the whole is chance.
+                self.slow[request.get("name") or ""] = error
+            raise error
         return answer.get("value")
 
     def _owner(self, request: dict[str, Any]) -> str:
