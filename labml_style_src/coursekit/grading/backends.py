@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from coursekit.grading import wire
 from coursekit.grading.child import PRINT_LIMIT, Printed
-from coursekit.grading.sandbox import FreshHost, Host, Limits
+from coursekit.grading.sandbox import FreshHost, Host, Limits, trail
 from coursekit.grading.sandbox.clock import Clock, Expired, later
 from coursekit.grading.sandbox.process import ENDING_SECONDS, Lost, Process, in_words
 from coursekit.grading.sandbox.watch import known
@@ -131,6 +131,8 @@ class SecondProcess:
         self.left = limits.submission_seconds
         self.slow: dict[str, StudentError] = {}
         self.problem: StudentError | None = None
+        # Whether the host's own process died with this one: not by itself the submission's fault.
+        self.lost = False
         self.stops: list[str] = []
         self.events: list[str] = []
         self.called: list[tuple[str, str]] = []
@@ -202,7 +204,7 @@ class SecondProcess:
             self.close()
             raise self._failure(request, "WireError", str(error)) from None
         finally:
-            self.left -= 0 if free else clock.elapsed
+            self.left -= 0 if free else clock.spent
         if answer.get("number") != self._asked:
             self.close()
             raise self._failure(request, "WireError", "it answers another question")
@@ -211,6 +213,8 @@ class SecondProcess:
                 self._keep(printed, min(max(more, 0), PRINTED_LINES_LIMIT))
         called = [(self._owner(request), name) for name in known(answer.get("called"))]
         self.called += [pair for pair in called if pair not in self.called]
+        for tried in trail.known(answer.get("tried")):
+            self._happened(f"{self._during(request)}: {tried}")
         if "error" in answer:
             error = StudentError(answer["error"], self.submission, loading=request["verb"] == "load")
             if error.type == "MemoryError":
@@ -253,17 +257,26 @@ class SecondProcess:
         try:
             return self._failure(request, "Ended", in_words(self._end(ENDING_SECONDS)))
         except Lost:
+            self.lost = True
             return self._failure(request, "Ended", "the grader lost the process that had started it")
 
     def _failure(self, request: dict[str, Any], kind: str, message: str) -> StudentError:
         told = {"type": kind, "bases": [], "message": message, "lines": [], "raised": False}
         told["name"] = request.get("name")
         error = StudentError(told, self.submission, loading=request["verb"] == "load")
-        what = "while the file was loaded" if error.loading else f"in {error.name or 'a new check'}"
-        event = f"{what}: {error.sentence}"
+        self._happened(f"{self._during(request)}: {error.sentence}")
+        return error
+
+    def _during(self, request: dict[str, Any]) -> str:
+        return (
+            "while the file was loaded"
+            if request["verb"] == "load"
+            else f"in {request.get('name') or 'a new check'}"
+        )
+
+    def _happened(self, event: str) -> None:
         if event not in self.events and len(self.events) < EVENTS_LIMIT:
             self.events.append(event)
-        return error
 
     def _end(self, patience: float = 0.0) -> int | None:
         """End the process if there is one; how it ended by itself within so many seconds, if it did."""

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from coursekit.grading import wire
-from coursekit.grading.sandbox import watch
+from coursekit.grading.sandbox import trail, watch
 from coursekit.grading.sandbox.blocked import block
 from coursekit.grading.session import Session, describe_error
 
@@ -69,7 +69,7 @@ def serve(requests_descriptor: int, answers_descriptor: int) -> None:
             os._exit(0)
         sys.stdout = sys.stderr = printed
         answer = answer_to(session, request) | {"number": request["number"]}
-        answer |= {"printed": printed.taken(), "called": watch.taken()}
+        answer |= {"printed": printed.taken(), "called": watch.taken(), "tried": trail.taken()}
         try:
             message = wire.encode(answer)
         except (wire.WireError, ValueError) as error:

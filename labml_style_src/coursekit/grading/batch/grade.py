@@ -144,12 +144,11 @@ class Grader:
 
     def _run(self, submission: Submission, result: Result) -> None:
         assignment = self.plan.assignment
-        backend = self._backend(submission)
-        try:
-            report = self.checks.run(submission, backend=backend, seed=int(result.seed), bank=self.bank)
-            result.events = [clean(event, MESSAGE_LIMIT) for event in backend.events]
-        finally:
-            backend.close()
+        report, backend = self._checked(submission, int(result.seed))
+        if backend.lost:
+            # Perhaps another's doing, or the machine's: what happens twice is this submission's own.
+            report, backend = self._checked(submission, int(result.seed))
+        result.events = [clean(event, MESSAGE_LIMIT) for event in backend.events]
         result.report = report
         result.status = NOT_RUN if report.problem else GRADED
         result.message = report.problem
@@ -172,6 +171,13 @@ class Grader:
         earned = self._earned(report, lost)
         result.earned = rounded(earned)
         result.score = rounded(earned * assignment.late.kept(result.late_days))
+
+    def _checked(self, submission: Submission, seed: int) -> tuple[Report, SecondProcess]:
+        backend = self._backend(submission)
+        try:
+            return self.checks.run(submission, backend=backend, seed=seed, bank=self.bank), backend
+        finally:
+            backend.close()
 
     def _earned(self, report: Report, lost: Collection[str]) -> Fraction:
         return Fraction(0) if report.problem else self.plan.assignment.earned(report, self.points, lost)

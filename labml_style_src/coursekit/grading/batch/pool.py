@@ -23,6 +23,7 @@ from coursekit.course import CourseError, EnvironmentFault
 from coursekit.grading.batch.archive import HandedIn
 from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.batch.result import ERROR, Result
+from coursekit.grading.sandbox.clock import WALL_FACTOR
 
 # Beyond what a submission may take itself: a worker that is still busy then hangs.
 PATIENCE_SECONDS = 120.0
@@ -134,7 +135,7 @@ class Pool:
     def __init__(self, plan: Opens, work: Iterable[HandedIn], jobs: int) -> None:
         self.plan, self.work, self.jobs = plan, iter(work), jobs
         limits = plan.assignment.limits
-        self.seconds = PATIENCE_SECONDS + 4 * limits.submission_seconds
+        self.seconds = PATIENCE_SECONDS + 2 * WALL_FACTOR * limits.submission_seconds
         self.workers: list[Worker] = []
         self.waiting: deque[HandedIn] = deque()
         self.lost: Counter[str] = Counter()

@@ -27,8 +27,8 @@ class Expired(Exception):
 
 
 class Clock:
-    """One question's time. `cpu` tells the process's seconds of the processor so far, or None where that cannot
-    be told; `seconds` are then those by the wall. `rest` is what the submission has left, by the wall."""
+    """One question's time, and what the submission has left of its own. `cpu` tells the process's seconds of the
+    processor so far, or None where that cannot be told; then seconds are those by the wall."""
 
     def __init__(
         self, seconds: float, rest: float = math.inf, cpu: Callable[[], float | None] = lambda: None
@@ -38,21 +38,25 @@ class Clock:
         self._cpu = cpu
         self._cpu_began = cpu()
         self._began = time.monotonic()
-        self.wall = seconds if self._cpu_began is None else WALL_FACTOR * seconds
+        self._factor = 1 if self._cpu_began is None else WALL_FACTOR
 
     @property
-    def elapsed(self) -> float:
-        """Seconds by the wall since the question was asked."""
-        return time.monotonic() - self._began
+    def spent(self) -> float:
+        """Seconds of the processor since the question was asked, or a quarter of those by the wall if that is
+        more."""
+        return max(self._used(), self._elapsed() / self._factor)
 
     def tick(self) -> float:
         """Seconds until the next look. Raises `Expired`."""
-        elapsed = self.elapsed
-        if elapsed >= self.rest:
+        spent = self.spent
+        if spent >= self.rest:
             raise Expired(whole=True)
-        if elapsed >= self.wall or self._used() >= self.seconds:
+        if spent >= self.seconds:
             raise Expired
-        return min(TICK, self.wall - elapsed, self.rest - elapsed)
+        return min(TICK, self._factor * min(self.seconds, self.rest) - self._elapsed())
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
 
     def _used(self) -> float:
         now = self._cpu()

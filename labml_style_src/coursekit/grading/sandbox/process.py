@@ -138,14 +138,14 @@ class Blocking(Fresh):
             expired.set()
             self.kill()
 
-        timer = threading.Timer(min(clock.wall, clock.rest, threading.TIMEOUT_MAX), expire)
+        timer = threading.Timer(min(clock.seconds, clock.rest, threading.TIMEOUT_MAX), expire)
         timer.daemon = True
         timer.start()
         try:
             yield
         except (OSError, EOFError):
             if expired.is_set():
-                raise Expired(whole=clock.rest < clock.wall) from None
+                raise Expired(whole=clock.rest < clock.seconds) from None
             raise
         finally:
             timer.cancel()

@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 from coursekit.grading.child import serve
-from coursekit.grading.sandbox import blocked, kernel, layers, namespaces, reach, uid, watch
+from coursekit.grading.sandbox import blocked, kernel, layers, namespaces, reach, trail, uid, watch
 from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.sandbox.process import PROBLEM
 
@@ -171,6 +171,7 @@ class Zygote:
                 self.world.enter()
             self.walls.enter(self.become)
             os.close(line)
+            trail.install()
             serve(requests, answers)
         except BaseException as error:
             # Nothing of the student's has run: whoever holds the other end of the line wants to know.

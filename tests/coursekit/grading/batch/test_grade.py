@@ -209,3 +209,21 @@ def test_the_order_of_a_class_changes_no_result(tiny):
     forth = {result.student: result for result in grade_here(plan, work)}
     back = {result.student: result for result in grade_here(plan, reversed(work))}
     assert forth == back
+
+
+def test_a_submission_beside_which_the_sandbox_dies_is_asked_again(grader, monkeypatch):
+    lost = []
+
+    class Lost(grade.SecondProcess):
+        def close(self):
+            super().close()
+            self.lost = len(lost) < 1
+            lost.append(self.lost)
+
+    monkeypatch.setattr(grade, "SecondProcess", Lost)
+    result = grader.grade(handed(EXERCISE))
+    assert (result.status, result.score, lost) == (GRADED, 8, [True, False])
+    lost[:] = []
+    monkeypatch.setattr(Lost, "close", lambda self: lost.append(setattr(self, "lost", True)))
+    grader.grade(handed(EXERCISE))
+    assert len(lost) == 2

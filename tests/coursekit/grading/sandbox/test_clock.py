@@ -59,12 +59,22 @@ def test_a_clock_that_stops_telling_leaves_the_wall(times: Times):
 
 def test_the_rest_of_the_submission_ends_a_question_too(times: Times):
     question = Clock(math.inf, 3, lambda: times.cpu)
-    times.wall += 2.98
+    times.wall += 3 * WALL_FACTOR - 0.02
     assert question.tick() < TICK
-    times.wall += 0.02
+    times.cpu += 2.99
+    assert question.spent == pytest.approx(2.995)
+    times.cpu += 0.01
     with pytest.raises(Expired) as expired:
         question.tick()
     assert expired.value.whole
+
+
+def test_a_busy_machine_costs_a_submission_nothing(times: Times):
+    """Three quarters of the time others have the processor."""
+    question = Clock(2, 3, lambda: times.cpu)
+    times.cpu += 1.0
+    times.wall += 3.9
+    assert question.spent == 1.0
 
 
 @pytest.mark.parametrize(("seconds", "less"), [(10, 2), (5, 1), (2, 0.5), (0.3, 0.3)])
