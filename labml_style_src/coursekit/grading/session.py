@@ -4,11 +4,11 @@ The same class serves both backends: in this process, and in the second process 
 imports nothing of the course's but `values`.
 """
 
+import itertools
 import linecache
 import operator
 import random
 import sys
-import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -211,23 +211,26 @@ def describe_error(error: BaseException, filename: str) -> dict[str, Any]:
     """What is told of an exception: its type and the types it derives from, its message, the student's own
     lines (the outermost and the innermost two, innermost last), the column in the last of them (from 0, None
     if unknown) and whether the student's code raised it rather than something it called."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    inside = [frame.f_code.co_filename == filename for frame, _ in frames]
-    own = [
-        (line, frame.f_code.co_qualname) for (frame, line), ours in zip(frames, inside, strict=True) if ours
-    ]
-    columns = [summary.colno for summary in traceback.extract_tb(error.__traceback__)]
-    column = [column for column, ours in zip(columns, inside, strict=True) if ours][-1:]
+    own: list[tuple[int, str]] = []
+    column, inside, trace = None, False, error.__traceback__
+    # `traceback` would read the source of every frame, the engine's own too.
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        inside = code.co_filename == filename
+        if inside:
+            own.append((trace.tb_lineno, code.co_qualname))
+            column = next(itertools.islice(code.co_positions(), trace.tb_lasti // 2, None))[2]
+        trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.filename == filename:
-        own, column = [(error.lineno or 0, "<module>")], [(error.offset or 1) - 1]
+        own, column = [(error.lineno or 0, "<module>")], (error.offset or 1) - 1
     message = error.msg if isinstance(error, SyntaxError) else _text(error)
     return {
         "type": type(error).__name__[:100],
         "bases": [base.__name__[:100] for base in type(error).__mro__[1:20]],
         "message": message[:MESSAGE_LIMIT],
         "lines": own[:1] + own[1:][-2:],
-        "column": column[0] if column else None,
-        "raised": bool(inside) and inside[-1],
+        "column": column,
+        "raised": inside,
     }
 
 

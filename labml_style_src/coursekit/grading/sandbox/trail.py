@@ -7,7 +7,6 @@ tried. The walls do not depend on it.
 """
 
 import os
-import re
 import sys
 from typing import Any
 
@@ -34,12 +33,13 @@ FOLDER_LIMIT = 60
 
 _tried: dict[tuple[str, str], None] = {}
 _libraries: tuple[str, ...] = ()
+_own = ""
 _installed: list[bool] = []
 
 
 def install() -> None:
     """Keep a trail from now on, for as long as this process lives."""
-    global _libraries
+    global _libraries, _own
     if _installed:
         return
     _installed.append(True)
@@ -52,6 +52,7 @@ def install() -> None:
         "/usr/share",
         "/dev",
     ]
+    _own = os.path.join(os.getcwd(), "")
     _libraries = tuple(os.path.join(folder, "") for folder in folders if folder)
     sys.addaudithook(_heard)
 
@@ -99,8 +100,13 @@ def _note(what: str, path: Any = "") -> None:
         if isinstance(path, int) or path is None:
             return
         path = os.path.abspath(os.fsdecode(path))
-        if what != WRITE and os.path.join(path, "").startswith(_libraries):
+        if os.path.join(path, "").startswith(_own):
+            if what != WRITE:
+                return
+            folder = "its own folder"
+        elif what != WRITE and os.path.join(path, "").startswith(_libraries):
             return
-        # Names that are new each time would make each result another one.
-        folder = re.sub(r"\d+", "#", "/".join(os.path.dirname(path).split("/")[:3]) or "/")
+        else:
+            # No more of it: names that are new each time would make each result another one.
+            folder = "/".join(os.path.dirname(path).split("/")[:2]) or "/"
     _tried[what, folder] = None

@@ -81,7 +81,7 @@ def grade_here(plan, work: Iterable[HandedIn]) -> Iterator[Result]:
 
         def _backend(self, submission):
             backend = InProcess(submission, keep_printed=True)
-            backend.events, backend.called = [], []
+            backend.events, backend.called, backend.lost = [], [], False
             return backend
 
     grader = Unfenced(plan)

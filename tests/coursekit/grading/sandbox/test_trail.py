@@ -15,6 +15,7 @@ import os, socket, subprocess
 def reads(): return open("/etc/passwd").read()
 def reads_of_a_process(): return open("/proc/123/environ").read()
 def writes(): open("/tmp/mine4711.txt", "w")
+def writes_here(): open("results.npy", "wb")
 def writes_low(): os.open("/tmp/mine", os.O_WRONLY | os.O_CREAT)
 def lists(): return os.listdir("/home")
 def runs(): subprocess.run(["ls"])
@@ -44,8 +45,9 @@ def host():
     ("name", "told"),
     [
         ("reads", "tried to read a file in /etc"),
-        ("reads_of_a_process", "tried to read a file in /proc/#"),
+        ("reads_of_a_process", "tried to read a file in /proc"),
         ("writes", "tried to write a file in /tmp"),
+        ("writes_here", "tried to write a file in its own folder"),
         ("writes_low", "tried to write a file in /tmp"),
         ("lists", "tried to list a folder in /"),
         ("runs", "tried to run a program"),
