@@ -190,7 +190,7 @@ class SecondProcess:
         message = wire.encode({**request, "number": self._asked})
         process = self._process = self._process or self.host.start()
         limited = "clock" in self.host.layers
-        clock = Clock(seconds if limited else math.inf, math.inf if free else self.left, process.cpu_seconds)
+        clock = Clock(seconds if limited else math.inf, math.inf if free else self.left, process.used)
         try:
             with process.timed(clock):
                 process.write(message)

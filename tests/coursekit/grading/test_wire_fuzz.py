@@ -236,7 +236,7 @@ class Scripted(Process):
         super().__init__(requests, answers, folder)
         self.theirs = theirs
 
-    def cpu_seconds(self) -> float | None:
+    def used(self) -> None:
         return None
 
     def kill(self) -> None:

@@ -13,8 +13,8 @@ days = 5                          # after so many days nothing is left; 0: there
 TestSlopes = 2
 
 [limits]
-call_seconds = 2                  # of the processor, for one call; four times that by the clock
-submission_seconds = 30
+call_seconds = 2                  # for one call; what others take of the processor does not count
+submission_seconds = 30           # for all calls together
 memory_mb = 2048
 
 With these rules what comes in at 00:10 on the 2nd of December is on time, what comes in at 00:15 is one day late

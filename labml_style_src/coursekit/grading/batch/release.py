@@ -124,7 +124,7 @@ def rules(assignment: Assignment) -> list[str]:
         found.append(late_rule(assignment))
     limits = assignment.limits
     found.append(
-        f"One call of your code may take {number(limits.call_seconds)} seconds of processor time, all of them "
+        f"One call of your code may take {number(limits.call_seconds)} seconds, all of them "
         f"together {number(limits.submission_seconds)} seconds, and {limits.memory_mb} MB of memory."
     )
     consequence = {

@@ -1,15 +1,15 @@
-"""The time that one question may take: of the processor, and by the wall.
-
-Time of the processor is fair on a busy machine; the wall's ends what sleeps. It is read from outside, where
-the student's code cannot touch it.
+"""The time that one question may take. What others take of the processor meanwhile does not count, so that a
+busy machine costs nobody a point; what a process sleeps does. It is read from outside, where the student's code
+cannot touch it.
 """
 
 import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-# By the wall a question may take so many times its seconds of the processor.
+# However long it stood in line, by the wall a question takes no more than so many times its seconds.
 WALL_FACTOR = 4
 # How often a question at work is looked at, in seconds.
 TICK = 0.05
@@ -26,25 +26,37 @@ class Expired(Exception):
         self.whole = whole
 
 
+@dataclass(frozen=True)
+class Used:
+    """What a process has had so far, in seconds: of the processor, and in line for one because others had it."""
+
+    cpu: float
+    waited: float
+
+
 class Clock:
-    """One question's time, and what the submission has left of its own. `cpu` tells the process's seconds of the
-    processor so far, or None where that cannot be told; then seconds are those by the wall."""
+    """One question's time, and what the submission has left of its own. `used` tells what the process has had so
+    far, or None where that cannot be told; then seconds are those by the wall."""
 
     def __init__(
-        self, seconds: float, rest: float = math.inf, cpu: Callable[[], float | None] = lambda: None
+        self, seconds: float, rest: float = math.inf, used: Callable[[], Used | None] = lambda: None
     ) -> None:
         self.seconds = seconds
         self.rest = rest
-        self._cpu = cpu
-        self._cpu_began = cpu()
+        self._used = used
+        self._before = used()
         self._began = time.monotonic()
-        self._factor = 1 if self._cpu_began is None else WALL_FACTOR
+        self._factor = 1 if self._before is None else WALL_FACTOR
 
     @property
     def spent(self) -> float:
-        """Seconds of the processor since the question was asked, or a quarter of those by the wall if that is
-        more."""
-        return max(self._used(), self._elapsed() / self._factor)
+        """Seconds since the question was asked, but for those in which the process stood in line; of all threads
+        together if that is more, and at least a quarter of those by the wall."""
+        elapsed, before, now = self._elapsed(), self._before, self._used()
+        if before is None or now is None:
+            return elapsed / self._factor
+        own = elapsed - (now.waited - before.waited)
+        return max(now.cpu - before.cpu, own, elapsed / self._factor)
 
     def tick(self) -> float:
         """Seconds until the next look. Raises `Expired`."""
@@ -53,14 +65,10 @@ class Clock:
             raise Expired(whole=True)
         if spent >= self.seconds:
             raise Expired
-        return min(TICK, self._factor * min(self.seconds, self.rest) - self._elapsed())
+        return min(TICK, self.seconds - spent, self.rest - spent)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
-
-    def _used(self) -> float:
-        now = self._cpu()
-        return 0.0 if now is None or self._cpu_began is None else now - self._cpu_began
 
 
 def later(seconds: float) -> float:
@@ -68,13 +76,15 @@ def later(seconds: float) -> float:
     return min(seconds, max(LATER * seconds, LEAST_SECONDS))
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """What all threads of another process have used of the processor. None if the process is gone or this
-    system has no such clock."""
+def used(pid: int) -> Used | None:
+    """What another process has had. None if it is gone or this system does not tell."""
     if sys.platform != "linux":
         return None
     try:
-        # The kernel's name for the clock of a process (include/linux/posix-timers.h: CPUCLOCK_SCHED).
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
+        # The kernel's name for the clock of a process (include/linux/posix-timers.h: CPUCLOCK_SCHED), and the
+        # time its first thread waited to be run (Documentation/scheduler/sched-stats.rst).
+        cpu = time.clock_gettime((~pid << 3) | 2)
+        with open(f"/proc/{pid}/schedstat", "rb") as told:
+            return Used(cpu, int(told.read().split()[1]) / 1e9)
+    except (OSError, ValueError, IndexError):
         return None

@@ -9,7 +9,8 @@ LAYERS = ("clock", "namespaces", "rlimits", "uid", "landlock", "seccomp")
 @dataclass(frozen=True)
 class Limits:
     """What one submission may use. `call_seconds` are for one question, `submission_seconds` for all together:
-    of the processor, and four times that by the wall. `memory_mb` is what it may take beyond PyTorch and itself."""
+    what others take of the processor meanwhile does not count. `memory_mb` is what it may take beyond PyTorch and
+    itself."""
 
     call_seconds: float = 2.0
     submission_seconds: float = 30.0

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coursekit.grading.sandbox.clock import Clock, Expired, cpu_seconds
+from coursekit.grading.sandbox.clock import Clock, Expired, Used, used
 from coursekit.grading.sandbox.folder import remove_folder
 
 CHUNK = 1 << 20
@@ -69,8 +69,8 @@ class Process(ABC):
             pass
 
     @abstractmethod
-    def cpu_seconds(self) -> float | None:
-        """What it has used of the processor; None where that cannot be told."""
+    def used(self) -> Used | None:
+        """What it has had of the processor; None where that cannot be told."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -108,8 +108,8 @@ class Fresh(Process):
         super().__init__(*pipes, folder)
         self._started = started
 
-    def cpu_seconds(self) -> float | None:
-        return cpu_seconds(self._started.pid)
+    def used(self) -> Used | None:
+        return used(self._started.pid)
 
     def kill(self) -> None:
         if sys.platform == "win32":

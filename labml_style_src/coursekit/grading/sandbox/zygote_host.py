@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coursekit.grading import wire
 from coursekit.grading.sandbox import layers
-from coursekit.grading.sandbox.clock import Clock, Expired, cpu_seconds
+from coursekit.grading.sandbox.clock import Clock, Expired, Used, used
 from coursekit.grading.sandbox.folder import make_folder, remove_folder
 from coursekit.grading.sandbox.host import SETTINGS, Host, SandboxError, command
 from coursekit.grading.sandbox.limits import LAYERS, Limits
@@ -170,9 +170,9 @@ class Forked(Process):
         for descriptor in pipes:
             os.set_blocking(descriptor, False)
 
-    def cpu_seconds(self) -> float | None:
+    def used(self) -> Used | None:
         # 0 and less where `/proc` is not that of this process's own namespace.
-        return cpu_seconds(self.number) if self.number > 0 else None
+        return used(self.number) if self.number > 0 else None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -6,15 +6,23 @@ import os
 import pytest
 
 from coursekit.grading.sandbox import clock
-from coursekit.grading.sandbox.clock import TICK, WALL_FACTOR, Clock, Expired, cpu_seconds, later
+from coursekit.grading.sandbox.clock import TICK, WALL_FACTOR, Clock, Expired, Used, later, used
 
 
 class Times:
-    """What the wall's clock and the process's say."""
+    """What the wall's clock says, and the kernel of a process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.wall, self.cpu = 100.0, 7.0
+        self.wall, self.cpu, self.waited = 100.0, 7.0, 3.0
         monkeypatch.setattr(clock.time, "monotonic", lambda: self.wall)
+
+    def used(self) -> Used:
+        return Used(self.cpu, self.waited)
+
+    def pass_by(self, *, working: float = 0.0, sleeping: float = 0.0, in_line: float = 0.0) -> None:
+        self.wall += working + sleeping + in_line
+        self.cpu += working
+        self.waited += in_line
 
 
 @pytest.fixture
@@ -22,27 +30,43 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     return Times(monkeypatch)
 
 
-def test_time_of_the_processor_counts_from_the_question_on(times: Times):
-    question = Clock(2, cpu=lambda: times.cpu)
+@pytest.mark.parametrize("how", ["working", "sleeping"])
+def test_work_and_sleep_count_from_the_question_on(times: Times, how: str):
+    question = Clock(2, used=times.used)
     assert question.tick() == TICK
-    times.cpu += 1.9
+    times.pass_by(**{how: 1.99})
     question.tick()
-    times.cpu += 0.1
+    times.pass_by(**{how: 0.02})
     with pytest.raises(Expired) as expired:
         question.tick()
     assert not expired.value.whole
 
 
-def test_what_sleeps_is_ended_by_the_wall(times: Times):
-    question = Clock(2, cpu=lambda: times.cpu)
-    times.wall += 2 * WALL_FACTOR - 0.01
+def test_what_others_take_does_not_count(times: Times):
+    question = Clock(2, 3, times.used)
+    times.pass_by(working=1.0, in_line=2.5)
+    assert question.spent == pytest.approx(1.0)
+    question.tick()
+
+
+def test_but_standing_in_line_ends_too(times: Times):
+    question = Clock(2, used=times.used)
+    times.pass_by(in_line=2 * WALL_FACTOR - 0.01)
     assert 0 < question.tick() <= 0.0101
-    times.wall += 0.01
+    times.pass_by(in_line=0.02)
     with pytest.raises(Expired):
         question.tick()
 
 
-def test_without_a_clock_of_the_processor_the_wall_has_the_seconds(times: Times):
+def test_threads_count_together(times: Times):
+    question = Clock(2, used=times.used)
+    times.cpu += 1.5
+    times.pass_by(working=0.6)
+    with pytest.raises(Expired):
+        question.tick()
+
+
+def test_without_a_kernel_that_tells_the_wall_has_the_seconds(times: Times):
     question = Clock(2)
     times.wall += 1.99
     question.tick()
@@ -53,28 +77,18 @@ def test_without_a_clock_of_the_processor_the_wall_has_the_seconds(times: Times)
 
 def test_a_clock_that_stops_telling_leaves_the_wall(times: Times):
     """The process has ended: its answers end too, and that says so."""
-    told = iter([7.0, None])
-    assert Clock(2, cpu=lambda: next(told)).tick() == TICK
+    told = iter([Used(7.0, 0.0), None])
+    assert Clock(2, used=lambda: next(told)).tick() == TICK
 
 
 def test_the_rest_of_the_submission_ends_a_question_too(times: Times):
-    question = Clock(math.inf, 3, lambda: times.cpu)
-    times.wall += 3 * WALL_FACTOR - 0.02
+    question = Clock(math.inf, 3, times.used)
+    times.pass_by(working=2.99)
     assert question.tick() < TICK
-    times.cpu += 2.99
-    assert question.spent == pytest.approx(2.995)
-    times.cpu += 0.01
+    times.pass_by(working=0.02)
     with pytest.raises(Expired) as expired:
         question.tick()
     assert expired.value.whole
-
-
-def test_a_busy_machine_costs_a_submission_nothing(times: Times):
-    """Three quarters of the time others have the processor."""
-    question = Clock(2, 3, lambda: times.cpu)
-    times.cpu += 1.0
-    times.wall += 3.9
-    assert question.spent == 1.0
 
 
 @pytest.mark.parametrize(("seconds", "less"), [(10, 2), (5, 1), (2, 0.5), (0.3, 0.3)])
@@ -82,16 +96,17 @@ def test_after_a_slow_question_the_others_have_less_but_never_more(seconds: floa
     assert later(seconds) == less
 
 
-@pytest.mark.skipif(cpu_seconds(os.getpid()) is None, reason="needs the clock of another process")
+@pytest.mark.skipif(used(os.getpid()) is None, reason="needs the clock of another process")
 def test_the_clock_of_a_process_runs_with_its_work():
-    before = cpu_seconds(os.getpid())
+    before = used(os.getpid())
     sum(range(200_000))
-    after = cpu_seconds(os.getpid())
+    after = used(os.getpid())
     assert before is not None
     assert after is not None
-    assert 0 < before < after
+    assert 0 < before.cpu < after.cpu
+    assert 0 <= before.waited <= after.waited
     gone = os.fork()
     if not gone:
         os._exit(0)
     os.waitpid(gone, 0)
-    assert cpu_seconds(gone) is None
+    assert used(gone) is None
