@@ -233,11 +233,8 @@ class Scripted(Process):
         answers, ours = os.pipe()
         os.write(ours, script[: 1 << 16])
         os.close(ours)
-        super().__init__(requests, answers, folder)
+        super().__init__(requests, answers, folder, 0)
         self.theirs = theirs
-
-    def used(self) -> None:
-        return None
 
     def kill(self) -> None:
         return

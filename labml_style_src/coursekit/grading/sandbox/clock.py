@@ -3,7 +3,9 @@ busy machine costs nobody a point; what a process sleeps does. It is read from o
 cannot touch it.
 """
 
+import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -76,15 +78,28 @@ def later(seconds: float) -> float:
     return min(seconds, max(LATER * seconds, LEAST_SECONDS))
 
 
-def used(pid: int) -> Used | None:
-    """What another process has had. None if it is gone or this system does not tell."""
-    if sys.platform != "linux":
-        return None
-    try:
-        # The kernel's name for the clock of a process (include/linux/posix-timers.h: CPUCLOCK_SCHED), and the
-        # time its first thread waited to be run (Documentation/scheduler/sched-stats.rst).
-        cpu = time.clock_gettime((~pid << 3) | 2)
-        with open(f"/proc/{pid}/schedstat", "rb") as told:
-            return Used(cpu, int(told.read().split()[1]) / 1e9)
-    except (OSError, ValueError, IndexError):
-        return None
+class Meter:
+    """What another process has had, as often as one asks: None when it is gone, or where no kernel tells."""
+
+    def __init__(self, pid: int) -> None:
+        # The kernel's name for the clock of a process (include/linux/posix-timers.h: CPUCLOCK_SCHED).
+        self._clock = (~pid << 3) | 2
+        self._waits = None
+        if sys.platform == "linux" and pid > 0:
+            with contextlib.suppress(OSError):
+                # How long its first thread stood in line (Documentation/scheduler/sched-stats.rst).
+                self._waits = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __call__(self) -> Used | None:
+        if self._waits is None:
+            return None
+        try:
+            waited = int(os.pread(self._waits, 100, 0).split()[1]) / 1e9
+            return Used(time.clock_gettime(self._clock), waited)
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def close(self) -> None:
+        if self._waits is not None:
+            os.close(self._waits)
+            self._waits = None

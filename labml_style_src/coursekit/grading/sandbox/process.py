@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coursekit.grading.sandbox.clock import Clock, Expired, Used, used
+from coursekit.grading.sandbox.clock import Clock, Expired, Meter
 from coursekit.grading.sandbox.folder import remove_folder
 
 CHUNK = 1 << 20
@@ -28,10 +28,12 @@ PROBLEM = "!"
 
 class Process(ABC):
     """A process that answers requests over two pipes. It is its own stream: `read` and `write` bytes, each
-    inside `timed`."""
+    inside `timed`. `number` is that of the process, 0 if this one does not know it; `used` what it has had."""
 
-    def __init__(self, requests: int, answers: int, folder: Path) -> None:
+    def __init__(self, requests: int, answers: int, folder: Path, number: int) -> None:
         self.requests, self.answers, self.folder = requests, answers, folder
+        self.number = number
+        self.used = Meter(number)
         self._clock = Clock(0)
         # Read, and not yet asked for.
         self._came = b""
@@ -69,10 +71,6 @@ class Process(ABC):
             pass
 
     @abstractmethod
-    def used(self) -> Used | None:
-        """What it has had of the processor; None where that cannot be told."""
-
-    @abstractmethod
     def kill(self) -> None:
         """End it now, if it has not ended yet."""
 
@@ -91,6 +89,7 @@ class Process(ABC):
                 self.wait(ENDING_SECONDS)
             return code
         finally:
+            self.used.close()
             for descriptor in (self.requests, self.answers):
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
@@ -105,11 +104,8 @@ class Fresh(Process):
     """A process that was started for one submission."""
 
     def __init__(self, started: "subprocess.Popen[bytes]", folder: Path, pipes: tuple[int, int]) -> None:
-        super().__init__(*pipes, folder)
+        super().__init__(*pipes, folder, started.pid)
         self._started = started
-
-    def used(self) -> Used | None:
-        return used(self._started.pid)
 
     def kill(self) -> None:
         if sys.platform == "win32":

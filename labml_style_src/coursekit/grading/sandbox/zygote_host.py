@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coursekit.grading import wire
 from coursekit.grading.sandbox import layers
-from coursekit.grading.sandbox.clock import Clock, Expired, Used, used
+from coursekit.grading.sandbox.clock import Clock, Expired
 from coursekit.grading.sandbox.folder import make_folder, remove_folder
 from coursekit.grading.sandbox.host import SETTINGS, Host, SandboxError, command
 from coursekit.grading.sandbox.limits import LAYERS, Limits
@@ -161,18 +161,14 @@ class Forked(Process):
     """A child of the zygote. `child` is a descriptor that stands for it: no other process can take its place."""
 
     def __init__(self, pipes: tuple[int, int], folder: Path, line: socket.socket, child: int) -> None:
-        super().__init__(*pipes, folder)
+        # The number by which this process knows it, whatever namespace it lives in; 0 and less where `/proc` is
+        # not that of this process's own namespace.
+        described = Path(f"/proc/self/fdinfo/{child}").read_text("ascii")
+        super().__init__(*pipes, folder, int(described.partition("Pid:")[2].split()[0]))
         self.line, self.child = line, child
         self.code: int | None = None
-        # The number by which this process knows it, whatever namespace it lives in.
-        described = Path(f"/proc/self/fdinfo/{child}").read_text("ascii")
-        self.number = int(described.partition("Pid:")[2].split()[0])
         for descriptor in pipes:
             os.set_blocking(descriptor, False)
-
-    def used(self) -> Used | None:
-        # 0 and less where `/proc` is not that of this process's own namespace.
-        return used(self.number) if self.number > 0 else None
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from coursekit.grading.sandbox import clock
-from coursekit.grading.sandbox.clock import TICK, WALL_FACTOR, Clock, Expired, Used, later, used
+from coursekit.grading.sandbox.clock import TICK, WALL_FACTOR, Clock, Expired, Meter, Used, later
 
 
 class Times:
@@ -96,17 +96,21 @@ def test_after_a_slow_question_the_others_have_less_but_never_more(seconds: floa
     assert later(seconds) == less
 
 
-@pytest.mark.skipif(used(os.getpid()) is None, reason="needs the clock of another process")
-def test_the_clock_of_a_process_runs_with_its_work():
-    before = used(os.getpid())
+@pytest.mark.skipif(Meter(os.getpid())() is None, reason="needs the clock of another process")
+def test_a_meter_runs_with_the_work_of_its_process():
+    meter = Meter(os.getpid())
+    before = meter()
     sum(range(200_000))
-    after = used(os.getpid())
+    after = meter()
     assert before is not None
     assert after is not None
     assert 0 < before.cpu < after.cpu
     assert 0 <= before.waited <= after.waited
+    meter.close()
+    assert meter() is None
     gone = os.fork()
     if not gone:
         os._exit(0)
     os.waitpid(gone, 0)
-    assert used(gone) is None
+    assert Meter(gone)() is None
+    assert Meter(0)() is None
