@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from coursekit.course import EnvironmentFault
 from coursekit.grading.backends import Backend
 from coursekit.grading.bank import Misconception
 from coursekit.grading.draw import Draw, seed_of
@@ -75,12 +76,15 @@ class Attempt:
         self.failure = failure_of(error, self.student, self.expect.count)
 
     def run(self) -> str:
-        """Try it, and return the outcome."""
+        """Try it, and return the outcome. Raises `EnvironmentFault` if the machine cannot run the submission."""
         try:
             self.begin()
             self.case.run(student=self.student, expect=self.expect, draw=self.draw)
         except Skipped:
             return SKIPPED
+        except EnvironmentFault:
+            # The machine's fault, not an answer: nobody loses points for it.
+            raise
         except Exception as error:
             self.failed(error)
             return FAILED
@@ -111,7 +115,10 @@ class Bench:
         """The verdict on an attempt as plain data, from which `report.build` makes the report."""
         case, student = attempt.case, attempt.student
         failure = attempt.failure or Failure("", 0, None, "the check stopped before it began")
+        said = printed(*self.backend.printed())
         mistakes = self.bank.like(attempt) if self.bank and outcome == FAILED else []
+        # To name a mistake the check may run again: what is printed then was told already.
+        self.backend.printed()
         return {
             "lesson": self.slug,
             **case.task,
@@ -127,7 +134,7 @@ class Bench:
             # A check may put an answer's own text into its message.
             "message": clean(failure.message, MESSAGE_LIMIT) if outcome == FAILED else "",
             "mistakes": [[each.name, each.sentence] for each in mistakes],
-            "printed": printed(*self.backend.printed()),
+            "printed": said,
         }
 
 

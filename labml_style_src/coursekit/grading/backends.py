@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from coursekit.grading import wire
 from coursekit.grading.child import PRINT_LIMIT, Printed
-from coursekit.grading.sandbox import FreshHost, Host, Limits, trail
+from coursekit.grading.sandbox import FreshHost, Host, Limits, SandboxError, trail
 from coursekit.grading.sandbox.clock import Clock, Expired, later
 from coursekit.grading.sandbox.process import ENDING_SECONDS, Lost, Process, in_words
 from coursekit.grading.sandbox.watch import known
@@ -141,7 +141,7 @@ class SecondProcess:
         self._loaded = False
         self._seed: int | None = None
         self._asked = 0
-        self._process: Process | None = self.host.start()
+        self._process: Process | None = self._started()
 
     def ask(self, request: dict[str, Any]) -> Any:
         if self.problem is None and not self._loaded:
@@ -171,6 +171,13 @@ class SecondProcess:
         with contextlib.suppress(Lost):
             self._end()
 
+    def _started(self) -> Process:
+        try:
+            return self.host.start()
+        except OSError as error:
+            # No descriptor, no room for a folder: told as what it is, not as an answer of the submission's.
+            raise SandboxError(f"no process can be started: {error.strerror or error}") from None
+
     def _load(self) -> None:
         known = {name: getattr(self.submission, name) for name in ("text", "filename", "cells")}
         try:
@@ -188,7 +195,7 @@ class SecondProcess:
             raise self._out_of_time(request)
         self._asked += 1
         message = wire.encode({**request, "number": self._asked})
-        process = self._process = self._process or self.host.start()
+        process = self._process = self._process or self._started()
         limited = "clock" in self.host.layers
         clock = Clock(seconds if limited else math.inf, math.inf if free else self.left, process.used)
         try:

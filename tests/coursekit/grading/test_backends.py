@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coursekit.grading.backends import Backend, InProcess, SecondProcess
-from coursekit.grading.sandbox import Host
+from coursekit.grading.sandbox import FreshHost, Host, Limits, SandboxError
 from coursekit.grading.submission import Submission
 from coursekit.grading.values import Other
 from coursekit.grading.verbs import Student, StudentError
@@ -316,3 +316,12 @@ def test_nothing_is_left_behind():
     assert folder.is_dir()
     second.close()
     assert not folder.exists()
+
+
+def test_a_machine_without_room_is_not_an_answer_of_the_submission():
+    class Full(FreshHost):
+        def start(self):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(SandboxError, match="No space left"):
+        SecondProcess(SUBMISSION, host=Full(Limits()))

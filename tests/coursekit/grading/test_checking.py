@@ -7,7 +7,7 @@ import warnings
 import pytest
 from tests.coursekit.grading.tiny import CHECKS, EXERCISE, handed_in, with_change
 
-from coursekit.course import Lesson
+from coursekit.course import EnvironmentFault, Lesson
 from coursekit.grading.attempt import Attempt
 from coursekit.grading.backends import InProcess, SecondProcess
 from coursekit.grading.checking import Bank, Checks
@@ -100,3 +100,27 @@ def test_text_of_the_students_in_a_message_is_made_safe(lesson: Lesson):
     message = Checks(lesson).run(says).tasks[0].checks[1].message
     assert message.startswith("\\x1b[2Jxxx")
     assert len(message) < 11_000
+
+
+def test_a_machine_that_starts_no_process_costs_nobody_a_point(lesson: Lesson):
+    class Failing(InProcess):
+        def ask(self, request):
+            if request["verb"] != "begin":
+                raise EnvironmentFault("no process can be started")
+            return super().ask(request)
+
+    with pytest.raises(EnvironmentFault):
+        Checks(lesson).run(WRONG, backend=Failing(WRONG))
+
+
+def test_what_is_printed_while_a_mistake_is_named_is_told_nowhere(lesson: Lesson):
+    chatty = with_change("return x - x.mean(axis=-1,", "print('x')\n    return x - x.mean(axis=0,")
+    checks, bank = Checks(lesson), Bank(lesson, seed=1)
+    plain, named = checks.run(chatty, seed=7), checks.run(chatty, seed=7, bank=bank)
+    bank.close()
+
+    def told(report: Report) -> list[str]:
+        return [case.printed for check in report.checks for case in check.cases]
+
+    assert any(told(plain))
+    assert told(named) == told(plain)
