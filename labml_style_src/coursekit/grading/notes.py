@@ -21,6 +21,8 @@ FUSED = {
 }
 # Functions that reach into a module by a name in quotes.
 BY_NAME = {"getattr", "attrgetter", "vars", "__import__", "import_module"}
+# Aliases of aliases that are followed: a chain without end would take the grader's time.
+ALIASES_LIMIT = 100
 
 
 def fused_notes(submission: Submission) -> list[str]:
@@ -116,9 +118,12 @@ def imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
         if isinstance(target, ast.Name)
     ]
     # An alias of an alias may stand above it, in a function.
-    while more := {
-        name: last for name, value in renamed if (last := handed_on(value, known)) and name not in known
-    }:
+    for _ in range(ALIASES_LIMIT):
+        more = {
+            name: last for name, value in renamed if name not in known and (last := handed_on(value, known))
+        }
+        if not more:
+            break
         known |= more
     return known
 

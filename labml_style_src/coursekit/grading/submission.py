@@ -6,6 +6,7 @@ Line numbers of the joined text are told as the student sees them: `line 12`, or
 import ast
 import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +114,10 @@ def syntax_tree(text: str) -> ast.Module | None:
     """The syntax tree of a student's text; None if it is not valid Python, or nested beyond what the parser
     can bear (`-` 100,000 times is a MemoryError)."""
     try:
-        return ast.parse(text)
+        with warnings.catch_warnings():
+            # Of a student's `"\d"`: nothing of theirs is to reach the grader's terminal so.
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -124,13 +128,17 @@ def without_magics(cell: str) -> str:
     A cell that is Python already stays as it is, since a line of a formula may begin with `%` too.
     """
     lines = cell.splitlines()
-    if cell.lstrip().startswith("%%"):
-        first = next(index for index, line in enumerate(lines) if line.strip())
-        if not lines[first].split()[0].startswith(PYTHON_CELL_MAGICS):
-            return "\n".join(f"# {line}" for line in lines)
-        rest = "\n".join(lines[first + 1 :])
-        return "\n".join([*(f"# {line}" for line in lines[: first + 1]), without_magics(rest)])
-    if syntax_tree(cell) is None:
+    done = 0
+    # A cell may have several cell magics, one after another.
+    for place, line in enumerate(lines):
+        if line.strip():
+            if not line.lstrip().startswith("%%"):
+                break
+            if not line.split()[0].startswith(PYTHON_CELL_MAGICS):
+                return "\n".join(f"# {line}" for line in lines)
+            done = place + 1
+    code = "\n".join(lines[done:]) if done else cell
+    if syntax_tree(code) is None:
         # `pass` keeps a block whole whose only line was a magic.
-        return "\n".join(MAGIC.sub(r"\1pass  # \2", line) for line in lines)
-    return cell
+        code = "\n".join(MAGIC.sub(r"\1pass  # \2", line) for line in lines[done:])
+    return "\n".join([*(f"# {line}" for line in lines[:done]), code]) if done else code

@@ -63,3 +63,7 @@ def test_what_is_no_submission_is_refused_in_words(tmp_path: Path):
     ):
         with pytest.raises(ExerciseError, match=problem):
             read_submission(tmp_path / name)
+
+
+def test_thousands_of_cell_magics_are_read_like_one():
+    assert without_magics("%%time\n" * 5000 + "x = 1").splitlines()[-2:] == ["# %%time", "x = 1"]

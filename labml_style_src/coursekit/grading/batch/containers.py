@@ -118,7 +118,15 @@ def disk_file(file: Path, path: tuple[str, ...]) -> File:
         except OSError as error:
             raise Unreadable(f"{printable(path[-1])} cannot be read: {error.strerror}") from None
 
-    return File(path, datetime.fromtimestamp(status.st_mtime, UTC), load)
+    return File(path, moment(status.st_mtime), load)
+
+
+def moment(seconds: float) -> datetime | None:
+    """A time that a stranger's file claims; None where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 class Cautious:
@@ -206,7 +214,7 @@ def zip_time(info: zipfile.ZipInfo) -> datetime | None:
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 0x5455 and length >= 5 and len(extra) >= 9 and extra[4] & 1:
-            return datetime.fromtimestamp(struct.unpack_from("<i", extra, 5)[0], UTC)
+            return moment(struct.unpack_from("<i", extra, 5)[0])
         extra = extra[4 + length :]
     if info.date_time <= (1980, 1, 1, 23, 59, 59):
         return None

@@ -396,6 +396,11 @@ def test_when_it_came(tmp_path, lesson):
     assert found["dee"].when == datetime(2026, 12, 1, 22, 59, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("seconds", [1e18, float("nan"), -1e18])
+def test_a_time_that_no_calendar_has_is_none(seconds):
+    assert containers.moment(seconds) is None
+
+
 def test_when_it_came_in_a_zip(tmp_path, lesson):
     path = tmp_path / "in.zip"
     with zipfile.ZipFile(path, "w") as archive:
