@@ -9,7 +9,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ class Plan:
 
     lesson: Lesson
     assignment: Assignment
-    secret: bytes
+    secret: bytes = field(repr=False)
     off: tuple[str, ...] = ()
     required: bool = False
 
