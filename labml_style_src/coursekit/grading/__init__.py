@@ -16,5 +16,10 @@ enough, `notes.py` what is noted beside the points, `bank.py` how `misconception
 `diagnosis.py` how a mistake is named by it, `stub.py` how a lesson's `exercise.py` marks the solution.
 `exercise.py` here is the student's way (start, check, solution), `validate.py` the gate for an author.
 
-Where the student's code runs is known to `backends.py` alone: in this process, or in a second one.
+`checking.py` runs a lesson's checks, which `cases.py` collects, on a submission: `attempt.py` tries one case,
+`failure.py` says how it failed, `report.py` sums up and `feedback.py` puts it into words.
+
+Where the student's code runs is known to `backends.py` alone: in this process, or in a second one (`child.py`,
+behind the walls of `sandbox/`, asked in the messages of `wire.py`). `batch/` grades a class, `public/` makes the
+checks that students get as data, `cli.py` has the commands for those who teach.
 """

@@ -44,8 +44,8 @@ def write(
 
     `roster` is what Canvas or Moodle exported, `column` the assignment's column in it, `match` the columns that
     name a student, `scale` says that scores may be converted to its points; `weights` are those of the
-    assignment's tasks, for Gradescope. Raises `ExerciseError` for a format
-    that is not known, and where a roster is needed and missing, cannot be read, or leaves a choice open.
+    assignment's tasks, for Gradescope. Raises `ExerciseError` for a format that is not known, and where a roster
+    is needed and missing, cannot be read, or leaves a choice open.
     """
     from coursekit.grading.batch import gradescope, lms
 

@@ -5,7 +5,8 @@
 
 `host.py` is the grader's side (on Linux with `zygote_host.py`), `process.py` one submission's process seen from
 there and `clock.py` its time; `zygote.py` is the process that has PyTorch loaded and forks a child a submission,
-`layers.py` the walls in the order in which the child puts them up, each in a file of its own.
+`layers.py` the walls in the order in which the child puts them up, each in a file of its own. In the child
+`blocked.py` keeps the course from being imported, `trail.py` and `watch.py` note what it tries and calls.
 """
 
 from coursekit.grading.sandbox.host import FreshHost, Host, SandboxError, open_sandbox
