@@ -11,7 +11,10 @@ import xml.etree.ElementTree as ElementTree
 LACKING = (
     "needs CUDA",
     "needs a wall that this machine lacks",
-    *(f"no {wall} here" for wall in ("zygote", "namespaces", "rlimits", "uid", "landlock", "seccomp", "mounts")),
+    *(
+        f"no {wall} here"
+        for wall in ("zygote", "namespaces", "rlimits", "uid", "landlock", "seccomp", "mounts")
+    ),
     "this machine allows no namespaces",
     "the kernel's headers are not installed",
 )

@@ -52,7 +52,7 @@ class Setup:
     root: str
     slug: str
     assignment: Assignment
-    bank_seed: int
+    bank_seed: int = field(repr=False)
     off: tuple[str, ...]
     required: bool
     versions: tuple[tuple[str, str], ...]
