@@ -1,6 +1,7 @@
 """`docs/for-students.md` and `docs/for-instructors.md`: every command in them works as it stands, in order, and
 what they quote is what is printed."""
 
+import json
 import os
 import re
 import subprocess
@@ -107,3 +108,24 @@ def test_the_feedback_that_is_quoted_is_what_is_printed():
     bank.close()
     (quoted,) = re.findall(r"^```text\n(.*?)^```", STUDENTS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert quoted in feedback.plain(report, 89)
+
+
+def test_the_numbers_are_those_that_were_measured():
+    result = json.loads((COURSE.root / "benchmarks" / "results" / "grading.json").read_text("utf-8"))
+    cases = {case["what"].removeprefix("a fresh process each: "): case for case in result["cases"]}
+    ours, peers = cases["graded"], ("pytest, a second process", "pytest, no boundary", "otter-grader")
+    second, plain, otter = (cases[name] for name in peers)
+    memory = [f"{ours[name] / 1000:.1f} GB" for name in ("first_quarter_mb", "last_quarter_mb", "peak_mb")]
+    said = " ".join(INSTRUCTORS.read_text("utf-8").split())
+    for sentence in (
+        f"| `alibi` | {ours['per_second']:.1f} |",
+        f"median time of all lessons | {cases['graded, the median lesson']['per_second']:.1f} |",
+        f"a second process for each | {second['per_second']:.2f} | {second['ratio']:.0f} times",
+        f"plain pytest for each | {plain['per_second']:.2f} | {plain['ratio']:.0f} times",
+        f"otter-grader {otter['version']} | {otter['per_second']:.2f} | {otter['ratio']:.0f} times",
+        f"held {memory[0]} in the first quarter of the time and {memory[1]} in the last, {memory[2]} at most",
+    ):
+        assert sentence in said, sentence
+    hostile = cases["the class"]["in a hundred"]
+    assert f"{10 * (hostile['hanging'] + hostile['hostile'])} of them hanging or hostile" in said
+    assert cases["killed midway and started again"]["same_bytes"] is True

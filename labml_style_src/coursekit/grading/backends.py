@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from coursekit.grading import wire
@@ -48,6 +49,10 @@ class Backend(Protocol):
     def printed(self) -> tuple[str, int]:
         """What the student's code has printed since the last time, as far as this backend keeps it, and how
         many lines came after that."""
+        ...
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Inside, what is asked costs the submission nothing: it is for the grader to know more."""
         ...
 
     def close(self) -> None: ...
@@ -93,6 +98,9 @@ class InProcess:
     def printed(self) -> tuple[str, int]:
         return self._kept.taken() if self._kept else ("", 0)
 
+    def apart(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         self.session.close()
 
@@ -128,7 +136,7 @@ class SecondProcess:
         self.host = host or FreshHost(CHECK_LIMITS)
         limits = self.host.limits
         self.seconds = limits.call_seconds if seconds is None else seconds
-        self.left = limits.submission_seconds
+        self.left = self._apart = limits.submission_seconds
         self.slow: dict[str, StudentError] = {}
         self.problem: StudentError | None = None
         # Whether the host's own process died with this one: not by itself the submission's fault.
@@ -166,6 +174,17 @@ class SecondProcess:
         printed, more = self._printed, self._more
         self._printed, self._more = "", 0
         return printed, more
+
+    @contextlib.contextmanager
+    def apart(self) -> Generator[None]:
+        # As much time again, and what is slow or goes wrong meanwhile is forgotten.
+        kept = self.left, self.problem, self.slow, self.events
+        self.left, self.slow, self.events = self._apart, dict(self.slow), list(self.events)
+        try:
+            yield
+        finally:
+            self._apart = self.left
+            self.left, self.problem, self.slow, self.events = kept
 
     def close(self) -> None:
         with contextlib.suppress(Lost):

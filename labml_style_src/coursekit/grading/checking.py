@@ -42,7 +42,8 @@ class Bank:
             return []
         if self.seed is not None and self.seed != attempt.seed:
             attempt = Attempt(attempt.case, attempt.backend, self.seed)
-            attempt.run()
+            with attempt.backend.apart():
+                attempt.run()
             if not diagnosable(attempt):
                 return []
         assert attempt.failure is not None

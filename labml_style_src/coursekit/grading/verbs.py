@@ -6,6 +6,7 @@ cache.call("update", key, value), cache(x), cache.get("positions"), cache.vjp("f
 dq, dk = student.vjp("attention", (query, key), grad)        a vector-Jacobian product
 """
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ COARSENESS = {"float64": 0, "float32": 0, "float16": 1, "bfloat16": 2}
 # Python's and NumPy's; PyTorch raises a RuntimeError.
 MEMORY_ERRORS = ("MemoryError", "_ArrayMemoryError")
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}")
 SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -244,8 +246,8 @@ def _clean(value: Any, limit: int) -> str:
 
 def clean(text: str, limit: int = 2000) -> str:
     """Text of the student's, safe to print: bounded, with control characters (escape sequences among them)
-    made visible."""
-    kept = text[:limit]
+    made visible. Addresses of objects are left out: they differ from run to run."""
+    kept = ADDRESS.sub("0x...", text[:limit])
     shown = "".join(c if c.isprintable() or c == "\n" else "    " if c == "\t" else _escaped(c) for c in kept)
     return shown + (" ... (cut)" if len(text) > limit else "")
 

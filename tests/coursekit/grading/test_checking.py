@@ -12,7 +12,9 @@ from coursekit.grading.attempt import Attempt
 from coursekit.grading.backends import InProcess, SecondProcess
 from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.report import Report
+from coursekit.grading.sandbox import FreshHost, Limits
 from coursekit.grading.submission import ExerciseError
+from coursekit.grading.verbs import StudentError, clean
 
 WRONG = with_change("axis=-1", "axis=0")
 
@@ -124,3 +126,30 @@ def test_what_is_printed_while_a_mistake_is_named_is_told_nowhere(lesson: Lesson
 
     assert any(told(plain))
     assert told(named) == told(plain)
+
+
+def test_naming_a_mistake_costs_the_submission_no_time(lesson: Lesson):
+    slow = with_change("axis=-1, keepdims=True)", "axis=0, keepdims=True) + 0 * sum(range(300_000))")
+    checks, spent = Checks(lesson), []
+    for bank in (None, Bank(lesson, seed=1)):
+        with FreshHost(Limits(call_seconds=5, submission_seconds=60)) as host:
+            backend = SecondProcess(slow, host=host)
+            report = checks.run(slow, backend=backend, seed=2, bank=bank)
+            spent.append((60 - backend.left, 60 - backend._apart))
+            backend.close()
+    assert [mistake.name for mistake in report.mistakes] == ["centre__columns"]
+    assert spent[0][1] == 0 < spent[1][1]
+    assert backend.events == []
+
+
+def test_what_is_slow_while_a_mistake_is_named_is_asked_again():
+    backend = SecondProcess(handed_in("def f(): return 1\ndef g():\n    while True: pass"), seconds=0.5)
+    with backend.apart(), pytest.raises(StudentError, match="longer than"):
+        backend.ask({"verb": "call", "target": None, "name": "g", "args": (), "kwargs": {}})
+    assert (backend.events, backend.slow, backend.problem) == ([], {}, None)
+    assert backend.ask({"verb": "call", "target": None, "name": "f", "args": (), "kwargs": {}}) == 1
+    backend.close()
+
+
+def test_addresses_are_left_out():
+    assert clean(f"{object()} of 0x1F") == "<object object at 0x...> of 0x1F"
