@@ -1,6 +1,7 @@
 """Wrong answers on purpose, to see whether a recorded check judges them as the check itself does."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class Altered:
             # PyTorch makes as many gradients as there are inputs, whatever the student wrote.
             return tuple(None if part is None else self.change(part) for part in answer)
         return self.change(answer)
+
+    def apart(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def printed(self) -> tuple[str, int]:
         return self.backend.printed()

@@ -7,6 +7,7 @@ nothing had happened): whatever then differs depends on the answers in a way tha
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,9 @@ class Steps:
     @property
     def stops(self) -> list[str]:
         return self.backend.stops
+
+    def apart(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def printed(self) -> tuple[str, int]:
         return self.backend.printed()
