@@ -19,6 +19,7 @@ is graded.
 import importlib.metadata
 import io
 import json
+import re
 import secrets
 import sys
 import traceback
@@ -149,7 +150,7 @@ def constraints(lesson: Lesson, requirements: list[str]) -> bytes:
     path = lesson.root / "constraints.txt"
     if path.exists():
         return path.read_bytes()
-    names = [requirement.split("[")[0].rstrip("0123456789.,<>=!~ ") for requirement in requirements]
+    names = [re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in requirements]
     # A local version (2.13.0+cu126) is another index's.
     pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in names]
     return "".join(pins).encode()

@@ -85,6 +85,9 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
     elif event == "import":
         if arguments[0].partition(".")[0] in NAMES:
             _note(IMPORT)
+    elif event == "os.mkdir" and os.path.isdir(arguments[0]):
+        # To make sure of a folder that is there changes nothing.
+        return
     elif event in TRIED:
         _note(TRIED[event], arguments[0] if event in ("os.listdir", "os.scandir") else "")
 

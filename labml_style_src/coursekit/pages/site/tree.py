@@ -59,7 +59,7 @@ def navigation(pages: Sequence[Page]) -> list[dict[str, Any]]:
     # How to take part comes after what there is to read.
     hand.sort(key=lambda page: page.path == "contributing.md")
     nav += [{title(page): page.path} for page in hand if not page.path.startswith("for-")]
-    return nav + ([{"Classes": classes[::-1]}] if classes else [])
+    return nav + ([{"Class": classes[::-1]}] if classes else [])
 
 
 def title(page: Page) -> str:
