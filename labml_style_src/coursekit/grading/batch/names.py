@@ -80,7 +80,7 @@ def file_stem(student: str) -> str:
     if PLAIN.fullmatch(student) and not RESERVED.fullmatch(student):
         return student
     letters = unicodedata.normalize("NFKD", student).encode("ascii", "ignore").decode()
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-")[:48]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-")[:40]
     return f"{plain}~{digest(student)}"
 
 
