@@ -27,7 +27,7 @@ MOODLE = re.compile(
     r"(?P<name>.+)_(?P<id>\d+)_assignsubmission_(?P<kind>file|onlinetext)(?:_(?P<file>.*))?", re.DOTALL
 )
 SUFFIXES = (".py", ".ipynb", ".zip", ".tar.gz", ".tar.bz2", ".tar.xz")
-NAME_LIMIT = 100
+NAME_LIMIT = 90
 # What a file may be called on every system, whatever the case of its letters.
 PLAIN = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}(?<!\.)")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
