@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def run(command: str, folder: Path) -> str:
 
 def environment() -> dict[str, str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV_"))}
-    return known | {"OMP_NUM_THREADS": "1"}
+    # The commands of this environment, whether it was activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), known.get("PATH", "")])
+    return known | {"OMP_NUM_THREADS": "1", "PATH": path}
 
 
 @pytest.fixture(scope="module")
