@@ -76,9 +76,8 @@ def test_a_process_that_dies_is_replaced_and_its_submission_tried_once_more(tmp_
 
 
 def test_a_process_that_hangs_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        pool, "PATIENCE_SECONDS", -4 * FakePlan(tmp_path).assignment.limits.submission_seconds + 0.5
-    )
+    allowed = 2 * pool.WALL_FACTOR * FakePlan(tmp_path).assignment.limits.submission_seconds
+    monkeypatch.setattr(pool, "PATIENCE_SECONDS", 0.5 - allowed)
     found = list(grade_all(FakePlan(tmp_path), [handed("a", "hang"), handed("b")], jobs=1))
     assert sorted((result.student, result.status == ERROR) for result in found) == [("a", True), ("b", False)]
 
