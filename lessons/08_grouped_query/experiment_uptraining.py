@@ -1,0 +1,247 @@
+r"""# Converting a trained model, with 5% of its training
+
+**Claim.** A model with many heads can be converted to few by taking the mean of each group's keys and values,
+and training for another 5% of the steps: then 47.1 ($g = 8$) and 46.6 ($g = 1$) are left of 47.2 (Ainslie et
+al. 2023, arXiv:2305.13245, table 1). The mean is a better place to begin than the first head of each group,
+and that better than new random heads (figure 4; T5-Large, $g = 1$). With eight heads the model is of use even
+before it is trained on, with one it is not; beyond 10% of the steps little is gained (figure 5).
+
+**Prediction.** Written before the first run.
+
+- The conversion does harm, more with each halving of $g$. At $g = 1$ most of what attention did is gone.
+- 5% of the steps repair most of it, at least four fifths. But 5% of 600 steps are 30, and 30 steps are few for
+  matrices that have to be found anew, however well the rest is trained: a model with $g = 1$ from the start
+  stays ahead of the converted one, and four times as many steps still bring something.
+- Mean, first head, random: the order of figure 4, at once and after the 5%. The distance between mean and
+  first may be too small for every seed to agree.
+- Turned towards one another first (Jin et al. 2024, arXiv:2412.20677), heads survive the mean better, at once
+  and after.
+
+**Setting.** The model of `experiment.py`: two layers, 128 wide, eight heads of 16, learned positions, 64 bytes
+of Python's library at a time, 600 steps of 16 crops at a rate of up to 0.003, judged on 32,768 unseen bytes.
+Converted at $g = 4, 2, 1$, then 30 steps (5%) or 120 (20%) at a rate of up to 0.001, warmed up anew and
+brought down to 0. Against it: the same model with all its heads, trained for 30 steps more (for more steps
+help any model); and models that had $g$ heads from the start, trained for 630 steps. Three seeds.
+"""
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from coursekit.experiments import Claim, Runs
+from einops import rearrange
+from torch import Tensor
+
+from annotated_attention.grouped_query import (
+    GroupedQueryAttention,
+    fused_grouped_attention,
+    mean_pool_kv_heads,
+)
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig
+from annotated_attention.language_model_corpus import library_files, manifest, split
+from annotated_attention.language_model_training import bits_per_byte, train
+
+H = 8
+FEWER = (4, 2, 1)
+STARTS = ("mean", "first", "random", "turned")
+
+
+def plan(size: str, seeds: Sequence[int]) -> list[dict]:
+    """For each seed a model that is trained and converted, and three that had few heads from the start."""
+    if size not in ("quick", "default"):
+        raise ValueError(f"size is {size!r}: quick or default is wanted, nothing here needs a GPU")
+    quick = size == "quick"
+    m, length, batch, steps, judged = (64, 32, 8, 120, 2048) if quick else (128, 64, 16, 600, 32_768)
+    common = {"d_model": m, "length": length, "batch": batch, "steps": steps, "more": steps // 20}
+    common["bytes"] = judged
+    plans = []
+    for seed in seeds:
+        plans.append({"kind": "converted", **common, "seed": seed})
+        for g in FEWER:
+            plans.append({"kind": "scratch", "kv_heads": g, **common, "seed": seed})
+    return plans
+
+
+def run(settings: dict, report: Callable[[float], None]) -> dict:
+    files = library_files()
+    text, held_out = split(files)
+    judged = unseen(held_out, settings["bytes"], settings["length"])
+    measure = converted if settings["kind"] == "converted" else scratch
+    return {**measure(settings, text, judged, report), "text": manifest(files)}
+
+
+def unseen(held_out: Tensor, n_bytes: int, length: int) -> Tensor:
+    """Blocks from all of the files held out, evenly spaced."""
+    blocks = held_out[: len(held_out) // length * length].view(-1, length)
+    return blocks[:: len(blocks) * length // n_bytes][: n_bytes // length].flatten()
+
+
+def new_model(m: int, length: int, n_kv_heads: int, seed: int) -> LanguageModel:
+    def attention(config: LanguageModelConfig, layer: int) -> GroupedQueryAttention:
+        return GroupedQueryAttention(m, H, n_kv_heads, attend=fused_grouped_attention)
+
+    torch.manual_seed(seed)
+    sizes = {"max_length": length, "d_model": m, "n_layers": 2, "n_heads": H}
+    return LanguageModel(LanguageModelConfig(**sizes, make_attention=attention))
+
+
+def from_nothing(
+    settings: dict, n_kv_heads: int, steps: int, text: Tensor, report: Callable[[float], None]
+) -> LanguageModel:
+    seed, batch = settings["seed"], settings["batch"]
+    model = new_model(settings["d_model"], settings["length"], n_kv_heads, seed)
+    rates = {"warmup": steps // 10, "batch_size": batch, "seed": seed}
+    train(model, text, steps=steps, **rates, report=lambda n, _: report((n + 1) / steps))
+    return model
+
+
+def scratch(settings: dict, text: Tensor, judged: Tensor, report: Callable[[float], None]) -> dict:
+    steps = settings["steps"] + settings["more"]
+    model = from_nothing(settings, settings["kv_heads"], steps, text, report)
+    return {"bits": bits_per_byte(model, judged)}
+
+
+def converted(settings: dict, text: Tensor, judged: Tensor, report: Callable[[float], None]) -> dict:
+    """Bits with all heads, and for every start and number of heads: at once, after 5%, after 20%."""
+    seed, more = settings["seed"], settings["more"]
+    source = from_nothing(settings, H, settings["steps"], text, lambda done: report(done / 2))
+
+    def trained_on(model: LanguageModel, steps: int) -> float:
+        """Other crops than the first training had, the same for all."""
+        model = copy.deepcopy(model)
+        rates = {"learning_rate": 1e-3, "warmup": max(steps // 10, 1), "batch_size": settings["batch"]}
+        train(model, text, steps=steps, seed=1000 + seed, **rates)
+        return bits_per_byte(model, judged)
+
+    bits = {"all": [bits_per_byte(source, judged), *(trained_on(source, n) for n in (more, 4 * more))]}
+    tasks = [(start, g) for start in STARTS for g in FEWER]
+    for n, (start, g) in enumerate(tasks):
+        model = convert(source, g, start)
+        bits[f"{start} {g}"] = [bits_per_byte(model, judged), trained_on(model, more)]
+        if start == "mean":
+            bits[f"{start} {g}"].append(trained_on(model, 4 * more))
+        report(0.5 + (n + 1) / len(tasks) / 2)
+    return bits
+
+
+@torch.no_grad()
+def convert(source: LanguageModel, g: int, start: str) -> LanguageModel:
+    """The same model with $g$ heads of keys and values. Queries and outputs stay what they were."""
+    m, length = source.config.d_model, source.config.max_length
+    model, weights = new_model(m, length, g, 0), copy.deepcopy(source.state_dict())
+    for layer in range(len(source.blocks)):
+        names = [f"blocks.{layer}.attention.w_{letter}.weight" for letter in "qkvo"]
+        if start == "turned":
+            turned = turn(*(weights[name] for name in names), g)
+            weights.update(zip(names, turned, strict=True))
+        for name in names[1:3]:
+            weight = weights[name]
+            if start == "first":
+                heads = rearrange(weight, "(g r d) m -> g r d m", g=g, r=H // g)
+                weights[name] = rearrange(heads[:, 0], "g d m -> (g d) m").clone()
+            elif start == "random":
+                generator = torch.Generator().manual_seed(layer)
+                weights[name] = 0.02 * torch.randn(g * m // H, m, generator=generator)
+            else:
+                weights[name] = mean_pool_kv_heads(weight, H, g)
+    model.load_state_dict(weights)
+    return model
+
+
+def turn(q: Tensor, k: Tensor, v: Tensor, o: Tensor, g: int) -> tuple[Tensor, ...]:
+    """The same attention, each head's keys and values turned towards those of its group's first: a rotation of
+    the keys is undone by the queries, one of the values by $W_O$."""
+    q, k, v, o = (w.clone().unflatten(0, (H, -1)) for w in (q, k, v, o.T.contiguous()))
+    for n in range(H):
+        first = n - n % (H // g)
+        for of, parts in ((k, (k, q)), (v, (v, o))):
+            u, _, vt = torch.linalg.svd(of[first] @ of[n].T)
+            for part in parts:
+                part[n] = u @ vt @ part[n]
+    flat = [w.flatten(0, 1) for w in (q, k, v, o)]
+    return (*flat[:3], flat[3].T.contiguous())
+
+
+def told(values: Sequence[float], unit: str = "") -> str:
+    """Mean, least and most."""
+    mean = statistics.mean(values)
+    return f"{mean:.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+
+
+def claims(runs: Runs) -> list[Claim]:
+    of = runs.where(kind="converted")
+
+    def bits(name: str, when: int) -> list[float]:
+        return [each[when] for each in of.values(name)]
+
+    def lower(one: Sequence[float], other: Sequence[float]) -> bool:
+        """In every seed."""
+        return all(a < b for a, b in zip(one, other, strict=True))
+
+    at_once = {g: bits(f"mean {g}", 0) for g in FEWER}
+    after = {g: bits(f"mean {g}", 1) for g in FEWER}
+    seeds = [each.settings["seed"] for each in of]
+    fresh = {
+        g: [runs.where(kind="scratch", kv_heads=g, seed=seed).values("bits")[0] for seed in seeds]
+        for g in FEWER
+    }
+    whole, control = bits("all", 0), bits("all", 1)
+    mended = {
+        g: [100 * (a - b) / (a - c) for a, b, c in zip(at_once[g], after[g], whole, strict=True)]
+        for g in FEWER
+    }
+    late = [100 * (b - c) / (a - b) for a, b, c in zip(at_once[1], after[1], bits("mean 1", 2), strict=True)]
+    starts = {start: bits(f"{start} 1", 1) for start in STARTS}
+    shares = ", ".join(f"{told(mended[g], '%')} at $g = {g}$" for g in FEWER)
+    return [
+        Claim(
+            "The conversion alone does harm, and more with every halving of $g$",
+            "figure 5",
+            f"{told(whole)} bits, then " + ", ".join(told(at_once[g]) for g in FEWER),
+            lower(whole, at_once[4]) and lower(at_once[4], at_once[2]) and lower(at_once[2], at_once[1]),
+            quick=True,
+        ),
+        Claim(
+            "5% of the steps repair at least four fifths of the harm",
+            "–",
+            shares,
+            min(min(share) for share in mended.values()) >= 80,
+        ),
+        Claim(
+            "After them a model with half of its heads is within 1% of one with all, trained as long",
+            "47.1 of 47.2 ($g$ = 8 of 64)",
+            f"{told(after[4])} and {told(control)} bits",
+            all(a < 1.01 * b for a, b in zip(after[4], control, strict=True)),
+        ),
+        Claim(
+            "To begin from the mean is better than from the first head ($g = 1$, after 5%)",
+            "figure 4",
+            f"{told(starts['mean'])} and {told(starts['first'])} bits",
+            lower(starts["mean"], starts["first"]),
+        ),
+        Claim(
+            "To begin from the first head is better than from random ones ($g = 1$, after 5%)",
+            "figure 4",
+            f"{told(starts['first'])} and {told(starts['random'])} bits",
+            lower(starts["first"], starts["random"]),
+        ),
+        Claim(
+            "To turn the heads towards one another first is better still ($g = 1$, after 5%)",
+            "the same (2412.20677)",
+            f"{told(starts['turned'])} and {told(starts['mean'])} bits",
+            lower(starts["turned"], starts["mean"]),
+        ),
+        Claim(
+            "Four times as many steps bring little more: less than a quarter of what 5% brought ($g = 1$)",
+            "figure 5",
+            f"{told(late, '%')} of it",
+            max(late) < 25,
+        ),
+        Claim(
+            "A model with one head from the start is better than the converted one, after as many steps",
+            "–",
+            f"{told(fresh[1])} and {told(after[1])} bits",
+            lower(fresh[1], after[1]),
+        ),
+    ]
