@@ -27,3 +27,317 @@ PyTorch's fused kernel, 8 heads, forward, and the most memory that new tensors h
 256 wide, 8 heads, with random weights: one token behind a `LinearCache`, one behind a `KVCache`, and the prefix again;
 times over a text are sums over its tokens, by trapezoids between measured lengths.
 """
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from math import exp, inf, log
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from coursekit.experiments import Claim, Runs
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from annotated_attention.kv_cache import KVCache
+from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
+from annotated_attention.linear import linear_attention, linear_attention_step, linear_cost
+from annotated_attention.linear_decoding import LinearCache, LinearSelfAttention
+
+WIDTH, HEADS = 64, 8
+PIXELS, NUMBERS = 784, 3072  # an image of MNIST, one of CIFAR-10
+MODEL = {"d_model": 256, "n_layers": 8, "n_heads": 8}
+SIZES: dict[str, dict[str, Any]] = {
+    "quick": {
+        "reading": [128, 1024],
+        "memory": [256, 512, 1024],
+        "writing": {1: [64, 8192]},
+        "model": {1: [1, 64]},
+        "rounds": 1,
+    },
+    "default": {
+        "reading": [64, 128, 256, 512, 1024, 2048, 4096, 8192],
+        "memory": [256, 512, 1024, 2048, 4096],
+        "writing": {1: [64, 256, 1024, 4096, 16384], 16: [16, 64, 256, 1024, 2048]},
+        "model": {1: [1, 196, PIXELS, 1536, NUMBERS], 16: [1, PIXELS, NUMBERS]},
+        "rounds": 5,
+    },
+    "full": {
+        "reading": [2**n for n in range(7, 17)],
+        "memory": [2**n for n in range(8, 15)],
+        "writing": {1: [2**n for n in range(6, 18)], 64: [2**n for n in range(4, 15)]},
+        "model": {1: [1, 196, PIXELS, 1536, NUMBERS], 64: [1, PIXELS, NUMBERS]},
+        "rounds": 9,
+    },
+}
+
+
+def plan(size: str, seeds: Sequence[int]) -> list[dict]:
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}: one of {', '.join(SIZES)} is wanted")
+    chosen, gpu = SIZES[size], {"device": "cuda", "dtype": "bfloat16"} if size == "full" else {}
+    cases = [("memory", 1, t) for t in chosen["memory"]] + [("reading", 1, t) for t in chosen["reading"]]
+    cases += [(part, b, t) for part in ("writing", "model") for b, ts in chosen[part].items() for t in ts]
+    return [
+        {"part": part, "texts": b, "t": t, "rounds": chosen["rounds"], "seed": seed, **gpu}
+        | ({} if part == "memory" else {"timed": True})
+        for seed in seeds
+        for part, b, t in cases
+    ]
+
+
+def run(settings: dict, report: Callable[[float], None]) -> dict:
+    torch.manual_seed(settings["seed"])
+    device, dtype = settings.get("device", "cpu"), getattr(torch, settings.get("dtype", "float32"))
+    b, t = settings["texts"], settings["t"]
+    if settings["part"] == "memory":
+        return memory(torch.randn(3, b, HEADS, t, WIDTH, device=device, dtype=dtype))
+    calls = {"reading": reading, "writing": writing, "model": model}[settings["part"]]
+    with torch.no_grad():
+        return {
+            f"{name}_ms": ms for name, ms in medians(calls(b, t, device, dtype), settings, report).items()
+        }
+
+
+Calls = dict[str, Callable[[], Any]]
+softmax = partial(F.scaled_dot_product_attention, is_causal=True)
+
+
+def reading(b: int, t: int, device: str, dtype: torch.dtype) -> Calls:
+    inputs = torch.randn(3, b, HEADS, t, WIDTH, device=device, dtype=dtype).unbind()
+    return {"softmax": partial(softmax, *inputs), "linear": partial(linear_attention, *inputs)}
+
+
+def writing(b: int, t: int, device: str, dtype: torch.dtype) -> Calls:
+    """One token behind `t - 1` others, eight heads."""
+    keys, values = torch.randn(2, b, HEADS, t, WIDTH, device=device, dtype=dtype)
+    query, key, value = torch.randn(3, b, HEADS, 1, WIDTH, device=device, dtype=dtype)
+    _, state = linear_attention_step(query, key, value, None)
+
+    def cached() -> Tensor:
+        keys[:, :, -1:], values[:, :, -1:] = key, value
+        return F.scaled_dot_product_attention(query, keys, values)
+
+    return {"cache": cached, "state": partial(linear_attention_step, query, key, value, state)}
+
+
+def model(b: int, t: int, device: str, dtype: torch.dtype) -> Calls:
+    """One token behind `t - 1` others, in a whole model. A state's cost does not depend on what it has read."""
+
+    def built(layer: Callable[[], nn.Module]) -> LanguageModel:
+        config = LanguageModelConfig(**MODEL, position_embedding="none", make_attention=lambda *_: layer())
+        return LanguageModel(config).to(device, dtype).eval()
+
+    m, h = MODEL["d_model"], MODEL["n_heads"]
+    linear = built(lambda: LinearSelfAttention(m, h))
+    dense = built(lambda: SelfAttention(m, h, attend=fused))
+    token, text = torch.zeros(b, 1, dtype=torch.long, device=device), torch.zeros(1, t, dtype=torch.long)
+    states = [LinearCache() for _ in linear.blocks]
+    caches = [KVCache(t + 128) for _ in dense.blocks]
+    if t > 1:
+        for cache in caches:
+            cache.update(*torch.randn(2, b, h, t - 1, m // h, device=device, dtype=dtype))
+    calls: Calls = {
+        "state": partial(linear, token, caches=states),
+        "cache": partial(dense, token, caches=caches),
+    }
+    if b == 1:
+        calls["prefix"] = partial(dense, text.to(device))
+    return calls
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """A text, or one new token behind a cache: neither needs a mask to be built."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
+
+
+def medians(calls: Calls, settings: dict, report: Callable[[float], None]) -> dict[str, float]:
+    """Milliseconds, the calls in turn. A call that takes no time is made many times in a row."""
+    wait = torch.cuda.synchronize if "device" in settings else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    rounds = settings["rounds"]
+    for n in range(rounds + 1):
+        for name, call in calls.items():
+            often = 1 if n == 0 or (times[name] and median(times[name]) > 5) else 8
+            wait()
+            began = time.perf_counter()
+            for _ in range(often):
+                call()
+            wait()
+            if n:
+                times[name].append(1e3 * (time.perf_counter() - began) / often)
+        report((n + 1) / (rounds + 1))
+    return {name: median(found) for name, found in times.items()}
+
+
+def memory(inputs: Tensor) -> dict:
+    """MiB that new tensors held at most in a step forward and back, their gradients among them."""
+    found = {}
+    for name, attend in (("softmax", softmax), ("linear", linear_attention)):
+        given = [x.clone().requires_grad_() for x in inputs]
+        with Peak(given) as seen:
+            attend(*given).sum().backward()
+        found[f"{name}_mib"] = seen.most / 2**20
+    return found
+
+
+class Peak(TorchDispatchMode):
+    """What a kernel takes for itself is not seen."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.held = {x.untyped_storage()._cdata: 0 for x in known}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
+                storage = x.untyped_storage()
+                self.held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.free, storage._cdata)
+        return result
+
+    def free(self, which: int) -> None:
+        self.now -= self.held.pop(which)
+
+
+def crossing(runs: Runs, slow: str, fast: str) -> list[float]:
+    """For each seed, the length from which on `fast` takes less time, between two lengths by the logarithms."""
+    found = []
+    for seed in sorted({each.settings["seed"] for each in runs}):
+        points = sorted(
+            (each.settings["t"], log(each.measured[slow] / each.measured[fast]))
+            for each in runs.where(seed=seed)
+        )
+        past = inf
+        for (t, before), (u, after) in pairwise(points):
+            if before < 0 <= after:
+                share = -before / (after - before)
+                past = exp(log(t) + share * log(u / t))
+        found.append(float(points[0][0]) if points[0][1] >= 0 and past == inf else past)
+    return found
+
+
+def whole_text(runs: Runs, name: str, n: int) -> list[float]:
+    """For each seed, milliseconds to write `n` tokens one by one."""
+    found = []
+    for seed in sorted({each.settings["seed"] for each in runs}):
+        points = sorted(
+            (each.settings["t"], each.measured[name])
+            for each in runs.where(seed=seed)
+            if each.settings["t"] <= n
+        )
+        pieces = pairwise(points)
+        found.append(sum((u - t) * (x + y) / 2 for (t, x), (u, y) in pieces))
+    return found
+
+
+def times(runs: Runs, slow: str, fast: str, n: int) -> list[float]:
+    pairs = zip(whole_text(runs, slow, n), whole_text(runs, fast, n), strict=True)
+    return [one / other for one, other in pairs]
+
+
+def even_by_operations() -> int:
+    """The first length at which a causal softmax, 2 (d + e) operations a pair, takes more."""
+    a_token = linear_cost(WIDTH, WIDTH, WIDTH, WIDTH)[0] / WIDTH
+    return next(t for t in range(1, 10**6) if 2 * WIDTH * (t + 1) > a_token)
+
+
+def shown(values: Sequence[float], digits: int = 0) -> str:
+    low, middle, high = min(values), median(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def claims(runs: Runs) -> list[Claim]:
+    part = {name: runs.where(part=name) for name in ("reading", "memory", "writing", "model")}
+    found = [claim_of_memory(part["memory"])]
+    lengths = sorted({each.settings["t"] for each in part["reading"]})
+    batches = sorted({each.settings["texts"] for each in part["writing"]})
+    if len(batches) < 2:  # the smallest size measures no crossing
+        return found
+    one, many = (part["model"].where(texts=b) for b in batches)
+    return [
+        *claims_of_reading(part["reading"], lengths),
+        *found,
+        *claims_of_writing(part["writing"], batches),
+        Claim(
+            says=f"Over {PIXELS} tokens, states are more than 20 times as fast as reading the prefix again",
+            paper="317 times (table 1, MNIST)",
+            ours=shown(ratios := times(one, "prefix_ms", "state_ms", PIXELS)) + " times",
+            holds=min(ratios) > 20,
+        ),
+        Claim(
+            says=f"Against a cache, over the same {PIXELS} tokens, less than twice as fast",
+            paper="1.15 times (a single image of CIFAR-10)",
+            ours=shown(ratios := times(one, "cache_ms", "state_ms", PIXELS), 2) + " times",
+            holds=max(ratios) < 2,
+        ),
+        Claim(
+            says=f"Over {NUMBERS:,} tokens, {batches[1]} texts at once gain more than a single one",
+            paper="55.8 times in throughput, 1.15 for a single image",
+            ours=f"{shown(several := times(many, 'cache_ms', 'state_ms', NUMBERS), 2)} against "
+            f"{shown(single := times(one, 'cache_ms', 'state_ms', NUMBERS), 2)}",
+            holds=min(several) > max(single),
+        ),
+    ]
+
+
+def claim_of_memory(runs: Runs) -> Claim:
+    ratios = [each.measured["linear_mib"] / each.measured["softmax_mib"] for each in runs]
+    per_token = [each.measured["linear_mib"] / each.settings["t"] for each in runs]
+    return Claim(
+        says="Memory of a training step is linear in the text for both, and linear attention takes more",
+        paper="linear (figure 1)",
+        ours=shown(ratios, 2) + " times that of the fused kernel",
+        holds=min(ratios) > 1 and max(ratios) < 1.1 * min(ratios) and max(per_token) < 1.1 * min(per_token),
+        quick=True,
+    )
+
+
+def claims_of_reading(runs: Runs, lengths: list[int]) -> list[Claim]:
+    even, predicted = crossing(runs, "softmax_ms", "linear_ms"), even_by_operations()
+    growth = {
+        name: [
+            y / x for x, y in zip(*(runs.where(t=t).values(f"{name}_ms") for t in lengths[-2:]), strict=True)
+        ]
+        for name in ("linear", "softmax")
+    }
+    return [
+        Claim(
+            says=f"Reading: chunks win from between {predicted} tokens, the crossing by operations, and 1,024 on",
+            paper="–",
+            ours=shown(even) + " tokens",
+            holds=predicted <= min(even) and max(even) <= 1024,
+        ),
+        Claim(
+            says=f"From {lengths[-2]:,} to {lengths[-1]:,} tokens time doubles, and that of softmax grows fourfold",
+            paper="linear and quadratic (figure 1)",
+            ours=f"{shown(growth['linear'], 1)} and {shown(growth['softmax'], 1)} times",
+            holds=max(growth["linear"]) < 2.6 and min(growth["softmax"]) > 3.3,
+        ),
+    ]
+
+
+def claims_of_writing(runs: Runs, batches: list[int]) -> list[Claim]:
+    one, many = (crossing(runs.where(texts=b), "cache_ms", "state_ms") for b in batches)
+    return [
+        Claim(
+            says="Writing one text: a state is faster than a cache only from more than 1,000 tokens on",
+            paper="–",
+            ours=shown(one) + " tokens",
+            holds=min(one) > 1000,
+        ),
+        Claim(
+            says=f"Writing {batches[1]} texts: it is faster earlier",
+            paper="–",
+            ours=shown(many) + " tokens",
+            holds=max(many) < min(one),
+        ),
+    ]
