@@ -58,7 +58,6 @@ from annotated_attention.multi_head import merge_heads, split_heads
 from annotated_attention.sliding_window import sliding_window_attention
 
 WIDTH, HEADS, SINKS, VALUES = 64, 4, 4, 32
-Report = Callable[[float], None]
 
 # How large the state is: heads of keys, tokens kept, or the width of keys.
 SIZES = {
@@ -78,7 +77,7 @@ SIZES = {
 UNTRAINED = {"softmax": (8, 32), "sum": (4, 8, 16, 32), "delta rule": (4, 8, 16, 32)}
 QUICK = {"softmax": (1,), "window": (8,), "elu + 1": (4, 32), "delta rule": (4, 32)}
 TEXTS = {
-    "quick": {"pairs": 8, "vocabulary": 32, "steps": 150, "texts": 16, "rate": 1e-2},
+    "quick": {"pairs": 8, "vocabulary": 32, "steps": 100, "texts": 16, "rate": 1e-2},
     "default": {"pairs": 16, "vocabulary": 64, "steps": 300, "texts": 16, "rate": 5e-3},
     "full": {"pairs": 64, "vocabulary": 256, "steps": 1000, "texts": 64, "rate": 3e-3},
 }
@@ -98,7 +97,7 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict]:
     ]
 
 
-def run(settings: dict, report: Report) -> dict:
+def run(settings: dict, report: Callable[[float], None]) -> dict:
     torch.manual_seed(settings["seed"])
     return trained(settings, report) if settings["trained"] else untrained(settings)
 
@@ -173,7 +172,7 @@ class Reader(nn.Module):
         return self.w_o(merge_heads(found))
 
 
-def trained(settings: dict, report: Report) -> dict:
+def trained(settings: dict, report: Callable[[float], None]) -> dict:
     n, vocabulary, steps = settings["pairs"], settings["vocabulary"], settings["steps"]
     t, device = 3 * n, settings.get("device", "cpu")
 
