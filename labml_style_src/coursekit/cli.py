@@ -29,6 +29,7 @@ Examples:
   attn check alibi          points, and what is wrong in words
   attn check alibi --hint   the same, and one hint more
   attn solution alibi       an answer, after your first attempt
+  attn experiment alibi     what a paper claims, measured on this machine
   attn serve                read the course in the browser, rebuilt on every edit
   attn new gated            a new mechanism with all its pieces
   attn doctor               what this machine has and lacks
@@ -223,6 +224,31 @@ def verify(
         test["outcome"] == "failed" for result in results.values() for test in result["tests"].values()
     )
     raise typer.Exit(CHECK_FAILED if failed else 0)
+
+
+@app.command()
+def experiment(
+    name: Annotated[
+        str, typer.Argument(help="A lesson, or one experiment of it: `attn experiment` names them.")
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="In seconds: does it run? Nothing is kept.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="As large as a GPU allows.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many; 3 by default, 1 with --quick.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 is one a core.")] = 0,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what is there already.")] = False,
+) -> None:
+    """Measure here what a paper claims, and say what holds. Ctrl-C stops it; the same command goes on."""
+    from coursekit.experiments import running, told
+
+    if quick and full:
+        raise typer.BadParameter("--quick and --full are two sizes: choose one")
+    size = "quick" if quick else "full" if full else "default"
+    for each in find_course().experiments_of(name):
+        say(f"{each.name}: {told.title(each)}")
+        with told.progress(out, PLAIN) as progress:
+            results = running.perform(each, size, seeds=seeds, jobs=jobs, again=again, progress=progress)
+        say(told.plain(results))
+        say(f"{each.results(size).relative_to(each.lesson.root).as_posix()}")
 
 
 @app.command()

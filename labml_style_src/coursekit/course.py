@@ -8,6 +8,8 @@ number gives the order and the slug is the key under which every other piece is 
     lessons/NN_slug/lesson.py, lesson.ipynb         its notebook
     lessons/NN_slug/exercise.py, test_exercise.py, misconceptions.py
     lessons/NN_slug/figures.py                      its figures, as functions that return SVG
+    lessons/NN_slug/experiment.py, results/         a paper's claim, reproduced; further ones go on in
+                                                    experiment_suffix.py
 
 A lesson may go on in further files, its parts. Like the mechanism, each has a page and a proof of its own:
 
@@ -118,6 +120,16 @@ class Lesson:
     def figures(self) -> Path:
         return self.folder / "figures.py"
 
+    @property
+    def experiments(self) -> list["Experiment"]:
+        """What is reproduced here, `experiment.py` first."""
+        return [Experiment(self, path.stem) for path in sorted(self.folder.glob("experiment*.py"))]
+
+    @property
+    def results(self) -> list[Path]:
+        """What the experiments measured."""
+        return sorted((self.folder / "results").glob("*.json"))
+
     @cached_property
     def is_companion(self) -> bool:
         """Whether the lesson opens with `Companion`, below its title: such a lesson has no mechanism file."""
@@ -203,6 +215,32 @@ class Mechanism:
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """One file that reproduces what a paper claims: `experiment.py`, or `experiment_suffix.py`."""
+
+    lesson: Lesson
+    stem: str
+
+    @property
+    def name(self) -> str:
+        """The lesson's slug, and the suffix."""
+        return self.lesson.slug + self.stem.removeprefix("experiment")
+
+    @property
+    def path(self) -> Path:
+        return self.lesson.folder / f"{self.stem}.py"
+
+    def results(self, size: str) -> Path:
+        """Where its results of this size are kept. Quick ones are nothing to keep."""
+        kept = self.lesson.folder / "results" / f"{self.stem}.{size}.json"
+        return self.unfinished(size) if size == "quick" else kept
+
+    def unfinished(self, size: str) -> Path:
+        """Where its runs wait for the others."""
+        return self.lesson.root / "build" / "experiments" / f"{self.name}.{size}.json"
+
+
+@dataclass(frozen=True)
 class Course:
     """The course whose files lie under `root`."""
 
@@ -242,6 +280,18 @@ class Course:
         near = near or next(iter(difflib.get_close_matches(slug, self.slugs, n=1, cutoff=0.4)), None)
         hint = f"did you mean '{near}'?" if near else f"the lessons are: {', '.join(self.slugs)}"
         raise UnknownSlug(f"no lesson is called '{slug}': {hint}")
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        return [each for lesson in self.lessons for each in lesson.experiments]
+
+    def experiments_of(self, name: str) -> list[Experiment]:
+        """The experiment with this name, or all of the lesson with this slug. Raises `CourseError` if there is none."""
+        if name not in self.slugs and (found := [each for each in self.experiments if each.name == name]):
+            return found
+        if not (found := self.lesson(name).experiments):
+            raise CourseError(f"'{name}' has none: try {', '.join(each.name for each in self.experiments)}")
+        return found
 
     def rewrites(self, lesson: Lesson) -> list[Path]:
         """Correct solutions of the exercise in another hand: `tests/lessons/alternatives/SLUG_*.py`."""

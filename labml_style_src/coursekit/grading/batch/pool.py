@@ -9,9 +9,7 @@ wrong too its result says so. If this process is killed, the others end by thems
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
@@ -24,6 +22,7 @@ from coursekit.grading.batch.archive import HandedIn
 from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.batch.result import ERROR, Result
 from coursekit.grading.sandbox.clock import WALL_FACTOR
+from coursekit.machine import cores, die_with_parent
 
 # Beyond what a submission may take itself: a worker that is still busy then hangs.
 PATIENCE_SECONDS = 120.0
@@ -76,7 +75,7 @@ def serve(connection: Connection, plan: Opens) -> None:
     """A worker's life: grade what comes until nothing comes any more."""
     # Ctrl-C is for the process that the workers serve.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    die_with_parent()
     try:
         grader = plan.open()
     except CourseError as error:
@@ -87,14 +86,6 @@ def serve(connection: Connection, plan: Opens) -> None:
         while True:
             connection.send(grader.grade(connection.recv()))
     grader.close()
-
-
-def die_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, whatever it is busy with."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 class Worker:
@@ -214,9 +205,3 @@ def grade_all(plan: Opens, work: Iterable[HandedIn], jobs: int = 0) -> Generator
     finally:
         for worker in pool.workers:
             worker.end()
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    known = getattr(os, "sched_getaffinity", None)
-    return len(known(0)) if known else os.cpu_count() or 1

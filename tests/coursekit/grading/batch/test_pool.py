@@ -119,7 +119,3 @@ def test_if_the_whole_is_killed_no_process_stays(tmp_path):
             time.sleep(0.02)
         started.send_signal(signal.SIGKILL)
     assert gone(opened(folder))
-
-
-def test_cores_are_those_this_process_may_use():
-    assert 1 <= pool.cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,69 @@
+"""What an experiment found, in words: for a terminal and for a page."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from coursekit.course import CourseError, Experiment
+from coursekit.experiments import Claim, Results
+
+COLUMNS = ("Claim", "Paper", "Here", "")
+
+
+def title(experiment: Experiment) -> str:
+    """The H1 of its docstring."""
+    match = re.search(r'^r?"""# (.+)$', experiment.path.read_text("utf-8"), re.MULTILINE)
+    if match is None:
+        raise CourseError(f"{experiment.path}: the docstring needs a first line '# Title'")
+    return match[1]
+
+
+def verdict(claim: Claim) -> str:
+    return "holds" if claim.holds else "does not hold here"
+
+
+def plain(results: Results) -> str:
+    """For a terminal: a claim in three lines."""
+    lines = []
+    for claim in results.claims:
+        lines += [f"  {claim.says}", f"    paper: {claim.paper}; here: {claim.ours}: {verdict(claim)}"]
+    return "\n".join([*lines, f"  {source(results)}"])
+
+
+def source(results: Results) -> str:
+    """Where the numbers come from."""
+    runs, seeds = f"{len(results.runs)} runs", f"{results.seeds} seed{'s' * (results.seeds != 1)}"
+    where = results.machine.get("cuda") or f"{results.machine['cores']} cores"
+    took = f"{max(1, round(results.minutes))} minutes of runs"
+    return f"{runs}, {seeds}, {took} on {where}, PyTorch {results.versions['torch']}, {results.date}"
+
+
+def table(results: Results) -> str:
+    """For a page: a table in Markdown, and the command that makes it."""
+    rows = [f"| {claim.says} | {claim.paper} | {claim.ours} | {verdict(claim)} |" for claim in results.claims]
+    option = {"default": "", "full": " --full"}[results.size]
+    command = f"`attn experiment {results.experiment}{option}`: {source(results)}."
+    return "\n".join([f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|", *rows, "", command])
+
+
+@contextmanager
+def progress(console: Console, is_plain: bool) -> Iterator[Callable[[float, int], None]]:
+    """A bar in a terminal; elsewhere a line whenever a tenth is done."""
+    if is_plain:
+        tenths = 0
+
+        def line(done: float, of: int) -> None:
+            nonlocal tenths
+            if int(10 * done / of) > tenths:
+                tenths = int(10 * done / of)
+                console.print(f"  {done:.0f} of {of} runs", markup=False)
+
+        yield line
+        return
+    columns = (BarColumn(), TextColumn("{task.completed:.1f} of {task.total} runs"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
