@@ -84,39 +84,27 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     return [SIZES[size] | each | {"seed": seed} for seed in seeds for each in named]
 
 
-def with_zero(attend: Attend, query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def with_zero(attend: Attend, *slot: Tensor) -> Tensor:
     """One key of zeros more, with a value of zeros. It scores 0 wherever it stands, which is softmax-off-by-one;
     it is put where the first of the queries stands, since all of them see that place."""
+    query, key, value, i, j = slot
     key, value = F.pad(key, (0, 0, 1, 0)), F.pad(value, (0, 0, 1, 0))
     return attend(query, key, value, i, torch.cat([i[:1], j]))
 
 
-def masked(
-    n_sinks: int, window: int, query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor
-) -> Tensor:
+def in_text(position: str, n_sinks: int, window: int, *slot: Tensor) -> Tensor:
+    """Sinks and a window, with places counted in the text."""
+    query, key, value, i, j = slot
     mask = streaming_mask(i, j, n_sinks, window)
-    return F.scaled_dot_product_attention(query, key, value, mask)
+    if position == "alibi":
+        return attend_by_distance(query, key, value, i[:, None] - j, mask)
+    attend = partial(F.scaled_dot_product_attention, attn_mask=mask)
+    return rotary_attention(query, key, value, i, j, attend=lambda q, k, v, i, j: attend(q, k, v))
 
 
-def alibi_masked(
-    n_sinks: int, window: int, query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor
-) -> Tensor:
-    distance = i[:, None] - j[None, :]
-    mask = streaming_mask(i, j, n_sinks, window)
-    return attend_by_distance(query, key, value, distance, mask)
-
-
-def in_pieces(
-    attend: Attend,
-    n_sinks: int,
-    window: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    i: Tensor,
-    j: Tensor,
-) -> Tensor:
+def in_pieces(attend: Attend, n_sinks: int, window: int, *slot: Tensor) -> Tensor:
     """Some queries at a time, with those keys that one of them sees: the work grows as the stream does."""
+    query, key, value, i, j = slot
     outputs = []
     step = min(window, PIECE)
     for first in range(0, len(i), step):
@@ -141,18 +129,8 @@ def fill(model: LanguageModel, kind: str, attend: Attend, pieces: tuple[int, int
         slot.attend = attend
 
 
-def plain(position: str) -> Attend:
-    return {"rotary": rotary_attention, "alibi": alibi_by_position}[position]
-
-
-def streaming(position: str, n_sinks: int, window: int, counted: str) -> Attend:
-    """The attention of a stream in one pass, with places counted in the text or in the cache."""
-    if counted == "cache":
-        attend = {"rotary": streaming_rotary, "alibi": streaming_alibi}[position]
-        return partial(attend, n_sinks=n_sinks, window=window)
-    if position == "rotary":
-        return partial(rotary_attention, attend=partial(masked, n_sinks, window))
-    return partial(alibi_masked, n_sinks, window)
+PLAIN: dict[str, Attend] = {"rotary": rotary_attention, "alibi": alibi_by_position}
+ANEW = {"rotary": streaming_rotary, "alibi": streaming_alibi}
 
 
 def bits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -215,7 +193,7 @@ def run(settings: dict[str, Any], report: Callable[[float], None]) -> dict[str, 
     )
     torch.manual_seed(settings["seed"])
     model = LanguageModel(config).to(settings["device"])
-    fill(model, kind, plain(position), None)
+    fill(model, kind, PLAIN[position], None)
     losses = train(
         model,
         text,
@@ -240,8 +218,8 @@ def run(settings: dict[str, Any], report: Callable[[float], None]) -> dict[str, 
     measured["recompute"] = recomputed(model, tokens, settings)[:, -scored:].mean().item()
     report(0.8)
 
-    def judge(name: str, n_sinks: int, window: int, counted: str, newlines: int = 0) -> None:
-        fill(model, kind, streaming(position, n_sinks, window, counted), (n_sinks, window))
+    def judge(name: str, attend: Attend, n_sinks: int, window: int, newlines: int = 0) -> None:
+        fill(model, kind, attend, (n_sinks, window))
         stream = tokens.clone()
         stream[:, :newlines] = NEWLINE
         with torch.no_grad():
@@ -250,18 +228,20 @@ def run(settings: dict[str, Any], report: Callable[[float], None]) -> dict[str, 
         along[name] = costs.unflatten(1, (-1, held)).mean(dim=(0, 2)).tolist()
 
     along: dict[str, list[float]] = {}
-    judge("full", 0, settings["stream"], "text")
+    judge("full", PLAIN[position], 0, settings["stream"])
     for n in SINKS:
-        judge(f"sinks_{n}", n, held - n, "cache")
-    for n in (0, 1, 4):
-        judge(f"in_text_{n}", n, held - n, "text")
-    for n in (1, 4):
-        judge(f"newlines_{n}", n, held - n, "cache", newlines=n)
+        window = held - n
+        anew = partial(ANEW[position], n_sinks=n, window=window)
+        judge(f"sinks_{n}", anew, n, window)
+        if n in (0, 1, 4):
+            judge(f"in_text_{n}", partial(in_text, position, n, window), n, window)
+        if n in (1, 4):
+            judge(f"newlines_{n}", anew, n, window, newlines=n)
     measured["along"] = {name: along[name] for name in ("full", "sinks_0", "sinks_1", "sinks_4")}
     report(0.9)
 
     # The same through the cache itself, token by token.
-    fill(model, kind, plain(position), None)
+    fill(model, kind, PLAIN[position], None)
     for n in (0, 4):
         caches = [SinkKVCache(n, held - n) for _ in model.blocks]
         costs = bits(read_stream(model, tokens[:, :-1], caches), tokens[:, 1:])
