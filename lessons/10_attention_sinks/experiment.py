@@ -66,8 +66,8 @@ KINDS = [("vanilla", "rotary"), ("zero", "rotary"), ("token", "rotary"), ("token
 
 SIZES: dict[str, dict[str, Any]] = {
     "quick": {"d_model": 32, "n_layers": 2, "n_heads": 2, "trained": 32}
-    | {"steps": 40, "batch": 16, "rate": 8e-3}
-    | {"cache": 16, "streams": 8, "stream": 128, "scored": 32, "device": "cpu"},
+    | {"steps": 20, "batch": 8, "rate": 8e-3}
+    | {"cache": 16, "streams": 8, "stream": 64, "scored": 32, "device": "cpu"},
     "default": {"d_model": 64, "n_layers": 2, "n_heads": 4, "trained": 64}
     | {"steps": 3000, "batch": 8, "rate": 8e-3}
     | {"cache": 32, "streams": 32, "stream": 512, "scored": 256, "device": "cpu"},
