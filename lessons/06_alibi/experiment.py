@@ -61,7 +61,7 @@ LONG = ["sinusoidal", "rotary"]
 FACTORS = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 9 / 8, 3 / 2, 2, 4, 8]
 WARM = 3
 
-QUICK = {"layers": 2, "width": 32, "heads": 4, "steps": 120, "tokens": 512, "chunks": 8}
+QUICK = {"layers": 2, "width": 32, "heads": 4, "steps": 300, "tokens": 512, "chunks": 8}
 DEFAULT = {"layers": 2, "width": 64, "heads": 4, "steps": 1200, "tokens": 1024, "chunks": 32}
 FULL = {"layers": 6, "width": 256, "heads": 8, "steps": 2000, "tokens": 16384, "chunks": 32}
 FULL |= {"device": "cuda"}
