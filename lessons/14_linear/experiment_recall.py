@@ -124,7 +124,7 @@ class Reader(nn.Module):
         self.bytes = self.kept(t)
 
     def begin(self) -> None:
-        """Scores of size 1, and a query that looks for its own token."""
+        """With scores of size 1, not GPT-2's near 0, and a query that looks for its own token."""
         for layer in (self.w_q, self.w_v):
             nn.init.normal_(layer.weight, std=WIDTH**-0.5)
         self.w_k.weight.data.copy_(self.w_q.weight[: len(self.w_k.weight)])
@@ -183,9 +183,8 @@ def trained(settings: dict, report: Callable[[float], None]) -> dict:
         vocabulary, t, WIDTH, n_layers=1, position_embedding="none", make_attention=layer
     )
     model = LanguageModel(config)
-    reader: Reader = model.blocks[0].attention  # pyright: ignore
+    [reader] = [part for part in model.modules() if isinstance(part, Reader)]
 
-    # The model begins as GPT-2 does, with scores near 0. These tasks are short: start with scores of size 1.
     reader.begin()
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
