@@ -39,7 +39,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from coursekit.experiments import Claim, Runs
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -47,6 +46,7 @@ from annotated_attention.kv_cache import KVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.linear import linear_attention, linear_attention_step, linear_cost
 from annotated_attention.linear_decoding import LinearCache, LinearSelfAttention
+from coursekit.experiments import Claim, Runs
 
 WIDTH, HEADS = 64, 8
 PIXELS, NUMBERS = 784, 3072  # an image of MNIST, one of CIFAR-10

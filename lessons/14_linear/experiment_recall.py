@@ -35,7 +35,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from coursekit.experiments import Claim, Runs
 from torch import Tensor, nn
 
 from annotated_attention.attention_sinks import streaming_mask
@@ -56,6 +55,7 @@ from annotated_attention.linear_recall import delta_rule, recall_accuracy, recal
 from annotated_attention.linear_state_space import state_bytes, state_space_attention
 from annotated_attention.multi_head import merge_heads, split_heads
 from annotated_attention.sliding_window import sliding_window_attention
+from coursekit.experiments import Claim, Runs
 
 WIDTH, HEADS, SINKS, VALUES = 64, 4, 4, 32
 
@@ -179,10 +179,8 @@ def trained(settings: dict, report: Callable[[float], None]) -> dict:
     def layer(config: LanguageModelConfig, _: int) -> nn.Module:
         return Reader(settings["mechanism"], settings["size"], t)
 
-    config = LanguageModelConfig(
-        vocabulary, t, WIDTH, n_layers=1, position_embedding="none", make_attention=layer
-    )
-    model = LanguageModel(config)
+    known = {"n_layers": 1, "position_embedding": "none", "make_attention": layer}
+    model = LanguageModel(LanguageModelConfig(vocabulary, t, WIDTH, **known))
     [reader] = [part for part in model.modules() if isinstance(part, Reader)]
 
     reader.begin()
@@ -254,9 +252,9 @@ ROWS = [name for name in STATES if name not in ("1, x, x²", "random")]
 
 def claims(runs: Runs) -> list[Claim]:
     learned, by_rote = runs.where(trained=True), runs.where(trained=False)
-    sizes = {
-        name: sorted({each.settings["size"] for each in learned.where(mechanism=name)}) for name in SIZES
-    }
+    sizes: dict[str, list[int]] = {name: [] for name in SIZES}
+    for mechanism, size in sorted({(each.settings["mechanism"], each.settings["size"]) for each in learned}):
+        sizes[mechanism].append(size)
 
     def right(name: str, size: int) -> list[float]:
         return learned.where(mechanism=name, size=size).values("recall")
@@ -295,7 +293,7 @@ def claims(runs: Runs) -> list[Claim]:
             quick=True,
         ),
     ]
-    if not learned.where(mechanism="sinks"):
+    if not sizes["sinks"]:
         return found
     few = max(max(right(name, 4)) for name in ROWS if 4 in sizes[name])
     many = {name: min(right(name, 32)) for name in ROWS if name != "constant decay"}
