@@ -249,3 +249,43 @@ def test_a_figure_and_an_example_that_raise_are_named_at_their_line(warm_course)
     text = "\n".join(faults(warm_course))
     assert re.search(r"lessons/01_gated/figures.py:\d+: ZeroDivisionError: division by zero", text)
     assert re.search(r"labml_style_src/annotated_attention/gated.py:\d+: .*nothing", text)
+
+
+EXPERIMENT_RESULTS = """{"experiment": "gated", "size": "default", "date": "2026-01-02", "machine": {"cores": 2},
+ "versions": {"torch": "2.13"}, "claims": [{"says": "It is $2n$.", "paper": "2", "ours": "3", "holds": false}],
+ "runs": [{"settings": {"seed": 0}, "measured": {"x": 1}, "seconds": 90.0}]}"""
+DRAWN = """
+
+def measured():
+    text = (Path(__file__).parent / "results" / "x.json").read_text()
+    return f'<svg viewBox="0 0 9 9"><title>{len(text)}</title></svg>'
+"""
+
+
+def test_a_hand_written_page_shows_what_experiments_found_and_figures_of_lessons(warm_course):
+    root, lesson = warm_course.root, warm_course.lesson("gated")
+    (lesson.folder / "experiment.py").write_text('"""# Twice"""\n', "utf-8")
+    results = lesson.folder / "results" / "experiment.default.json"
+    results.parent.mkdir()
+    results.write_text(EXPERIMENT_RESULTS, "utf-8")
+    (results.parent / "x.json").write_text("1234", "utf-8")
+    text = lesson.figures.read_text("utf-8")
+    lesson.figures.write_text(f"{text}\nfrom pathlib import Path\n{DRAWN}", "utf-8")
+    page = root / "docs" / "more.md"
+    page.write_text("# More\n\n[results:gated]\n\n![A](figure:gated.measured)\n", "utf-8")
+    site.build(Course(root))
+    html = built(warm_course, "more/index.html")
+    assert "does not hold here" in html
+    assert "1 run, 1 seed, 2 minutes of runs on 2 cores, PyTorch 2.13, 2026-01-02" in html
+    assert "<title>4</title>" in html
+    # What was measured since is drawn anew.
+    (results.parent / "x.json").write_text("12345", "utf-8")
+    site.build(Course(root))
+    assert "<title>5</title>" in built(warm_course, "more/index.html")
+    edit(page, "results:gated", "results:gaited")
+    edit(page, "figure:gated.measured", "figure:gated.lost")
+    said = "\n".join(faults(warm_course))
+    assert "docs/more.md:3: unknown experiment 'gaited': there are gated" in said
+    assert "docs/more.md:5: unknown figure 'gated.lost'" in said
+    edit(page, "results:gaited", "results:gated.full")
+    assert "docs/more.md:3: " in "\n".join(faults(warm_course))

@@ -35,7 +35,8 @@ def plain(results: Results) -> str:
 
 def source(results: Results) -> str:
     """Where the numbers come from."""
-    runs, seeds = f"{len(results.runs)} runs", f"{results.seeds} seed{'s' * (results.seeds != 1)}"
+    runs = f"{len(results.runs)} run{'s' * (len(results.runs) != 1)}"
+    seeds = f"{results.seeds} seed{'s' * (results.seeds != 1)}"
     where = results.machine.get("cuda") or f"{results.machine['cores']} cores"
     took = f"{max(1, round(results.minutes))} minutes of runs"
     return f"{runs}, {seeds}, {took} on {where}, PyTorch {results.versions['torch']}, {results.date}"

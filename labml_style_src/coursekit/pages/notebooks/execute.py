@@ -65,9 +65,11 @@ def is_cached(course: Course, lesson: Lesson) -> bool:
 
 
 def cache_file(course: Course, lesson: Lesson, notebook: NotebookNode) -> Path:
-    """Where the outputs of this notebook are kept. The key covers its code cells, and not its prose."""
+    """Where the outputs of this notebook are kept. The key covers its code cells, and not its prose; and what the
+    lesson's experiments measured, which it may plot."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    key = code_key(course.root, [lesson.notebook], *cells, inputs.versions())
+    measured = [path.read_text("utf-8") for path in lesson.results]
+    key = code_key(course.root, [lesson.notebook], *cells, *measured, inputs.versions())
     return course.root / "build" / "cache" / "notebooks" / f"{lesson.slug}-{key[:20]}.json"
 
 

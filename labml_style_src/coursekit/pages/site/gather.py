@@ -33,6 +33,16 @@ class Material:
     notebooks: dict[str, NotebookNode | PageError] = field(default_factory=dict)
     drawings: dict[str, str] | PageError = field(default_factory=dict)
 
+    @property
+    def all_drawings(self) -> dict[str, str] | PageError:
+        """What a hand-written page may show: its own drawings, and each lesson's as `slug.name`."""
+        if isinstance(self.drawings, PageError):
+            return self.drawings
+        lessons = {slug: drawn for slug, drawn in self.figures.items() if isinstance(drawn, dict)}
+        return self.drawings | {
+            f"{slug}.{name}": svg for slug, drawn in lessons.items() for name, svg in drawn.items()
+        }
+
 
 def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> Material:
     """Run what has to be run, and take the rest from the cache."""
@@ -53,9 +63,8 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
             if mechanism.source.exists():
                 material.shapes[mechanism.slug] = seen(course, worker, mechanism)
         for lesson in course.lessons:
-            material.figures[lesson.slug] = drawn(course, worker, lesson.figures, lesson.slug)
-        results = sorted((course.root / "benchmarks" / "results").glob("*.json"))
-        measured = [path.read_text("utf-8") for path in results]
+            material.figures[lesson.slug] = drawn(course, worker, lesson.figures, lesson.slug, lesson.results)
+        measured = sorted((course.root / "benchmarks" / "results").glob("*.json"))
         material.drawings = drawn(course, worker, course.root / "docs" / "figures.py", "docs", measured)
         for slug, future in running.items():
             try:
@@ -77,12 +86,12 @@ def seen(course: Course, worker: Worker, mechanism: Mechanism) -> Any:
 
 
 def drawn(
-    course: Course, worker: Worker, path: Path, owner: str, measured: Sequence[str] = ()
+    course: Course, worker: Worker, path: Path, owner: str, measured: Sequence[Path]
 ) -> dict[str, str] | PageError:
-    """The figures in a file that belongs to a lesson or to the hand-written pages; those draw what was measured."""
+    """The figures in a file that belongs to a lesson or to the hand-written pages; they may draw what was measured."""
     if not path.exists():
         return {}
-    texts = [path.read_text("utf-8"), *measured]
+    texts = [each.read_text("utf-8") for each in (path, *measured)]
     return _kept(course, worker, "figures", owner, path, f"figures_{owner}", texts)
 
 

@@ -45,7 +45,7 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
     problems: list[Problem | str] = list(course.problems())
     proofs = records.load(course)
     makers: list[Callable[[], Page]] = [
-        lambda path=path: hand_written_page(course, path, material.drawings, proofs)
+        lambda path=path: hand_written_page(course, path, material.all_drawings, proofs)
         for path in sorted((course.root / "docs").glob("*.md"))
     ]
     roles = settings(course).get("extra", {}).get("roles", {})

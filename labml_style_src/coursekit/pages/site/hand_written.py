@@ -1,18 +1,24 @@
-"""The pages that lie in `docs/` as Markdown: they may show figures, and make claims that tests of mechanisms prove.
+"""The pages that lie in `docs/` as Markdown: they may show figures and what experiments found, and make claims that
+tests of mechanisms prove.
 
-`![caption](figure:name)` is what `name()` in `docs/figures.py` returns; `[check:slug.test_name]` the record of
-a test in the proof of that mechanism.
+`![caption](figure:name)` is what `name()` in `docs/figures.py` returns, and `figure:slug.name` a figure of that
+lesson; `[check:slug.test_name]` is the record of a test in the proof of that mechanism; a line `[results:name]` the
+table of that experiment, and `[results:name.full]` that of its run on a GPU.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from coursekit.course import Course
+from coursekit.course import Course, CourseError
+from coursekit.experiments import load, told
 from coursekit.pages import formulas
 from coursekit.pages.inserts import Figures
-from coursekit.pages.problems import PageError
+from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.proofs.checks import Checks
 from coursekit.pages.proofs.records import Record, Records, known_tests
+
+RESULTS = re.compile(r"^\[results:(?P<name>\w+)(?:\.(?P<size>\w+))?\]$", re.MULTILINE)
 
 
 def render(course: Course, path: Path, drawings: Mapping[str, str] | PageError, proofs: Records) -> str:
@@ -25,11 +31,30 @@ def render(course: Course, path: Path, drawings: Mapping[str, str] | PageError, 
     figures = Figures(name, drawings)
     figures.check(text, 1)
     checks = claims(course, name, text, proofs, "" if path.stem == "index" else "../")
-    markdown = figures.replace(checks.replace(text, 1))
-    problems += figures.problems + checks.problems
+    text, faults = with_results(course, name, checks.replace(text, 1))
+    markdown = figures.replace(text)
+    problems += figures.problems + checks.problems + faults
     if problems:
         raise PageError(problems)
     return markdown
+
+
+def with_results(course: Course, name: str, text: str) -> tuple[str, list[Problem]]:
+    """The text with the table of each experiment that it names, and the faults."""
+    there, faults = {each.name: each for each in course.experiments}, []
+
+    def table(match: re.Match[str]) -> str:
+        try:
+            if match["name"] not in there:
+                raise CourseError(
+                    f"unknown experiment '{match['name']}': there are {', '.join(there) or 'none'}"
+                )
+            return told.table(load(there[match["name"]].results(match["size"] or "default")))
+        except CourseError as error:
+            faults.append(Problem(name, text.count("\n", 0, match.start()) + 1, str(error)))
+            return ""
+
+    return RESULTS.sub(table, text), faults
 
 
 def claims(course: Course, name: str, text: str, proofs: Records, up: str) -> Checks:
