@@ -39,7 +39,6 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from coursekit.experiments import Claim, Runs
 from torch import Tensor, nn
 
 from annotated_attention.attention_sinks import SinkKVCache, SinkLogits
@@ -52,6 +51,7 @@ from annotated_attention.language_model import (
 from annotated_attention.language_model_corpus import library_files, manifest, split
 from annotated_attention.language_model_training import crops, rate_factor
 from annotated_attention.rotary import rotary_attention
+from coursekit.experiments import Claim, Runs
 
 TOKENS, TRIGGERS, BEGIN, CONTENT = 32, 3, 32, 8
 TASKS = {
@@ -312,7 +312,7 @@ def claims(runs: Runs) -> list[Claim]:
             quick=True,
         ),
     ]
-    if not runs.where(task="fetch", begins="token", sink="zero"):
+    if all(run.settings["sink"] != "logit" for run in runs):
         return found
     both, mlp, copy = fetch("token", "zero"), fetch("token", "none", True), runs.where(task="copy")
     used, spared = (factors(each, "error_evicted", "error_kept") for each in (both, mlp))

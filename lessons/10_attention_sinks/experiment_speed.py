@@ -24,15 +24,16 @@ has four layers of the size of Llama-2-7B's, in bfloat16 on a GPU.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from coursekit.experiments import Claim, Runs
 from torch import Tensor
 
 from annotated_attention.attention_sinks import SinkKVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.rotary import rotary_attention
+from coursekit.experiments import Claim, Runs
 
 SIZES = [256, 512, 1024, 2048, 4096]
 FAR = 4_000_000
@@ -137,7 +138,7 @@ def claims(runs: Runs) -> list[Claim]:
             "Its lead grows with every doubling of the cache.",
             "yes",
             ", ".join(f"{statistics.median(times):.0f}" for times in lead) + " times",
-            all(min(after) > max(before) for before, after in zip(lead[:-1], lead[1:], strict=True)),
+            all(min(after) > max(before) for before, after in pairwise(lead)),
         ),
         Claim(
             f"At {sizes[-1]:,} tokens it is at least what the paper reports at best.",
