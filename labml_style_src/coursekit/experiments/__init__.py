@@ -13,7 +13,7 @@ lie beside the experiment, in `results/`, and everything that shows them reads t
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class Spread:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.fmean(values), min(values), max(values))
+
     def __format__(self, form: str) -> str:
         if self.low == self.high:
             return f"{self.mean:{form}}"
@@ -75,8 +79,7 @@ class Runs(list[Run]):
         return [run.measured[name] for run in self]
 
     def spread(self, name: str) -> Spread:
-        values = self.values(name)
-        return Spread(statistics.fmean(values), min(values), max(values))
+        return Spread.of(self.values(name))
 
 
 @dataclass(frozen=True)
