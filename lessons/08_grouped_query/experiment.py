@@ -33,7 +33,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from coursekit.experiments import Claim, Runs
 from torch import Tensor, nn
 
 from annotated_attention.grouped_query import (
@@ -45,6 +44,7 @@ from annotated_attention.kv_cache import KVCache, make_caches
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.language_model_corpus import library_files, manifest, split
 from annotated_attention.language_model_training import bits_per_byte, train
+from coursekit.experiments import Claim, Runs, Spread
 
 LAYERS, H = 2, 8
 GROUPS = (8, 4, 2, 1)
@@ -55,20 +55,20 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict]:
     if size not in ("quick", "default"):
         raise ValueError(f"size is {size!r}: quick or default is wanted, nothing here needs a GPU")
     quick = size == "quick"
-    m, length, batch, steps, judged = (64, 32, 8, 30, 2048) if quick else (128, 64, 16, 600, 32_768)
-    common = {"kind": "loss", "d_model": m, "length": length, "batch": batch, "steps": steps}
-    common["bytes"] = judged
+    common = {"kind": "loss", "steps": 30 if quick else 600, "bytes": 2048 if quick else 32_768}
+    common |= {"length": 32 if quick else 64, "batch": 8 if quick else 16}
+    common["d_model"] = m = 64 if quick else 128
 
-    # What a token leaves in the cache is `2 * kv_heads * width` numbers: the last three leave the same.
+    # A token leaves `2 * kv_heads * width` numbers in a cache: the last three leave the same.
     d = m // H
-    shapes = [("shared", H, g, d, 4 * m) for g in GROUPS]
-    for name, heads, kv_heads, width in (("widened", H, 1, d), ("few", 1, 1, d), ("narrow", H, H, d // H)):
-        shapes.append((name, heads, kv_heads, width, equal_hidden(m, heads, kv_heads, width)))
+    shapes = [("shared", H, g, d) for g in GROUPS]
+    shapes += [("widened", H, 1, d), ("few", 1, 1, d), ("narrow", H, H, d // H)]
     speed = {"kind": "speed", "timed": True, "d_model": 128 if quick else 1024}
     speed |= {"cached": 256 if quick else 4096, "rounds": 2 if quick else 9}
     plans = []
     for seed in seeds:
-        for name, heads, kv_heads, width, hidden in shapes:
+        for name, heads, kv_heads, width in shapes:
+            hidden = 4 * m if name == "shared" else equal_hidden(m, heads, kv_heads, width)
             shape = {"name": name, "heads": heads, "kv_heads": kv_heads, "width": width}
             plans.append({**common, **shape, "hidden": hidden, "seed": seed})
         plans.append({**speed, "seed": seed})
@@ -186,10 +186,8 @@ def more_bits(runs: Runs, name: str, g: int) -> list[float]:
     return percent
 
 
-def told(values: Sequence[float], unit: str = "") -> str:
-    """Mean, least and most."""
-    mean = statistics.mean(values)
-    return f"{mean:.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.fmean(values), min(values), max(values))
 
 
 def claims(runs: Runs) -> list[Claim]:
@@ -211,43 +209,43 @@ def claims(runs: Runs) -> list[Claim]:
         Claim(
             "With a quarter of the heads the loss is within 1% of that with all",
             "47.1 of 47.2",
-            f"{told(more[2], '%')} more bits",
+            f"{spread(more[2]):.1f}% more bits",
             max(more[2]) < 1,
         ),
         Claim(
             "With one head the loss is higher than with all",
             "46.6 of 47.2",
-            f"{told(more[1], '%')} more bits",
+            f"{spread(more[1]):.1f}% more bits",
             min(more[1]) > 0,
         ),
         Claim(
             "With one head it is higher than with a quarter",
             "46.6, 47.1",
-            f"{told(more[1], '%')} and {told(more[2], '%')} more bits",
+            f"{spread(more[1]):.1f}% and {spread(more[2]):.1f}% more bits",
             all(one > two for one, two in zip(more[1], more[2], strict=True)),
         ),
         Claim(
             "At equal bytes and parameters, sharing beats fewer and narrower heads",
             "the same (1911.02150, table 3)",
-            f"{told(widened, '%')}; one head {told(few, '%')}; narrow {told(narrow, '%')}",
+            f"{spread(widened):.1f}%; one head {spread(few):.1f}%; narrow {spread(narrow):.1f}%",
             max(widened) < min(few) and max(widened) < min(narrow),
         ),
         Claim(
             "Attention over 4,096 tokens is more than twice as fast with one head",
             "–",
-            f"{told([x[3] for x in alone])} times",
+            f"{spread([x[3] for x in alone]):.2f} times",
             min(x[3] for x in alone) > 2,
         ),
         Claim(
             "So is a token of the whole model",
             "6.3 times (1.51 s, 0.24 s)",
-            f"{told([x[3] for x in whole])} times",
+            f"{spread([x[3] for x in whole]):.2f} times",
             min(x[3] for x in whole) > 2,
         ),
         Claim(
-            "With a quarter of the heads the model is nearly as fast as with one: within 1.25 times",
+            "With a quarter of the heads the model is within 1.25 times of the time with one",
             "1.17 times (0.28 s, 0.24 s)",
-            f"{told(near)} times; attention alone {told(near_alone)}",
+            f"{spread(near):.2f} times; attention alone {spread(near_alone):.2f}",
             max(near) < 1.25,
         ),
     ]

@@ -20,16 +20,18 @@ before it is trained on, with one it is not; beyond 10% of the steps little is g
 **Setting.** The model of `experiment.py`: two layers, 128 wide, eight heads of 16, learned positions, 64 bytes
 of Python's library at a time, 600 steps of 16 crops at a rate of up to 0.003, judged on 32,768 unseen bytes.
 Converted at $g = 4, 2, 1$, then 30 steps (5%) or 120 (20%) at a rate of up to 0.001, warmed up anew and
-brought down to 0. Against it: the same model with all its heads, trained for 30 steps more (for more steps
-help any model); and models that had $g$ heads from the start, trained for 630 steps. Three seeds.
+brought down to 0. (That rate is one of four that were tried with a seed that is not used here.) Against it:
+the same model with all its heads, trained for 30 steps more (for more steps help any model); and models that
+had $g$ heads from the start, trained for 630 steps. Three seeds.
 """
 
 import copy
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
-from coursekit.experiments import Claim, Runs
 from einops import rearrange
 from torch import Tensor
 
@@ -41,6 +43,9 @@ from annotated_attention.grouped_query import (
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.language_model_corpus import library_files, manifest, split
 from annotated_attention.language_model_training import bits_per_byte, train
+from coursekit.experiments import Claim, Runs, Spread
+
+Report = Callable[[float], None]
 
 H = 8
 FEWER = (4, 2, 1)
@@ -48,13 +53,13 @@ STARTS = ("mean", "first", "random", "turned")
 
 
 def plan(size: str, seeds: Sequence[int]) -> list[dict]:
-    """For each seed a model that is trained and converted, and three that had few heads from the start."""
+    """For each seed a model that is trained and converted, and three that began with few heads."""
     if size not in ("quick", "default"):
         raise ValueError(f"size is {size!r}: quick or default is wanted, nothing here needs a GPU")
     quick = size == "quick"
-    m, length, batch, steps, judged = (64, 32, 8, 120, 2048) if quick else (128, 64, 16, 600, 32_768)
-    common = {"d_model": m, "length": length, "batch": batch, "steps": steps, "more": steps // 20}
-    common["bytes"] = judged
+    common = {"d_model": 64 if quick else 128, "length": 32 if quick else 64}
+    common |= {"batch": 8 if quick else 16, "bytes": 2048 if quick else 32_768}
+    common |= {"steps": 120 if quick else 600, "more": 6 if quick else 30}
     plans = []
     for seed in seeds:
         plans.append({"kind": "converted", **common, "seed": seed})
@@ -63,7 +68,7 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict]:
     return plans
 
 
-def run(settings: dict, report: Callable[[float], None]) -> dict:
+def run(settings: dict, report: Report) -> dict:
     files = library_files()
     text, held_out = split(files)
     judged = unseen(held_out, settings["bytes"], settings["length"])
@@ -82,45 +87,43 @@ def new_model(m: int, length: int, n_kv_heads: int, seed: int) -> LanguageModel:
         return GroupedQueryAttention(m, H, n_kv_heads, attend=fused_grouped_attention)
 
     torch.manual_seed(seed)
-    sizes = {"max_length": length, "d_model": m, "n_layers": 2, "n_heads": H}
-    return LanguageModel(LanguageModelConfig(**sizes, make_attention=attention))
+    sizes = LanguageModelConfig(max_length=length, d_model=m, n_layers=2, n_heads=H)
+    return LanguageModel(replace(sizes, make_attention=attention))
 
 
-def from_nothing(
-    settings: dict, n_kv_heads: int, steps: int, text: Tensor, report: Callable[[float], None]
-) -> LanguageModel:
+def trained(settings: dict, g: int, steps: int, text: Tensor, report: Report) -> LanguageModel:
     seed, batch = settings["seed"], settings["batch"]
-    model = new_model(settings["d_model"], settings["length"], n_kv_heads, seed)
+    model = new_model(settings["d_model"], settings["length"], g, seed)
     rates = {"warmup": steps // 10, "batch_size": batch, "seed": seed}
     train(model, text, steps=steps, **rates, report=lambda n, _: report((n + 1) / steps))
     return model
 
 
-def scratch(settings: dict, text: Tensor, judged: Tensor, report: Callable[[float], None]) -> dict:
+def scratch(settings: dict, text: Tensor, judged: Tensor, report: Report) -> dict:
     steps = settings["steps"] + settings["more"]
-    model = from_nothing(settings, settings["kv_heads"], steps, text, report)
+    model = trained(settings, settings["kv_heads"], steps, text, report)
     return {"bits": bits_per_byte(model, judged)}
 
 
-def converted(settings: dict, text: Tensor, judged: Tensor, report: Callable[[float], None]) -> dict:
-    """Bits with all heads, and for every start and number of heads: at once, after 5%, after 20%."""
-    seed, more = settings["seed"], settings["more"]
-    source = from_nothing(settings, H, settings["steps"], text, lambda done: report(done / 2))
+def converted(settings: dict, text: Tensor, judged: Tensor, report: Report) -> dict:
+    """Bits with all heads, and for each start and number of heads: at once, after 5%, after 20%."""
+    seed, more, batch = settings["seed"], settings["more"], settings["batch"]
+    source = trained(settings, H, settings["steps"], text, lambda done: report(done / 2))
 
-    def trained_on(model: LanguageModel, steps: int) -> float:
+    def train_on(model: LanguageModel, steps: int) -> float:
         """Other crops than the first training had, the same for all."""
         model = copy.deepcopy(model)
-        rates = {"learning_rate": 1e-3, "warmup": max(steps // 10, 1), "batch_size": settings["batch"]}
-        train(model, text, steps=steps, seed=1000 + seed, **rates)
+        rates = {"learning_rate": 1e-3, "warmup": max(steps // 10, 1)}
+        train(model, text, steps=steps, batch_size=batch, seed=1000 + seed, **rates)
         return bits_per_byte(model, judged)
 
-    bits = {"all": [bits_per_byte(source, judged), *(trained_on(source, n) for n in (more, 4 * more))]}
+    bits = {"all": [bits_per_byte(source, judged), train_on(source, more)]}
     tasks = [(start, g) for start in STARTS for g in FEWER]
     for n, (start, g) in enumerate(tasks):
         model = convert(source, g, start)
-        bits[f"{start} {g}"] = [bits_per_byte(model, judged), trained_on(model, more)]
+        bits[f"{start} {g}"] = [bits_per_byte(model, judged), train_on(model, more)]
         if start == "mean":
-            bits[f"{start} {g}"].append(trained_on(model, 4 * more))
+            bits[f"{start} {g}"].append(train_on(model, 4 * more))
         report(0.5 + (n + 1) / len(tasks) / 2)
     return bits
 
@@ -133,7 +136,7 @@ def convert(source: LanguageModel, g: int, start: str) -> LanguageModel:
     for layer in range(len(source.blocks)):
         names = [f"blocks.{layer}.attention.w_{letter}.weight" for letter in "qkvo"]
         if start == "turned":
-            turned = turn(*(weights[name] for name in names), g)
+            turned = turn([weights[name] for name in names], g)
             weights.update(zip(names, turned, strict=True))
         for name in names[1:3]:
             weight = weights[name]
@@ -149,24 +152,37 @@ def convert(source: LanguageModel, g: int, start: str) -> LanguageModel:
     return model
 
 
-def turn(q: Tensor, k: Tensor, v: Tensor, o: Tensor, g: int) -> tuple[Tensor, ...]:
-    """The same attention, each head's keys and values turned towards those of its group's first: a rotation of
-    the keys is undone by the queries, one of the values by $W_O$."""
-    q, k, v, o = (w.clone().unflatten(0, (H, -1)) for w in (q, k, v, o.T.contiguous()))
+def turn(matrices: Sequence[Tensor], g: int) -> list[Tensor]:
+    """The same attention, each head's keys and values turned towards those of its group's first:
+    a rotation of the keys is undone by the queries, one of the values by $W_O$."""
+    q, k, v, o = matrices
+    q, k, v, o = (w.clone().unflatten(0, (H, -1)) for w in (q, k, v, o.T))
     for n in range(H):
         first = n - n % (H // g)
         for of, parts in ((k, (k, q)), (v, (v, o))):
             u, _, vt = torch.linalg.svd(of[first] @ of[n].T)
             for part in parts:
                 part[n] = u @ vt @ part[n]
-    flat = [w.flatten(0, 1) for w in (q, k, v, o)]
-    return (*flat[:3], flat[3].T.contiguous())
+    q, k, v, o = (w.flatten(0, 1) for w in (q, k, v, o))
+    return [q, k, v, o.T]
 
 
-def told(values: Sequence[float], unit: str = "") -> str:
-    """Mean, least and most."""
-    mean = statistics.mean(values)
-    return f"{mean:.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.fmean(values), min(values), max(values))
+
+
+def lower(one: Sequence[float], other: Sequence[float]) -> bool:
+    """In every seed."""
+    return all(a < b for a, b in zip(one, other, strict=True))
+
+
+def share(of: Sequence[float], part: Sequence[float]) -> list[float]:
+    """In percent, seed by seed."""
+    return [100 * b / a for a, b in zip(of, part, strict=True)]
+
+
+def minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
 
 
 def claims(runs: Runs) -> list[Claim]:
@@ -175,73 +191,63 @@ def claims(runs: Runs) -> list[Claim]:
     def bits(name: str, when: int) -> list[float]:
         return [each[when] for each in of.values(name)]
 
-    def lower(one: Sequence[float], other: Sequence[float]) -> bool:
-        """In every seed."""
-        return all(a < b for a, b in zip(one, other, strict=True))
-
+    whole, longer = bits("all", 0), bits("all", 1)
     at_once = {g: bits(f"mean {g}", 0) for g in FEWER}
     after = {g: bits(f"mean {g}", 1) for g in FEWER}
-    seeds = [each.settings["seed"] for each in of]
-    fresh = {
-        g: [runs.where(kind="scratch", kv_heads=g, seed=seed).values("bits")[0] for seed in seeds]
-        for g in FEWER
-    }
-    whole, control = bits("all", 0), bits("all", 1)
-    mended = {
-        g: [100 * (a - b) / (a - c) for a, b, c in zip(at_once[g], after[g], whole, strict=True)]
-        for g in FEWER
-    }
-    late = [100 * (b - c) / (a - b) for a, b, c in zip(at_once[1], after[1], bits("mean 1", 2), strict=True)]
-    starts = {start: bits(f"{start} 1", 1) for start in STARTS}
-    shares = ", ".join(f"{told(mended[g], '%')} at $g = {g}$" for g in FEWER)
+    ladder = [whole, *at_once.values()]
+    gained = {g: minus(at_once[g], after[g]) for g in FEWER}
+    mended = {g: share(minus(at_once[g], whole), gained[g]) for g in FEWER}
+    late = share(gained[1], minus(after[1], bits("mean 1", 2)))
+    mean, first, random, turned = (bits(f"{start} 1", 1) for start in STARTS)
+    scratch = runs.where(kind="scratch", kv_heads=1).values("bits")
     return [
         Claim(
             "The conversion alone does harm, and more with every halving of $g$",
             "figure 5",
-            f"{told(whole)} bits, then " + ", ".join(told(at_once[g]) for g in FEWER),
-            lower(whole, at_once[4]) and lower(at_once[4], at_once[2]) and lower(at_once[2], at_once[1]),
+            " to ".join(f"{spread(each):.2f}" for each in ladder) + " bits",
+            all(lower(a, b) for a, b in pairwise(ladder)),
             quick=True,
         ),
         Claim(
             "5% of the steps repair at least four fifths of the harm",
             "–",
-            shares,
-            min(min(share) for share in mended.values()) >= 80,
+            ", ".join(f"{spread(mended[g]):.0f}% at $g = {g}$" for g in FEWER),
+            min(map(min, mended.values())) >= 80,
         ),
         Claim(
-            "After them a model with half of its heads is within 1% of one with all, trained as long",
-            "47.1 of 47.2 ($g$ = 8 of 64)",
-            f"{told(after[4])} and {told(control)} bits",
-            all(a < 1.01 * b for a, b in zip(after[4], control, strict=True)),
+            "With half of its heads a model is then within 1% of one with all, trained as long",
+            "47.1 of 47.2 ($g = 8$ of 64)",
+            f"{spread(after[4]):.2f} and {spread(longer):.2f} bits",
+            max(share(longer, after[4])) < 101,
         ),
         Claim(
-            "To begin from the mean is better than from the first head ($g = 1$, after 5%)",
+            "The mean is a better start than the first head ($g = 1$, after 5%)",
             "figure 4",
-            f"{told(starts['mean'])} and {told(starts['first'])} bits",
-            lower(starts["mean"], starts["first"]),
+            f"{spread(mean):.2f} and {spread(first):.2f} bits",
+            lower(mean, first),
         ),
         Claim(
-            "To begin from the first head is better than from random ones ($g = 1$, after 5%)",
+            "The first head is a better start than new random heads ($g = 1$, after 5%)",
             "figure 4",
-            f"{told(starts['first'])} and {told(starts['random'])} bits",
-            lower(starts["first"], starts["random"]),
+            f"{spread(first):.2f} and {spread(random):.2f} bits",
+            lower(first, random),
         ),
         Claim(
-            "To turn the heads towards one another first is better still ($g = 1$, after 5%)",
+            "The mean of heads that were turned towards each other is better still ($g = 1$)",
             "the same (2412.20677)",
-            f"{told(starts['turned'])} and {told(starts['mean'])} bits",
-            lower(starts["turned"], starts["mean"]),
+            f"{spread(turned):.2f} and {spread(mean):.2f} bits",
+            lower(turned, mean),
         ),
         Claim(
-            "Four times as many steps bring little more: less than a quarter of what 5% brought ($g = 1$)",
+            "Four times the steps bring little more: under a quarter of what 5% brought ($g = 1$)",
             "figure 5",
-            f"{told(late, '%')} of it",
+            f"{spread(late):.0f}% of it",
             max(late) < 25,
         ),
         Claim(
-            "A model with one head from the start is better than the converted one, after as many steps",
+            "One head from the start is better than one after conversion, at as many steps",
             "–",
-            f"{told(fresh[1])} and {told(after[1])} bits",
-            lower(fresh[1], after[1]),
+            f"{spread(scratch):.2f} and {spread(mean):.2f} bits",
+            lower(scratch, mean),
         ),
     ]
