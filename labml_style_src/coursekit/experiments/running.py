@@ -5,12 +5,9 @@ import dataclasses
 import datetime
 import importlib.util
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +15,8 @@ from typing import Any
 from coursekit.course import CourseError, EnvironmentFault, Experiment
 from coursekit.experiments import SIZES, Claim, Results, Run, Runs, Settings, as_json, load
 from coursekit.files import write_text
-from coursekit.machine import cores, die_with_parent, machine, versions
+from coursekit.machine import cores, machine, versions
+from coursekit.processes import workers
 
 SEEDS = 3
 # How often the progress is looked at.
@@ -134,10 +132,11 @@ def _all(
     context = multiprocessing.get_context("spawn")
     told: Any = context.SimpleQueue()
     shares: dict[int, float] = dict.fromkeys(todo, 0.0)
-    for some, workers in ((beside, min(jobs or cores(), len(beside))), (alone, 1)):
+    for some, most in ((beside, min(jobs or cores(), len(beside))), (alone, 1)):
         if not some:
             continue
-        with _pool(workers, context, (experiment.path, experiment.name, some is beside, told)) as pool:
+        arguments = experiment.path, experiment.name, told
+        with workers(most, _begin, *arguments, one_thread=some is beside) as pool:
             waiting = {pool.submit(_run, n, todo[n]): n for n in sorted(some)}
             while waiting:
                 ready, _ = wait(waiting, GLANCE_SECONDS, FIRST_COMPLETED)
@@ -150,29 +149,9 @@ def _all(
                 progress(sum(shares.values()))
 
 
-@contextmanager
-def _pool(workers: int, context: Any, arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this block: at once if it fails."""
-    pool = ProcessPoolExecutor(workers, context, _begin, arguments)
-    try:
-        yield pool
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin(path: Path, name: str, one_thread: bool, told: Any) -> None:
+def _begin(path: Path, name: str, told: Any) -> None:
     """In each process, once."""
     global _code, _told
-    # Ctrl-C is for the process that these serve, and it ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
-    if one_thread:
-        # PyTorch reads it when the experiment imports it.
-        os.environ["OMP_NUM_THREADS"] = "1"
     _code, _told = _imported(path, name), told
 
 

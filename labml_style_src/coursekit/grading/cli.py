@@ -2,7 +2,7 @@
 that does the work and prints.
 """
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -34,12 +34,18 @@ def validate(
     course, lessons = find_course(), chosen(slugs)
     rewrites = {lesson.slug: course.rewrites(lesson) for lesson in lessons}
     unsound = 0
-    for lesson, problems in validate_all(lessons, rewrites, seeds):
-        solutions = 1 + len(rewrites[lesson.slug])
-        unsound += bool(problems)
-        say(f"{lesson.slug}: {'to mend' if problems else f'sound, {solutions} solutions on {seeds} seeds'}")
-        for problem in problems:
-            say(f"  {problem}")
+    try:
+        with closing(validate_all(lessons, rewrites, seeds)) as looked_at:
+            for lesson, problems in looked_at:
+                solutions = 1 + len(rewrites[lesson.slug])
+                unsound += bool(problems)
+                sound = f"sound, {solutions} solutions on {seeds} seeds"
+                say(f"{lesson.slug}: {'to mend' if problems else sound}")
+                for problem in problems:
+                    say(f"  {problem}")
+    except KeyboardInterrupt:
+        say("stopped")
+        raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(CHECK_FAILED if unsound else 0)
 
 

@@ -1,8 +1,7 @@
 """Whether a lesson's checks deserve trust: they pass what is right and catch what is wrong."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from coursekit.course import Lesson
@@ -11,6 +10,7 @@ from coursekit.grading.diagnosis import variant_submission
 from coursekit.grading.report import NOT_DONE, PASSED, Report
 from coursekit.grading.stub import leaked_lines, make_stub
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
+from coursekit.processes import workers
 
 REWRITES_WANTED = 2
 
@@ -22,15 +22,44 @@ def validate(lesson: Lesson, rewrites: Sequence[Path] = (), seeds: Iterable[int]
     every seed; the stub scores nothing and fails with "not done yet" only; every misconception loses points
     and is named. Raises `ExerciseError` if the checks themselves cannot be run.
     """
-    checks, seeds = Checks(lesson), list(seeds)
-    problems = untouched(checks)
-    if len(rewrites) < REWRITES_WANTED:
-        problems.append(
-            f"{len(rewrites)} other solutions, {REWRITES_WANTED} wanted: checks may be too narrow"
-        )
-    for path in (lesson.exercise, *rewrites):
-        problems += steady(checks, read_submission(path), seeds)
-    bank = Bank(lesson)
+    return [problem for part in parts(lesson, rewrites, list(seeds)) for problem in part()]
+
+
+def validate_all(
+    lessons: Sequence[Lesson], rewrites: dict[str, list[Path]], seeds: int, jobs: int | None = None
+) -> Generator[tuple[Lesson, list[str]]]:
+    """The problems of each lesson, in the lessons' order, a process for each core. The processes share a lesson's
+    parts, or one would still be busy with the longest lesson when the others have done all the rest."""
+    with workers(jobs) as pool:
+        asked = [
+            [pool.submit(part) for part in parts(lesson, rewrites[lesson.slug], range(seeds))]
+            for lesson in lessons
+        ]
+        for lesson, answers in zip(lessons, asked, strict=True):
+            yield lesson, [problem for answer in answers for problem in answer.result()]
+
+
+def parts(lesson: Lesson, rewrites: Sequence[Path], seeds: Sequence[int]) -> list[Callable[[], list[str]]]:
+    """What is to be looked at, each by itself: the stub, every solution, the misconceptions."""
+    solutions = [partial(always_right, lesson, path, seeds) for path in (lesson.exercise, *rewrites)]
+    return [partial(the_rest, lesson, len(rewrites)), *solutions, partial(undetected, lesson)]
+
+
+def the_rest(lesson: Lesson, rewrites: int) -> list[str]:
+    """What is wrong with the stub, and whether there are too few solutions."""
+    few = f"{rewrites} other solutions, {REWRITES_WANTED} wanted: checks may be too narrow"
+    return untouched(Checks(lesson)) + ([few] if rewrites < REWRITES_WANTED else [])
+
+
+def always_right(lesson: Lesson, path: Path, seeds: Sequence[int]) -> list[str]:
+    """What is wrong with a solution, which lies at this path."""
+    return steady(Checks(lesson), read_submission(path), seeds)
+
+
+def undetected(lesson: Lesson) -> list[str]:
+    """The misconceptions that lose no points, or are not named."""
+    checks, bank = Checks(lesson), Bank(lesson)
+    problems = []
     for known, _ in bank.variants:
         report = checks.run(variant_submission(lesson, known), bank=bank)
         named = [mistake.name for mistake in report.mistakes]
@@ -40,19 +69,6 @@ def validate(lesson: Lesson, rewrites: Sequence[Path] = (), seeds: Iterable[int]
             problems.append(f"{known.name} is not named; named: {', '.join(named) or 'none'}")
     bank.close()
     return problems
-
-
-def validate_all(
-    lessons: Sequence[Lesson], rewrites: dict[str, list[Path]], seeds: int, jobs: int | None = None
-) -> Iterator[tuple[Lesson, list[str]]]:
-    """The problems of each lesson as they become known, a process for each core."""
-    # Spawned, not forked: PyTorch may have started threads here.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        asked = {
-            pool.submit(validate, lesson, rewrites[lesson.slug], range(seeds)): lesson for lesson in lessons
-        }
-        for done in as_completed(asked):
-            yield asked[done], done.result()
 
 
 def steady(checks: Checks, submission: Submission, seeds: Sequence[int]) -> list[str]:

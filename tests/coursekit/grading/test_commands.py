@@ -66,18 +66,17 @@ def test_checks_run_on_one_thread_and_others_as_before(lesson, tmp_path):
 
 
 def test_validate_says_what_is_to_mend(attn, small_course):
+    scaffold.new(small_course, "other")
     folder = small_course.root / "tests" / "lessons" / "alternatives"
     folder.mkdir(parents=True)
-    lesson = small_course.lesson("gated")
-    for path, text in (
-        (lesson.exercise, EXERCISE),
-        (lesson.checks, CHECKS),
-        (lesson.misconceptions, MISCONCEPTIONS),
-        (folder / "gated_one.py", EXERCISE),
-        (folder / "gated_two.py", EXERCISE),
-    ):
-        path.write_text(text, "utf-8")
-    assert attn("validate", "gated", "--seeds", "2") == "gated: sound, 3 solutions on 2 seeds\n"
-    (folder / "gated_two.py").unlink()
-    told = attn("validate", "gated", "--seeds", "2")
-    assert told == "gated: to mend\n  1 other solutions, 2 wanted: checks may be too narrow\n"
+    for lesson in type(small_course)(small_course.root).lessons:
+        texts = {lesson.exercise: EXERCISE, lesson.checks: CHECKS, lesson.misconceptions: MISCONCEPTIONS}
+        texts |= {folder / f"{lesson.slug}_{hand}.py": EXERCISE for hand in ("one", "two")}
+        for path, text in texts.items():
+            path.write_text(text, "utf-8")
+    (folder / "other_two.py").unlink()
+    assert attn("validate", "--seeds", "2").splitlines() == [
+        "gated: sound, 3 solutions on 2 seeds",
+        "other: to mend",
+        "  1 other solutions, 2 wanted: checks may be too narrow",
+    ]
