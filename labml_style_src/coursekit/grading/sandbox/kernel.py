@@ -4,9 +4,12 @@ import ctypes
 import functools
 import os
 
-PR_SET_DUMPABLE = 4
-PR_SET_NO_NEW_PRIVS = 38
-CLONE_THREAD = 0x10000
+# Of include/uapi/linux/sched.h, mount.h and prctl.h; the same on every architecture.
+CLONE_THREAD, CLONE_NEWNS, CLONE_NEWIPC = 0x00010000, 0x00020000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_DROP = 1, 4, 15, 16, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_VMA = 36, 38, 0x53564D41
 
 
 @functools.cache
@@ -37,10 +40,7 @@ def call(name: str, *arguments: object) -> int:
 
 def prctl(option: int, value: int) -> None:
     """`prctl(option, value, 0, 0, 0)`. Raises OSError."""
-    zeros = [ctypes.c_ulong(0)] * 3
-    if _libc().prctl(ctypes.c_int(option), ctypes.c_ulong(value), *zeros):
-        reason = ctypes.get_errno()
-        raise OSError(reason, os.strerror(reason))
+    call("prctl", option, value, 0, 0, 0)
 
 
 def one_thread() -> bool:
@@ -52,9 +52,7 @@ def one_thread() -> bool:
 
 def unshare(flags: int) -> None:
     """Leave what is shared with other processes. Raises OSError."""
-    if _libc().unshare(ctypes.c_int(flags)):
-        reason = ctypes.get_errno()
-        raise OSError(reason, os.strerror(reason))
+    call("unshare", flags)
 
 
 def mount(source: str, target: str | os.PathLike[str], kind: str, flags: int, data: str) -> None:

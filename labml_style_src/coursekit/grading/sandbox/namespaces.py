@@ -17,13 +17,9 @@ import sys
 
 from coursekit.grading.sandbox import kernel
 
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x4000, 0x40000
 # The same on every architecture.
 MOUNT_SETATTR = 442
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 0x1
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP = 1, 24
 CAPABILITY_VERSION = 0x20080522
 
 
@@ -35,12 +31,13 @@ class Namespaces:
         it does. Raises OSError where this is not allowed."""
         self.user = os.geteuid() != 0
         ids = os.getuid(), os.getgid()
-        kernel.unshare((CLONE_NEWUSER if self.user else 0) | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID)
+        users = kernel.CLONE_NEWUSER if self.user else 0
+        kernel.unshare(users | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWPID)
         if self.user:
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{ids[0]} {ids[0]} 1")
             _write("/proc/self/gid_map", f"{ids[1]} {ids[1]} 1")
-        kernel.mount("none", "/", "", MS_REC | MS_PRIVATE, "")
+        kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE, "")
         if first := os.fork():
             # The descriptors are the zygote's: its end must be seen by those who hold the other ends.
             os.closerange(0, 1 << 16)
@@ -51,20 +48,20 @@ class Namespaces:
     def fork(self) -> int:
         """`os.fork`, where the child is process 1 of a namespace within this one."""
         # Back to this process's own, without which the second time would be refused.
-        kernel.call("setns", self._own, CLONE_NEWPID)
-        kernel.unshare(CLONE_NEWPID)
+        kernel.call("setns", self._own, kernel.CLONE_NEWPID)
+        kernel.unshare(kernel.CLONE_NEWPID)
         return os.fork()
 
     def enter(self) -> None:
         """The rest, in the child: nothing shared through System V objects, nothing to write to, and `/proc` with
         its own processes alone."""
-        kernel.unshare(CLONE_NEWNS | CLONE_NEWIPC)
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
         # Older than Linux 5.12, or a /proc that is partly hidden: then the other layers keep the files.
         with contextlib.suppress(OSError):
             attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
             kernel.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
         with contextlib.suppress(OSError):
-            kernel.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "")
+            kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "")
         if self.user:
             give_up_powers()
 
@@ -74,7 +71,7 @@ def give_up_powers() -> None:
     number = 0
     with contextlib.suppress(OSError):
         while True:
-            kernel.call("prctl", PR_CAPBSET_DROP, number, 0, 0, 0)
+            kernel.prctl(kernel.PR_CAPBSET_DROP, number)
             number += 1
     header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
     kernel.call("capset", header, bytes(24))
@@ -82,7 +79,7 @@ def give_up_powers() -> None:
 
 def die_with_parent() -> None:
     """Be killed when the process that started this one ends. A change of user undoes it."""
-    kernel.call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def probe() -> str:

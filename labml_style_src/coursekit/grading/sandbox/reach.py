@@ -12,10 +12,6 @@ from pathlib import Path
 from coursekit.grading.sandbox import kernel, uid
 from coursekit.grading.sandbox.landlock import folders
 
-CLONE_NEWNS = 0x00020000
-MS_PRIVATE = 0x40000
-MS_BIND, MS_REC, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x2, 0x4
-
 
 def hidden(paths: Iterable[Path] | None = None) -> str:
     """Why nobody (a user without rights) cannot read the folders of modules, or the given ones; "" if they can.
@@ -66,8 +62,8 @@ def shown(own_mounts: bool) -> str:
         return ""
     try:
         if not own_mounts:
-            kernel.unshare(CLONE_NEWNS)
-            kernel.mount("none", "/", "", MS_REC | MS_PRIVATE, "")
+            kernel.unshare(kernel.CLONE_NEWNS)
+            kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE, "")
         show()
     except OSError as error:
         return f"{reason}; mounts of its own: {error}"
@@ -84,8 +80,8 @@ def show(paths: Iterable[Path] | None = None) -> None:
         within = [path for path in found if path.is_relative_to(over)]
         # Held open: once covered they have no other name.
         held = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in within]
-        kernel.mount("tmpfs", over, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
+        kernel.mount("tmpfs", over, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=64k")
         for path, descriptor in zip(within, held, strict=True):
             path.mkdir(0o755, parents=True, exist_ok=True)
-            kernel.mount(f"/proc/self/fd/{descriptor}", path, "", MS_BIND | MS_REC, "")
+            kernel.mount(f"/proc/self/fd/{descriptor}", path, "", kernel.MS_BIND | kernel.MS_REC, "")
             os.close(descriptor)

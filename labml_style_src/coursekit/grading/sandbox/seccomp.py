@@ -19,7 +19,7 @@ import platform
 import struct
 from collections.abc import Iterator
 
-from coursekit.grading.sandbox.kernel import syscall
+from coursekit.grading.sandbox import kernel
 
 # Column by column: x86-64, arm64 (None: it never had this one).
 ALLOWED: dict[str, tuple[int, int | None]] = {
@@ -55,8 +55,8 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
 CLONE, PRCTL, PRLIMIT64 = (56, 220), (157, 167), (302, 261)
 CHOSEN: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
     # The call, the argument, and the values that it may have.
-    # PR_SET_NAME, PR_GET_NAME, and PR_SET_VMA with which the C library names its memory.
-    "prctl": (PRCTL, 0, (15, 16, 0x53564D41)),
+    # With the last the C library names its memory.
+    "prctl": (PRCTL, 0, (kernel.PR_SET_NAME, kernel.PR_GET_NAME, kernel.PR_SET_VMA)),
     # TCGETS and TIOCGWINSZ (is this a terminal?), FIONREAD, FIOCLEX, FIONCLEX.
     "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5451, 0x5450)),
     # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC.
@@ -65,7 +65,6 @@ CHOSEN: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
 # From here on every architecture counts alike, and a C library knows how to do without.
 YOUNG = 424
 
-CLONE_THREAD = 0x10000
 SET_MODE_FILTER, ALL_THREADS = 1, 1
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -98,7 +97,7 @@ class Seccomp:
 
     def enter(self) -> None:
         """From now on only what is allowed. `no_new_privs` must be set. Raises OSError."""
-        if thread := syscall(self._number, SET_MODE_FILTER, ALL_THREADS, self._description):
+        if thread := kernel.syscall(self._number, SET_MODE_FILTER, ALL_THREADS, self._description):
             raise OSError(errno.EBUSY, f"thread {thread} has a filter of its own")
 
 
@@ -123,7 +122,7 @@ def instructions(architecture: int, column: int) -> Iterator[tuple[int, int, int
         yield RETURN, 0, 0, refused
     yield EQUAL, 0, 4, CLONE[column]
     yield LOAD, 0, 0, argument(0)
-    yield ANY_BIT, 0, 1, CLONE_THREAD
+    yield ANY_BIT, 0, 1, kernel.CLONE_THREAD
     yield RETURN, 0, 0, ALLOW
     yield RETURN, 0, 0, refused
     # Of process 0, which is the caller, and without new limits.

@@ -24,7 +24,6 @@ from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.sandbox.process import PROBLEM
 
 MESSAGE_BYTES = 1 << 16
-PR_SET_CHILD_SUBREAPER = 36
 # A child's children may go on to fork while theirs are ended.
 SWEEPS = 100
 
@@ -122,7 +121,7 @@ class Zygote:
         self.control, self.grader, self.world, self.stranger = control, grader, world, stranger
         self.walls = layers.prepare(active, limits)
         if world is None:
-            kernel.prctl(PR_SET_CHILD_SUBREAPER, 1)
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         # By the descriptor that stands for a child: its number, and the line to the grader about it.
         self.children: dict[int, tuple[int, socket.socket]] = {}
         self.poll = select.poll()
