@@ -158,11 +158,7 @@ def compared(result: Result, report: Report) -> list[str]:
         if then.get(name) != now.get(name)
     ]
     failed = sum(outcome != PASSED for outcome, _ in now.values())
-    same = (
-        "as when it was graded"
-        if not lines
-        else "not all as when it was graded (the walls and the clock are missing here)"
-    )
+    same = f"not all {SAME} (the walls and the clock are missing here)" if lines else SAME
     return [*lines, f"{failed} of {len(now)} checks fail, {same}"]
 
 

@@ -93,9 +93,6 @@ class Results:
     def path(self, student: str) -> Path:
         return self.folder / "results" / f"{file_stem(student)}.json"
 
-    def feedback(self, student: str) -> Path:
-        return self.folder / "feedback" / f"{file_stem(student)}.html"
-
     def save(self, result: Result) -> None:
         write_text(self.path(result.student), as_json(result.as_dict()))
 
