@@ -1,6 +1,57 @@
-r"""# A planted fact"""
+r"""# A planted fact
+
+How far a stack of windows *sees* is arithmetic. What a model makes of it is not: the furthest token has one
+way in, among all the ways there are, and whoever passes something on must have picked it up before anyone
+asked. So plant a fact at the start of a document, ask for it at the end, and count right answers by distance.
+
+Two questions hide in that count, and only one of them is about training.
+
+## What can be known
+
+Let the mask $A$ say which token looks at which, $A_{ij} = 1$ if $i$ looks at $j$. Of which tokens has $i$
+heard after $L$ layers? Of those of which somebody in its sight had heard one layer below, and, by the
+residual stream, of all that it knew itself:
+
+$$H_0 = I, \qquad H_L = \big[\,(I + A)\, H_{L-1} > 0\,\big]$$
+
+If $H_{L,ij} = 0$ then no parameters, trained or not, can make the output at $i$ depend on token $j$. Change the
+fact, and the logits stay the same, in every bit [check:test_unheard_facts_move_no_bit]. With $v$ values, all
+as likely, the answer is right once in $v$ times, whatever it is [check:test_a_guess_is_right_once_in_v]. That
+is a cliff, and no data, depth of thought or width of the stream moves it:
+
+- a causal window: $i$ has heard of $j$ if $0 \le i - j \le L(w-1)$
+  [check:test_windows_hear_as_far_as_they_reach];
+- with one global token: of everything, from the second layer on [check:test_a_hub_is_two_layers];
+- with blocks drawn by lot: wherever the graph of the plan has a path of at most $L$ arcs (lesson 12)
+  [check:test_plans_hear_along_their_paths].
+
+## What has to be learned
+
+Within the reach, somebody must be found who hands the fact on. One fact among blanks is easy: whoever sees
+what is no blank takes it. With several facts, and each token asking for one of them, the one who hands on does
+not know what the next one will be asked, and must carry *all* of them in one vector: $n \log_2 v$ bits for
+$n$ facts. Dense attention is spared that. There the asking token itself looks, knowing what it looks for.
+
+So a pattern can fail in two ways, and the course's two experiments tell them apart: the cliff of windows is on
+[the lesson's first page](../sliding_window/index.md), what crosses a global token on
+[BigBird's](../bigbird/index.md).
+
+## Notation
+
+| symbol | code | shape | meaning |
+|---|---|---|---|
+| $A$ | `mask` | `t t` | who looks at whom |
+| $H_L$ | `ways` | `t t` | who has heard of whom after $L$ layers |
+| $L$ | `n_layers` | scalar | layers |
+| $n$ | `n_facts` | scalar | facts in a document, and keys that can be asked for |
+| $v$ | `n_values` | scalar | values that a fact can have |
+
+**Source.** The idea is that of passkeys hidden in long texts (Mohtashami and Jaggi 2023, arXiv:2305.16300),
+made so small that a model learns it in seconds; many facts are the associative recall of lesson 14.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +63,7 @@ from annotated_attention.language_model import (
     LanguageModel,
     LanguageModelConfig,
     SelfAttention,
+    causal_attention,
 )
 from annotated_attention.language_model_training import rate_factor
 
@@ -27,6 +79,23 @@ def planted_facts(
     places: tuple[int, int] = (0, 1),
     generator: torch.Generator | None = None,
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    r"""## The documents
+
+    Token $k < n$ asks for key $k$; the facts follow, one token for each pair of a key and a value. Facts stand
+    in places from the first of `places` up to the second, any as likely; every other token asks:
+
+        tokens    4  0  1  7  0     n = 2, v = 3, facts at 0 and 3
+        targets   .  4  7  .  4
+        where     .  0  3  .  0
+
+    The answer is the fact's own token, so a stream that has copied it has answered
+    [check:test_documents_ask_for_what_they_told].
+
+    **Shapes.** `tokens`, `targets` and `where`, the place of the fact that is asked for, are `b t`. Where
+    nothing is asked a target is -100, which `cross_entropy` leaves out, and `where` means nothing.
+
+    **Raises.** `ValueError` if there is no place for the facts [check:test_wrong_input_is_refused].
+    """
     first, stop = places
     if not 0 < n_facts <= stop - first or not 0 <= first < stop <= t:
         came = f"n_facts is {n_facts}, places are {places}, t is {t}"
@@ -46,6 +115,10 @@ def heard(
     mask: Bool[Tensor, "t t"],
     n_layers: int,
 ) -> Bool[Tensor, "t t"]:
+    r"""## Who has heard
+
+    The recursion above: $H_L$.
+    """
     ways = torch.eye(len(mask), device=mask.device)
     sees = mask.to(ways.dtype) + ways
     for _ in range(n_layers):
@@ -63,6 +136,12 @@ def reader(
     d_model: int = 32,
     n_heads: int = 2,
 ) -> LanguageModel:
+    r"""## The reader
+
+    Lesson 3's model, with any attention in its slot. It has no vectors for positions: to find a fact among
+    blanks takes none, and so the mask alone says who stands where [check:test_the_mask_is_all_that_has_order].
+    """
+
     def attention(config: LanguageModelConfig, layer: int) -> nn.Module:
         return SelfAttention(d_model, n_heads, attend=attend)
 
@@ -76,6 +155,10 @@ def reader(
         make_attention=attention,
     )
     model = LanguageModel(config)
+
+    # A fact begins as the sum of its key and its value. A model can learn from nothing which of $n v$ tokens
+    # belong to which key, but it takes most of the training, and is not what is asked here
+    # [check:test_a_fact_begins_near_its_key].
     key = 0.1 * torch.randn(n_facts, d_model)
     value = 0.1 * torch.randn(n_values, d_model)
     fact = (key[:, None] + value).flatten(0, 1)
@@ -92,6 +175,11 @@ def teach(
     learning_rate: float = 6e-3,
     report: Callable[[int], None] | None = None,
 ) -> None:
+    """## The teaching
+
+    `draw()` gives tokens and targets; the rate rises and falls as in lesson 3
+    [check:test_a_fact_is_learned_in_seconds]. `report(step)` is called after each step.
+    """
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(steps):
         tokens, targets = draw()
@@ -106,3 +194,13 @@ def teach(
         optimizer.step()
         if report is not None:
             report(step + 1)
+
+
+def example(axes: dict[str, int]) -> None:
+    """As many facts as `n`: the shapes beside the code are read off this run."""
+    b, n, t, v = (axes[letter] for letter in "bntv")
+    draw = partial(planted_facts, b, t, n, v, places=(0, t))
+    heard(torch.ones(t, t).tril() > 0, 2)
+    sizes = {"n_facts": n, "n_values": v, "length": t, "d_model": 6}
+    model = reader(causal_attention, n_layers=1, **sizes)
+    teach(model, lambda: draw()[:2], steps=1)
