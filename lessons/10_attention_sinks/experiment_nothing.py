@@ -55,9 +55,9 @@ from coursekit.experiments import Claim, Runs
 
 TOKENS, TRIGGERS, BEGIN, CONTENT = 32, 3, 32, 8
 TASKS = {
-    "fetch": {"length": 32, "d_model": 32, "steps": {"quick": 150, "default": 400}},
-    "copy": {"length": 64, "d_model": 64, "steps": {"quick": 20, "default": 300}},
-    "text": {"length": 128, "d_model": 64, "steps": {"quick": 10, "default": 700}},
+    "fetch": {"length": 32, "d_model": 32, "steps": {"quick": 220, "default": 400}},
+    "copy": {"length": 64, "d_model": 64, "steps": {"default": 300}},
+    "text": {"length": 128, "d_model": 64, "steps": {"quick": 3, "default": 700}},
 }
 BOTH, SINKS = ("token", "anywhere"), ("none", "zero", "logit")
 KINDS = [("fetch", begins, sink, False) for begins in BOTH for sink in SINKS]
@@ -200,9 +200,7 @@ def run_fetch(model: nn.Module, settings: dict, report: Callable[[float], None])
         caches = [SinkKVCache(n, held - n) for _ in range(settings["n_layers"])]
         with torch.no_grad():
             said = torch.cat([model(token, caches) for token in x.split(1, dim=1)], dim=1)
-        errors = (said - wanted).square().mean(dim=(0, 2))
-        found[f"error_{name}"] = errors[2 * length :].mean().item()
-        found[f"stream_{name}"] = [x.mean().item() for x in errors.split(4)]
+        found[f"error_{name}"] = (said - wanted)[:, 2 * length :].square().mean().item()
     return found
 
 
@@ -278,16 +276,14 @@ def run(settings: dict, report: Callable[[float], None]) -> dict:
 
 
 def claims(runs: Runs) -> list[Claim]:
-    def fetch(begins: str, sink: str, mlp: bool = False) -> Runs:
-        return runs.where(task="fetch", begins=begins, sink=sink, mlp=mlp)
-
-    def text(begins: str, sink: str) -> Runs:
-        return runs.where(task="text", begins=begins, sink=sink)
+    def of(task: str, begins: str, sink: str, mlp: bool = True) -> Runs:
+        return runs.where(task=task, begins=begins, sink=sink, mlp=mlp)
 
     def percent(chosen: Runs, name: str) -> str:
         return f"{chosen.spread(name):.1%}"
 
-    token, silent, sink = fetch("token", "none"), fetch("anywhere", "none"), fetch("anywhere", "zero")
+    token = of("fetch", "token", "none", mlp=False)
+    silent, sink = (of("fetch", "anywhere", kind, mlp=False) for kind in ("none", "zero"))
     dear = factors(token, "error_evicted", "error_kept")
     found = [
         Claim(
@@ -314,9 +310,14 @@ def claims(runs: Runs) -> list[Claim]:
     ]
     if all(run.settings["sink"] != "logit" for run in runs):
         return found
-    both, mlp, copy = fetch("token", "zero"), fetch("token", "none", True), runs.where(task="copy")
+    both, mlp = of("fetch", "token", "zero", mlp=False), of("fetch", "token", "none")
+    copy, fixed, logit = (
+        of("copy", "token", "none"),
+        of("text", "token", "none"),
+        of("text", "token", "logit"),
+    )
+    crop = of("text", "anywhere", "none")
     used, spared = (factors(each, "error_evicted", "error_kept") for each in (both, mlp))
-    crop, fixed, logit = text("anywhere", "none"), text("token", "none"), text("token", "logit")
     return [
         *found,
         Claim(

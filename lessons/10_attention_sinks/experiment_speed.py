@@ -24,6 +24,7 @@ has four layers of the size of Llama-2-7B's, in bfloat16 on a GPU.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -97,8 +98,8 @@ def run(settings: dict, report: Callable[[float], None]) -> dict:
     first = next(iter(caches["later"]))
     place, nbytes = first.keys.data_ptr(), first.nbytes
     token = tokens[:, :1]
-    calls = {name: lambda held=held: models["stream"](token, caches=held) for name, held in caches.items()}
-    calls["anew"] = lambda: models["anew"](tokens)
+    calls = {name: partial(models["stream"], token, caches=held) for name, held in caches.items()}
+    calls["anew"] = partial(models["anew"], tokens)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(settings["rounds"] + 1):
         for name, call in calls.items():
