@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests import proof
 from tests.proof import SQUARE, Case, assert_agrees, assert_close, causal, changed, normal, plain_attention
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from annotated_attention.alibi import AlibiBias, alibi_attention, alibi_bias, alibi_score_mod, alibi_slopes
@@ -335,6 +337,17 @@ def test_torch_sdpa_agrees(dtype: torch.dtype, is_causal: bool, device: str) -> 
 
     ours = partial(alibi_attention, is_causal=is_causal)
     assert_agrees(ours, torch_sdpa, SQUARE.inputs(dtype, device))
+
+
+def test_fused_kernel_wants_an_axis_for_the_batch() -> None:
+    # On a CPU. The kernel takes values of the queries' width alone.
+    query = torch.randn(2, 3, 7, 16)
+    bias = alibi_bias(3, 7, 7)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch says why a kernel does not fit
+        F.scaled_dot_product_attention(query, query, query, bias[None])
+        with pytest.raises(RuntimeError, match="No available kernel"):
+            F.scaled_dot_product_attention(query, query, query, bias)
 
 
 @both_directions
