@@ -8,6 +8,7 @@ from coursekit import numerics
 from coursekit.grading import compare
 from coursekit.grading.values import dtype_name, in_words, plain
 from coursekit.grading.verbs import COARSENESS, Student, StudentError, clean
+from coursekit.grading.words import count
 
 
 class Unmet(AssertionError):
@@ -95,7 +96,7 @@ class Expect:
         self.count += 1
         names = list(names)
         if not isinstance(actual, dict):
-            wanted = f"a dict of {len(names)} names" if len(names) != 1 else "a dict of 1 name"
+            wanted = f"a dict of {count(len(names), 'name')}"
             problem = f"{what} is {in_words(actual)}, expected {wanted}"
             self._fail(self._nothing(actual, what) or problem, "value", actual)
         missing = ", ".join(f"`{name}`" for name in names if name not in actual)

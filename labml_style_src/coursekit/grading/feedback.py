@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coursekit.grading.report import NOT_DONE, PASSED, Case, Check, Mistake, Report, Task
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import count, of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -53,16 +54,7 @@ def printed(text: str, more: int = 0) -> str:
     lines = text.strip("\n").split("\n")
     shown = clean("\n".join(lines[:PRINTED_LINES]), PRINTED_SHOWN)
     left = (text.count("\n") + more if more else len(lines)) - PRINTED_LINES
-    return shown + (f"\n... {left:,} more line{'' if left == 1 else 's'}" if left > 0 else "")
-
-
-def number(points: float) -> str:
-    return f"{round(points, 2):g}"
-
-
-def of(earned: float, total: float, noun: str) -> str:
-    """`3 of 4 points`, `1 of 1 point`."""
-    return f"{number(earned)} of {number(total)} {noun}{'' if total == 1 else 's'}"
+    return shown + (f"\n... {count(left, 'more line')}" if left > 0 else "")
 
 
 def state(task: Task) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from coursekit.grading.report import Report
+from coursekit.grading.words import count, number, of
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Progress:
         """`35 of 35 points, 1 attempt`; empty if nothing was checked."""
         if not self.attempts:
             return ""
-        of = f" of {self.points:g}" if self.points else ""
-        return f"{self.best:g}{of} points, {self.attempts} attempt{'' if self.attempts == 1 else 's'}"
+        points = of(self.best, self.points, "point") if self.points else f"{number(self.best)} points"
+        return f"{points}, {count(self.attempts, 'attempt')}"
 
 
 def progress_path(work_dir: Path, slug: str) -> Path:

@@ -38,6 +38,7 @@ from coursekit.grading.submission import (
     text_of,
     within_limit,
 )
+from coursekit.grading.words import listed
 from coursekit.imports import code_text
 
 ZIP_LIMIT = 20_000_000
@@ -121,7 +122,7 @@ class Submissions:
         when = self.times.get(student)
         try:
             if len(entries) > 1 and not all(entry.named.system for entry in entries):
-                raise Unreadable(f"{len(entries)} entries where one is wanted: {', '.join(names[:SHOWN])}")
+                raise Unreadable(f"{len(entries)} entries where one is wanted: {listed(names, SHOWN)}")
             file = self._chosen(entries)
             data = file.load(SIZE_LIMIT)
         except Unreadable as error:
@@ -179,9 +180,8 @@ class Submissions:
         if len(sources) == 1:
             return sources[0]
         if sources:
-            shown = ", ".join(file.shown for file in sources[:SHOWN])
-            more = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
-            raise Unreadable(f"{len(sources)} files where one is wanted: {shown}{more}")
+            shown = listed((file.shown for file in sources), SHOWN)
+            raise Unreadable(f"{len(sources)} files where one is wanted: {shown}")
         zips = [file for file in files if file.suffix == ".zip"]
         if len(zips) == 1 and not nested:
             inside = containers.zip_files(io.BytesIO(zips[0].load(ZIP_LIMIT)))
@@ -193,8 +193,8 @@ class Submissions:
         if len(files) == 1 and not nested and len(files[0].path) == 1:
             files[0].load(SIZE_LIMIT)
             raise Unreadable(f"{files[0].shown} is no .py, .ipynb or .zip file")
-        shown = ", ".join(file.shown for file in files[:SHOWN])
-        raise Unreadable(f"no .py or .ipynb file is in it, only {shown}{' ...' if files[SHOWN:] else ''}")
+        shown = listed((file.shown for file in files), SHOWN)
+        raise Unreadable(f"no .py or .ipynb file is in it, only {shown}")
 
     def _is_stub(self, file: File) -> bool:
         """Whether this is the lesson's stub as it is given out, whatever its docstrings and comments say."""

@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 
 from coursekit.files import write_bytes, write_text
 from coursekit.grading.batch.result import Result
-from coursekit.grading.batch.results import COLUMNS, cell, number
-from coursekit.grading.feedback import check_title, mistake_lines, of, task_line, task_texts
+from coursekit.grading.batch.results import COLUMNS, cell, exact
+from coursekit.grading.feedback import check_title, mistake_lines, task_line, task_texts
 from coursekit.grading.report import NOT_DONE, PASSED, Check, Task
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import count, of
 
 FORMATS = ("csv", "canvas", "moodle", "junit", "gradescope")
 
@@ -69,7 +70,7 @@ def write(
 
 
 def task_points(tasks: Sequence[Task], title: str) -> str:
-    return next((number(task.earned) for task in tasks if task.title == title), "")
+    return next((exact(task.earned) for task in tasks if task.title == title), "")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -86,8 +87,8 @@ def table(results: Sequence[Result]) -> str:
             [
                 cell(result.student),
                 cell(result.slug),
-                number(result.score),
-                number(result.max_score),
+                exact(result.score),
+                exact(result.max_score),
                 cell(result.status),
                 result.late_days,
                 "+".join(result.sandbox) or "none",
@@ -113,8 +114,8 @@ def words(result: Result, tasks: bool = True) -> str:
     """What a student is told of a result, as text; without `tasks`, of the result as a whole."""
     lines = [f"{result.slug}: {of(result.score, result.max_score, 'point')}"]
     if result.late_days:
-        days = f"{result.late_days} day{'' if result.late_days == 1 else 's'}"
-        lines.append(f"{days} late: {number(result.score)} of the {number(result.earned)} that were earned")
+        days = count(result.late_days, "day")
+        lines.append(f"{days} late: {exact(result.score)} of the {exact(result.earned)} that were earned")
     report = result.report
     # What could not be run at all is told by the report and by the result.
     lines += [text for text in dict.fromkeys((result.message, report.problem if report else "")) if text]
@@ -147,15 +148,15 @@ def suite(result: Result) -> ElementTree.Element:
     known = {
         "slug": result.slug,
         "status": result.status,
-        "score": number(result.score),
-        "max_score": number(result.max_score),
+        "score": exact(result.score),
+        "max_score": exact(result.max_score),
         "late_days": str(result.late_days),
         "sandbox": "+".join(result.sandbox) or "none",
     }
     cases = []
     for task in result.report.tasks if result.report else []:
         for check in task.checks:
-            known[f"points: {task.key}.{check.name}"] = f"{number(check.earned)} of {number(check.points)}"
+            known[f"points: {task.key}.{check.name}"] = f"{exact(check.earned)} of {exact(check.points)}"
             kind = "not done" if check.outcome == NOT_DONE else "failed"
             problem = None if check.outcome == PASSED else (kind, check_text(check))
             cases.append(case(f"{result.slug}.{task.key}", check.name, problem))

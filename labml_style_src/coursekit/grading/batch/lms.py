@@ -27,10 +27,11 @@ from html import escape
 from coursekit.grading.batch.export import words
 from coursekit.grading.batch.matching import System, folded, label, matched, names_of, position
 from coursekit.grading.batch.result import ERROR, Result
-from coursekit.grading.batch.results import number
+from coursekit.grading.batch.results import exact
 from coursekit.grading.batch.roster import Roster, number_in
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import count
 
 # Comments that were written by `merge` begin so, and only those are ever replaced.
 OURS = '<pre class="attn">'
@@ -74,7 +75,7 @@ class Merged:
 
     def lines(self) -> list[str]:
         """All of it in words, each name once."""
-        told = [f"{self.filled} score{'' if self.filled == 1 else 's'} in column '{clean(self.column, 200)}'"]
+        told = [f"{count(self.filled, 'score')} in column '{clean(self.column, 200)}'"]
         for names, what in (
             (self.strangers, "in no row of the roster"),
             (self.absent, "without a result"),
@@ -128,7 +129,7 @@ def merge(
         merged.filled += 1
         if number_in(old) != score:
             if old:
-                merged.replaced.append(f"{who}: {number(score)} for {old}")
+                merged.replaced.append(f"{who}: {exact(score)} for {old}")
             roster.set(row, target, f"{score:.2f}".rstrip("0").rstrip(".").replace(".", mark))
         if comments is not None:
             said = roster.value(row, comments)
@@ -196,7 +197,7 @@ def converted(result: Result, most: float | None, scale: bool, who: str) -> floa
         return round(result.score, 2)
     if not scale or not most:
         raise ExerciseError(
-            f"the roster has {number(most)} points where the results have {number(result.max_score)} ({who}): "
+            f"the roster has {exact(most)} points where the results have {exact(result.max_score)} ({who}): "
             "change the points there and export again" + (", or give --scale" if most else "")
         )
     return round(result.score * most / result.max_score, 2)

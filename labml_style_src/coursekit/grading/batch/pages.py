@@ -7,7 +7,6 @@ bounds it and makes control characters visible, and is then escaped. The same re
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -29,12 +28,12 @@ from coursekit.grading.batch.result import Result
 from coursekit.grading.batch.similar import Group
 from coursekit.grading.report import PASSED, Task
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import count, few, number
 
-# Characters of one text, and lines of one list: more is no use to a reader.
+# Characters of one text: more is no use to a reader.
 TEXT_LIMIT = 2000
 BRIEF_LIMIT = 240
 NAME_LIMIT = 80
-LIST_LIMIT = 20
 # A report may show six thousand of these.
 MARKS = {"passed": Markup("<i>{}</i>"), "failed": Markup("<b>{}</b>"), "not done": Markup("<i>{}</i>")}
 
@@ -154,15 +153,6 @@ def shown(value: Any) -> Any:
     return clean(value, TEXT_LIMIT)
 
 
-def number(value: float) -> str:
-    """At most two digits behind the point, as few as are needed."""
-    return f"{round(value, 2) + 0.0:g}"
-
-
-def count(many: int, noun: str) -> str:
-    return f"{many:,} {noun}{'' if many == 1 else 's'}"
-
-
 def named(student: str) -> Markup:
     """A student's name, which keeps its direction of writing to itself."""
     return Markup("<bdi>{}</bdi>").format(clean(student.replace("\n", " "), NAME_LIMIT))
@@ -202,13 +192,6 @@ def brief(text: str) -> str:
 def percent(share: float) -> str:
     """Whole percents; what is not all is never called 100 %."""
     return f"{math.floor(100 * share + 1e-9)} %"
-
-
-def few(items: Iterable[str], limit: int = LIST_LIMIT) -> list[str]:
-    """The first of a list that may be long, and how many more there are."""
-    items = list(items)
-    more = len(items) - limit
-    return items[:limit] + ([f"... and {more:,} more"] if more > 0 else [])
 
 
 def signs(result: Result) -> Markup:

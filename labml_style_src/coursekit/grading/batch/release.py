@@ -20,13 +20,13 @@ from pathlib import Path
 from coursekit.course import Lesson
 from coursekit.grading.batch.assignment import Assignment
 from coursekit.grading.checking import Checks
-from coursekit.grading.feedback import number, of
 from coursekit.grading.public.archive import archive
 from coursekit.grading.public.data import PublicChecks
 from coursekit.grading.public.publish import Published, points_of, publish
 from coursekit.grading.stub import make_stub, stub_notebook
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.validate import untouched
+from coursekit.grading.words import count, number, of
 from coursekit.imports import imported_modules
 
 CHECK = "python check.pyz"
@@ -148,7 +148,7 @@ def late_rule(assignment: Assignment) -> str:
         if late.per_day
         else "It costs nothing"
     )
-    last = f"; after {late.days} day{'' if late.days == 1 else 's'} nothing is left" if late.days else ""
+    last = f"; after {count(late.days, 'day')} nothing is left" if late.days else ""
     return f"{grace}{cost}{last}."
 
 

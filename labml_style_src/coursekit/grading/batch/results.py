@@ -26,6 +26,7 @@ from coursekit.grading.batch.names import file_stem
 from coursekit.grading.batch.result import Result
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import number
 
 COLUMNS = ("student", "slug", "score", "max_score", "status", "late_days", "sandbox")
 # What was being written when a run was killed.
@@ -136,16 +137,16 @@ def gradebook(results: Iterable[Result]) -> str:
     table.writerow(COLUMNS)
     for result in results:
         row = (
-            *(result.student, result.slug, number(result.score), number(result.max_score)),
+            *(result.student, result.slug, exact(result.score), exact(result.max_score)),
             *(result.status, str(result.late_days), "+".join(result.sandbox) or "none"),
         )
         table.writerow(map(cell, row))
     return text.getvalue()
 
 
-def number(value: float) -> str:
-    """A score without needless zeros, with all its decimals."""
-    return f"{value:.{DIGITS}f}".rstrip("0").rstrip(".")
+def exact(score: float) -> str:
+    """A score with all its decimals."""
+    return number(score, DIGITS)
 
 
 def cell(value: str) -> str:

@@ -23,6 +23,7 @@ from coursekit.grading.batch.seeds import fingerprint, make_secret, read_secret,
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.stub import make_stub, without_markers
 from coursekit.grading.submission import ExerciseError
+from coursekit.grading.words import listed
 
 GradeAll = Callable[[Plan, Iterable[HandedIn]], Iterator[Result]]
 # Called with each result, whether it was there already, and of how many students it is one.
@@ -89,8 +90,8 @@ class Run:
             assignment = batch.assignment
         if assignment.due and assignment.late.costs and (undated := found.undated()):
             raise ExerciseError(
-                f"being late costs points, and nobody knows when {few(undated)} handed in: a download has the time "
-                f"of the download. Write it into times.csv (student,handed_in)"
+                f"being late costs points, and nobody knows when {listed(undated, SHOWN)} handed in: a download "
+                f"has the time of the download. Write it into times.csv (student,handed_in)"
             )
         path = self.secret or self.out / (batch.secret if batch else "secret")
         if batch is not None and not path.exists():
@@ -177,8 +178,3 @@ def in_shard(students: Iterable[str], shard: str) -> list[str]:
     if not 1 <= part <= parts:
         raise ExerciseError(f"--shard: wanted i/n with i from 1 to n, as in 3/10; came {shard}")
     return [student for student in students if shard_of(student, parts) == part]
-
-
-def few(students: list[str]) -> str:
-    more = f" and {len(students) - SHOWN} more" if len(students) > SHOWN else ""
-    return ", ".join(students[:SHOWN]) + more

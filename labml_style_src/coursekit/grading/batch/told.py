@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coursekit.grading.batch.regrade import Change
 from coursekit.grading.batch.result import ERROR, GRADED, Result
-from coursekit.grading.batch.results import number
+from coursekit.grading.batch.results import exact
 from coursekit.grading.batch.run import Run, Tell
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.verbs import clean
+from coursekit.grading.words import count, few, listed
 
 LINE_LIMIT = 160
-SHOWN = 20
 
 
 @contextmanager
@@ -44,16 +44,12 @@ def progress(console: Console, say: Callable[[str], None]) -> Generator[Tell]:
 
 def one_line(result: Result) -> str:
     """`jane: 31.5 of 35`, or what was wrong."""
-    score = f"{clean(result.student, 120)}: {number(result.score)} of {number(result.max_score)}"
-    late = f", {days(result.late_days)} late" if result.late_days else ""
+    score = f"{clean(result.student, 120)}: {exact(result.score)} of {exact(result.max_score)}"
+    late = f", {count(result.late_days, 'day')} late" if result.late_days else ""
     if result.status == GRADED:
         return score + late
     why = clean(result.message.partition("\n")[0], LINE_LIMIT)
     return f"{score}{late}, {result.status}: {why}"
-
-
-def days(count: int) -> str:
-    return f"{count} day{'' if count == 1 else 's'}"
 
 
 def summary(run: Run) -> Generator[str]:
@@ -80,12 +76,10 @@ def changes(found: list[Change], total: int) -> Generator[str]:
         before, after = change.before, change.after
         difference = after.score - before.score
         status = f", {before.status} before, now {after.status}" if before.status != after.status else ""
-        of = f"{number(before.score)} of {number(before.max_score)}, now {number(after.score)}"
-        of += f" of {number(after.max_score)}" if before.max_score != after.max_score else ""
+        of = f"{exact(before.score)} of {exact(before.max_score)}, now {exact(after.score)}"
+        of += f" of {exact(after.max_score)}" if before.max_score != after.max_score else ""
         yield f"{clean(change.student, 120)}: {of} ({difference:+.4g}){status}"
-        yield from (f"  {clean(check, LINE_LIMIT)}" for check in change.checks[:SHOWN])
-        if len(change.checks) > SHOWN:
-            yield f"  and {len(change.checks) - SHOWN} more checks"
+        yield from (f"  {line}" for line in few(clean(check, LINE_LIMIT) for check in change.checks))
     changed = (
         f"{len(found)} of {total} students have another result"
         if found
@@ -95,6 +89,4 @@ def changes(found: list[Change], total: int) -> Generator[str]:
 
 
 def names(students: Iterable[str]) -> str:
-    shown = [clean(student, 120) for student in students]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more
+    return listed(clean(student, 120) for student in students)

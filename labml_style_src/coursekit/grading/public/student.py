@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from coursekit.course import CourseError, EnvironmentFault
-from coursekit.grading import feedback, progress
+from coursekit.grading import feedback, progress, words
 from coursekit.grading.attempt import Bench, tried
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.feedback import Commands
@@ -82,7 +82,7 @@ def share(report: Report, checks: PublicChecks) -> str:
     total = sum(checks.points.values())
     if math.isclose(report.points, total):
         return "All checks of the exercise are here. The grade comes from the same ones on other inputs."
-    of = feedback.of(report.points, total, "point")
+    of = words.of(report.points, total, "point")
     return f"{of} can be checked here. The grade comes from all checks, on other inputs."
 
 
