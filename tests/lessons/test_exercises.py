@@ -6,15 +6,18 @@ Two correct solutions of another hand lie in `alternatives/SLUG_*.py`.
 import ast
 import functools
 import pickle
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from coursekit.course import Lesson, find_course
+from coursekit.grading.backends import SecondProcess
 from coursekit.grading.bank import Misconception, read_bank
 from coursekit.grading.checking import Bank, Checks
 from coursekit.grading.diagnosis import variant_submission
-from coursekit.grading.exercise import run
+from coursekit.grading.sandbox import Host, open_sandbox
 from coursekit.grading.submission import read_submission
 from coursekit.grading.validate import right, untouched
 
@@ -31,6 +34,13 @@ every_lesson = pytest.mark.parametrize(
 @functools.cache
 def checks_of(lesson: Lesson) -> Checks:
     return Checks(lesson)
+
+
+@pytest.fixture(scope="session")
+def host() -> Generator[Host]:
+    """Starts processes as when a class is graded. PyTorch is imported once."""
+    with open_sandbox() as host:
+        yield host
 
 
 @every_lesson
@@ -84,7 +94,7 @@ def undetected(lesson: Lesson, mistake: Misconception, bank: Bank) -> str | None
 
 
 @every_lesson
-def test_checks_need_no_pickle(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_need_no_pickle(lesson: Lesson, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a second process, and this one unable to pickle, checks and diagnosis say the same as without."""
     bank = Bank(lesson)
     solution, wrong = read_submission(lesson.exercise), variant_submission(lesson, read_bank(lesson)[0])
@@ -95,8 +105,10 @@ def test_checks_need_no_pickle(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) 
 
     for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, name, forbidden)
-    across = run(lesson, wrong, boundary=True, bank=bank)
-    assert right(run(lesson, solution, boundary=True), "the solution") == []
+    with closing(SecondProcess(wrong, host=host)) as backend:
+        across = checks_of(lesson).run(wrong, backend=backend, bank=bank)
+    with closing(SecondProcess(solution, host=host)) as backend:
+        assert right(checks_of(lesson).run(solution, backend=backend), "the solution") == []
     bank.close()
     assert [check.message for check in across.checks] == [check.message for check in here.checks]
     assert across.mistakes == here.mistakes != []

@@ -5,6 +5,8 @@ import pytest
 from tests.coursekit.grading.tiny import write_lesson
 
 from coursekit.course import Lesson
+from coursekit.grading import backends
+from coursekit.grading.backends import CHECK_LIMITS
 from coursekit.grading.sandbox import LAYERS, FreshHost, Host, Limits, open_sandbox
 
 LIMITS = Limits(call_seconds=2, submission_seconds=60)
@@ -36,3 +38,17 @@ def open_zygote(zygote: Host) -> Generator[Host]:
     """Another zygote, whose children have no wall around them but the clock."""
     with open_sandbox(LAYERS[1:], LIMITS) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def own_machine() -> Generator[Host]:
+    """A host with a student's own limits and no walls, which forks where it can: another process that imports
+    PyTorch takes seconds."""
+    with open_sandbox(LAYERS[1:], CHECK_LIMITS) as host:
+        yield host
+
+
+@pytest.fixture
+def forked(own_machine: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second processes come from there unless a test says otherwise."""
+    monkeypatch.setattr(backends, "FreshHost", lambda limits: own_machine)

@@ -16,6 +16,8 @@ from coursekit.grading.sandbox import FreshHost, Limits
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import StudentError, clean
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 WRONG = with_change("axis=-1", "axis=0")
 
 

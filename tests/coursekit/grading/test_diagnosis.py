@@ -11,6 +11,8 @@ from coursekit.grading.exercise import run
 from coursekit.grading.report import Report, explained
 from coursekit.grading.submission import ExerciseError, Submission
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def checked(lesson: Lesson, submission: Submission) -> Report:
     return run(lesson, submission, bank=Bank(lesson))

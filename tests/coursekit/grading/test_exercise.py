@@ -11,6 +11,8 @@ from coursekit.course import Lesson
 from coursekit.grading import exercise, feedback, progress
 from coursekit.grading.submission import ExerciseError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
