@@ -56,8 +56,8 @@ from coursekit.experiments import Claim, Runs
 TOKENS, TRIGGERS, BEGIN, CONTENT = 32, 3, 32, 8
 TASKS = {
     "fetch": {"length": 32, "d_model": 32, "steps": {"quick": 220, "default": 400}},
-    "copy": {"length": 64, "d_model": 64, "steps": {"default": 300}},
-    "text": {"length": 128, "d_model": 64, "steps": {"quick": 3, "default": 700}},
+    "copy": {"length": 64, "d_model": 64, "steps": {"default": 200}},
+    "text": {"length": 128, "d_model": 64, "steps": {"quick": 3, "default": 600}},
 }
 BOTH, SINKS = ("token", "anywhere"), ("none", "zero", "logit")
 KINDS = [("fetch", begins, sink, False) for begins in BOTH for sink in SINKS]
