@@ -1,64 +1,21 @@
-"""A class from its submissions to its gradebook: resumed, killed, split, merged and graded again with the same end."""
+"""A class from its submissions to its gradebook: resumed, killed, split and merged with the same end."""
 
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
+from tests.coursekit.grading.batch.classes import CLASS, WRONG, files, scores, students_of
 from tests.coursekit.grading.batch.fakes import grade_here
 from tests.coursekit.grading.tiny import EXERCISE
 
 from coursekit.course import Course
-from coursekit.grading.batch.grade import Plan
-from coursekit.grading.batch.regrade import regrade
 from coursekit.grading.batch.result import ERROR, GRADED
 from coursekit.grading.batch.results import Results
 from coursekit.grading.batch.run import Run, merged
 from coursekit.grading.batch.seeds import make_secret
 from coursekit.grading.sandbox import LAYERS
-from coursekit.grading.stub import make_stub
 from coursekit.grading.submission import ExerciseError
-
-WRONG = EXERCISE.replace("x.mean(axis=-1, keepdims=True)", "x.mean()")
-CLASS = {"ann": EXERCISE, "bob": WRONG, "cem": make_stub(EXERCISE), "dee": "1 / 0", "eve": ""}
-
-
-@pytest.fixture
-def submissions(tmp_path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for student, text in CLASS.items():
-        (folder / f"{student}.py").write_text(text, "utf-8")
-    return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder of results but the secret."""
-    found = {
-        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    return {name: path.read_bytes() for name, path in found.items() if name != "secret"}
-
-
-def students_of(work):
-    """A grader that notes whom it grades."""
-    seen = []
-
-    def grade_all(plan, each):
-        def noted():
-            for handed in each:
-                seen.append(handed.student)
-                yield handed
-
-        return grade_here(plan, noted())
-
-    work(grade_all)
-    return seen
-
-
-def scores(out: Path) -> dict[str, float]:
-    return {result.student: result.score for result in Results(out).all()}
 
 
 def test_a_class_is_graded(lesson, submissions, tmp_path):
@@ -309,79 +266,3 @@ def test_a_part_of_which_nobody_is(lesson, submissions, tmp_path):
     assert run.results == []
     assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == 1
     assert (tmp_path / "out" / "report.html").exists()
-
-
-def test_graded_again_says_who_differs_and_why(lesson, submissions, tmp_path):
-    out = tmp_path / "out"
-    Run(lesson, submissions, out)(grade_here)
-    seeds = {result.student: result.seed for result in Results(out).all()}
-    assert regrade(lesson, submissions, out, grade_all=grade_here) == []
-    # The checks become stricter: nobody passes this one any more.
-    checks = lesson.checks.read_text("utf-8")
-    lesson.checks.write_text(checks.replace("x - x.mean(), axes", "x + x.mean(), axes"), "utf-8")
-    before = files(out)
-
-    def stopped(plan, work):
-        yield next(grade_here(plan, work))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        regrade(lesson, submissions, out, grade_all=stopped)
-    assert {name: data for name, data in files(out).items() if not name.startswith(".regrade")} == before
-    changes = regrade(lesson, submissions, out, grade_all=grade_here)
-    assert [(change.student, change.before.score, change.after.score) for change in changes] == [
-        ("ann", 8, 7),
-        ("bob", 6, 5),
-    ]
-    assert changes[0].checks == ("Centre each row: one row: passed, now failed",)
-    assert scores(out)["ann"] == 7
-    assert "ann,tiny,7,8" in (out / "grades.csv").read_text()
-    assert {result.student: result.seed for result in Results(out).all()} == seeds
-    assert not (out / ".regrade").exists()
-    # What it left is what a first run would have made.
-    anew = tmp_path / "anew"
-    anew.mkdir()
-    shutil.copy2(out / "secret", anew)
-    Run(lesson, submissions, anew)(grade_here)
-    assert files(anew) == files(out)
-
-
-def test_a_grader_that_fails_takes_nobody_s_result_away(lesson, submissions, tmp_path):
-    out = tmp_path / "out"
-    Run(lesson, submissions, out)(grade_here)
-    before = files(out)
-
-    def failing(plan, work):
-        for result in grade_here(plan, work):
-            result.status, result.score = ERROR, 0.0
-            yield result
-
-    assert regrade(lesson, submissions, out, grade_all=failing) == []
-    assert files(out) == before
-
-
-def test_graded_again_only_with_the_same_secret(lesson, submissions, tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(ExerciseError, match="nothing was graded in"):
-        regrade(lesson, submissions, out, grade_all=grade_here)
-    Run(lesson, submissions, out)(grade_here)
-    (out / "secret").rename(tmp_path / "moved")
-    with pytest.raises(ExerciseError, match="is not there: name it with --secret"):
-        regrade(lesson, submissions, out, grade_all=grade_here)
-    make_secret(tmp_path / "other")
-    with pytest.raises(ExerciseError, match="another secret"):
-        regrade(lesson, submissions, out, secret=tmp_path / "other", grade_all=grade_here)
-    assert regrade(lesson, submissions, out, secret=tmp_path / "moved", grade_all=grade_here) == []
-
-
-def test_the_plan_is_the_whole_batch_s(lesson, submissions, tmp_path):
-    plans = []
-
-    def noted(plan, work):
-        plans.append(plan)
-        return grade_here(plan, work)
-
-    Run(lesson, submissions, tmp_path / "out")(noted)
-    [plan] = plans
-    assert isinstance(plan, Plan)
-    assert plan.secret.hex() == (tmp_path / "out" / "secret").read_text().strip()
