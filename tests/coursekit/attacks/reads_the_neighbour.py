@@ -1,21 +1,11 @@
 """Reads the memory of a submission that is graded at the same time, by the same user."""
 
-SUBMISSION = """
-import re
+from tests.coursekit.attacks.ground.memory import SEARCH
 
+SUBMISSION = f"""{SEARCH}
 
 def guess(x):
-    pattern, found = re.compile(TARGET.prefix.encode() + rb"[0-9a-f]{16}"), []
-    with open(f"/proc/{TARGET.neighbour}/maps") as maps, open(f"/proc/{TARGET.neighbour}/mem", "rb", 0) as memory:
-        for line in maps:
-            start, end = (int(part, 16) for part in line.split()[0].split("-"))
-            if " rw" in line and end - start < 64 << 20:
-                memory.seek(start)
-                try:
-                    found += pattern.findall(memory.read(end - start))
-                except OSError:
-                    continue
-    return b" ".join(found).decode()
+    return secrets_of(TARGET.neighbour)
 """
 STOPPED_BY = ("namespaces", "uid", "landlock")
 POWER = True
