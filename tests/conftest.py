@@ -18,17 +18,27 @@ hypothesis.settings.register_profile("proof", derandomize=True, deadline=None, m
 hypothesis.settings.load_profile("proof")
 
 
-class OneBrowser(LoadScopeScheduling):
-    """Under `-n`, each test goes to the next free worker, but all of `tests/site` to one: they share a build, a
-    server and a browser. (A mark, `xdist_group`, would say so; pytest 9.2 ignores what xdist 3.8 makes of it.)"""
+# What is expensive to make is made by one process: a site with its server and browser, zygotes with one wall left
+# out each, a Dask cluster, a class graded by the commands of a page.
+TOGETHER = (
+    "tests/site/",
+    "tests/coursekit/attacks/",
+    "tests/coursekit/grading/batch/test_cluster.py",
+    "tests/coursekit/test_class_pages.py",
+)
+
+
+class Shared(LoadScopeScheduling):
+    """Under `-n`, each test goes to the next free worker, but all of one place in `TOGETHER` to one, and these
+    first. (A mark, `xdist_group`, would say so; pytest 9.2 ignores what xdist 3.8 makes of it.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/site" if nodeid.startswith("tests/site/") else nodeid
+        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneBrowser:
-    return OneBrowser(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shared:
+    return Shared(config, log)
 
 
 def pytest_report_collectionfinish() -> str | None:
