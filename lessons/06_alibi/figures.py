@@ -1,6 +1,10 @@
 """The figures of the ALiBi page, drawn from the mechanism itself. Each function returns one SVG."""
 
+import json
 import math
+import statistics
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -119,3 +123,104 @@ def slopes() -> str:
         parts.append(f'<path d="M{x - 3:.1f} {y - 3}l6 6m0 -6l-6 6" stroke="var(--soft)" fill="none"/>')
     title = "Twelve heads take the eight slopes of eight heads and four of the sixteen between them"
     return svg(left + 8 * octave + 24, 176, title, parts)
+
+
+RESULTS = Path(__file__).parent / "results" / "experiment.default.json"
+COLOURS = {"alibi": "bias", "rotary": "query", "sinusoidal": "key", "learned": "value"}
+
+
+def costs(position: str, how: str, trained_on: int = 64) -> dict[int, list[float]]:
+    """Bits per byte by length, a number for each seed, as `attn experiment alibi` measured them."""
+    found: dict[int, list[float]] = {}
+    for run in json.loads(RESULTS.read_text("utf-8"))["runs"]:
+        chosen: dict[str, Any] = run["settings"]
+        if (chosen["position"], chosen["length"]) == (position, trained_on) and "tested" in chosen:
+            for length in chosen["tested"]:
+                found.setdefault(length, []).append(run["measured"][f"{how}_{length}"])
+    return found
+
+
+class Plot:
+    """Axes: lengths in octaves to the right, bits per byte upwards."""
+
+    def __init__(self, lengths: list[int], low: float, high: float, every: float, height: int = 230) -> None:
+        self.first, self.low, self.rise = lengths[0], low, height / (high - low)
+        self.left, self.floor, self.parts = 44, height + 22, []
+        self.octave = 294 / math.log2(lengths[-1] / lengths[0])
+        end = self.x(lengths[-1])
+        for n in range(round((high - low) / every) + 1):
+            y = self.y(low + n * every)
+            self.parts.append(line(self.left, y, end, y))
+            self.parts.append(text(self.left - 8, y + 4, f"{low + n * every:.1f}", anchor="end", size=12))
+        for length in lengths:
+            self.parts.append(text(self.x(length), self.floor + 18, str(length), size=12))
+        middle = (self.left + end) / 2
+        self.parts.append(text(middle, self.floor + 36, "bytes that are read at a time"))
+        self.parts.append(text(0, 12, "bits per byte", anchor="start", size=12))
+
+    def x(self, length: float) -> float:
+        return self.left + math.log2(length / self.first) * self.octave
+
+    def y(self, bits: float) -> float:
+        return self.floor - (bits - self.low) * self.rise
+
+    def curve(self, points: dict[int, list[float]], colour: str, dash: str = "") -> None:
+        """The mean over the seeds, and behind it the span of them all."""
+        shown = {length: points[length] for length in points if length >= self.first}
+        tops = [f"{self.x(length):.1f} {self.y(max(bits)):.1f}" for length, bits in shown.items()]
+        bottoms = [f"{self.x(length):.1f} {self.y(min(bits)):.1f}" for length, bits in shown.items()]
+        means = [
+            f"{self.x(length):.1f} {self.y(statistics.fmean(bits)):.1f}" for length, bits in shown.items()
+        ]
+        around = "L".join([*tops, *reversed(bottoms)])
+        self.parts.append(f'<path d="M{around}Z" fill="var(--{colour})" fill-opacity="0.18"/>')
+        style = f'stroke="var(--{colour})" stroke-width="2" fill="none" stroke-dasharray="{dash}"'
+        self.parts.append(f'<path d="M{"L".join(means)}" {style}/>')
+
+    def names(self, ends: dict[str, tuple[float, str]]) -> None:
+        """Beside the last point of each curve, and no closer together than they can be read."""
+        floor = math.inf
+        for name, (bits, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
+            floor = min(self.y(bits) + 4, floor - 15)
+            self.parts.append(text(self.x(512) + 8, floor, name, anchor="start", colour=colour))
+
+    def svg(self, title: str) -> str:
+        return svg(432, self.floor + 44, title, self.parts)
+
+
+def extrapolation() -> str:
+    """What a byte costs by the context it has, for each kind of position."""
+    curves = {position: costs(position, "sliding") for position in COLOURS}
+    bits = [bit for points in curves.values() for length in points if length >= 16 for bit in points[length]]
+    low, high = math.floor(2 * min(bits)) / 2, math.ceil(2 * max(bits)) / 2
+    plot = Plot([16, 32, 64, 128, 256, 512], low, high, 0.5)
+    end = plot.x(64)
+    plot.parts.append(line(end, plot.floor, end, 26, "soft"))
+    plot.parts.append(text(end - 6, 36, "trained on 64", anchor="end", size=12))
+    for position, points in curves.items():
+        plot.curve(points, COLOURS[position])
+    names = {"ALiBi" if name == "alibi" else name: name for name in curves}
+    plot.names({shown: (statistics.fmean(curves[name][512]), COLOURS[name]) for shown, name in names.items()})
+    return plot.svg("Beyond the trained length ALiBi stays where it was, and all others rise")
+
+
+def early_bytes() -> str:
+    """ALiBi alone, evaluated twice: in blocks, and with stride 1."""
+    lengths = [8, 16, 32, 64, 128, 256, 512]
+    blocks, sliding = ({t: costs("alibi", how)[t] for t in lengths} for how in ("blocks", "sliding"))
+    bits = [bit for points in (blocks, sliding) for costly in points.values() for bit in costly]
+    plot = Plot(lengths, math.floor(10 * min(bits)) / 10, math.ceil(10 * max(bits)) / 10, 0.1)
+    end = plot.x(64)
+    plot.parts.append(line(end, plot.floor, end, 26, "soft"))
+    plot.parts.append(text(end + 6, 36, "trained on 64", anchor="start", size=12))
+    plot.curve(blocks, "soft", "5 4")
+    plot.curve(sliding, "bias")
+    plot.names(
+        {
+            "blocks": (statistics.fmean(blocks[512]), "soft"),
+            "stride 1": (statistics.fmean(sliding[512]), "bias"),
+        }
+    )
+    return plot.svg(
+        "In longer blocks a byte of ALiBi's gets cheaper; with its full context each, it does not"
+    )
