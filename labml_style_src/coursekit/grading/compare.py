@@ -51,6 +51,9 @@ def complaint(
     given = np.asarray(actual)
     if wanted.dtype.kind != "f":
         wrong = given != wanted
+    elif (given == wanted).all():
+        # The most frequent answer of all; no bound is below zero.
+        return None
     else:
         dtype = getattr(torch, dtype_name(given)) if given.dtype.kind == "f" else torch.float64
         if peer is None:

@@ -22,6 +22,8 @@ DTYPES = {
 }
 BFLOAT16 = np.dtype(np.float32, metadata={"dtype": "bfloat16"})
 DEPTH_LIMIT = 20
+# Python's own values, most of what a request holds, are the same on both sides.
+PLAIN = frozenset({type(None), bool, int, float, complex, str})
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ def dtype_name(array: np.ndarray) -> str:
 
 
 def walk(value: Any, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
-    """`value` with `leaf` applied to everything that is not a tuple, a list or a dict."""
+    """`value` with `leaf` applied to every part that is not a tuple, a list, a dict or a value of Python's own."""
+    if type(value) in PLAIN:
+        return value
     if depth > DEPTH_LIMIT:
         return Other("nested value without end")
     if isinstance(value, tuple):
