@@ -145,7 +145,7 @@ class Plot:
 
     def __init__(self, lengths: list[int], low: float, high: float, every: float, height: int = 230) -> None:
         self.first, self.low, self.rise = lengths[0], low, height / (high - low)
-        self.left, self.floor, self.parts = 44, height + 22, []
+        self.left, self.floor, self.parts = 44, height + 32, []
         self.octave = 294 / math.log2(lengths[-1] / lengths[0])
         end = self.x(lengths[-1])
         for n in range(round((high - low) / every) + 1):
@@ -195,8 +195,8 @@ def extrapolation() -> str:
     low, high = math.floor(2 * min(bits)) / 2, math.ceil(2 * max(bits)) / 2
     plot = Plot([16, 32, 64, 128, 256, 512], low, high, 0.5)
     end = plot.x(64)
-    plot.parts.append(line(end, plot.floor, end, 26, "soft"))
-    plot.parts.append(text(end - 6, 36, "trained on 64", anchor="end", size=12))
+    plot.parts.append(line(end, plot.floor, end, 36, "soft"))
+    plot.parts.append(text(end - 6, 46, "trained on 64", anchor="end", size=12))
     for position, points in curves.items():
         plot.curve(points, COLOURS[position])
     names = {"ALiBi" if name == "alibi" else name: name for name in curves}
@@ -211,8 +211,8 @@ def early_bytes() -> str:
     bits = [bit for points in (blocks, sliding) for costly in points.values() for bit in costly]
     plot = Plot(lengths, math.floor(10 * min(bits)) / 10, math.ceil(10 * max(bits)) / 10, 0.1)
     end = plot.x(64)
-    plot.parts.append(line(end, plot.floor, end, 26, "soft"))
-    plot.parts.append(text(end + 6, 36, "trained on 64", anchor="start", size=12))
+    plot.parts.append(line(end, plot.floor, end, 36, "soft"))
+    plot.parts.append(text(end + 6, 46, "trained on 64", anchor="start", size=12))
     plot.curve(blocks, "soft", "5 4")
     plot.curve(sliding, "bias")
     plot.names(
