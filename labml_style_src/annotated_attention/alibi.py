@@ -104,7 +104,7 @@ entries behind 64 were never trained, 1.82 [check:test_all_others_lose]. In bloc
 with stride 1 nothing of that is left [check:test_the_gain_is_in_the_blocks]. For texts that never get longer
 it is not the best: at 64, rotary needs 2.61 bits, ALiBi 2.89 [check:test_rotary_is_better_in_range].
 
-![ALiBi evaluated twice: longer blocks seem to make a byte cheaper, full context does not.](figure:early_bytes)
+![ALiBi twice: longer blocks seem to make a byte cheaper, full context does not.](figure:early_bytes)
 
 **Source.** Press, Smith, Lewis (2022), arXiv:2108.12409, section 3; the equation there has no number, and is
 for causal attention only. Its $m\cdot[-(i-1),\dots,-2,-1,0]$ counts positions from 1 and is our $-m_h(i-j)$;
