@@ -129,6 +129,25 @@ class CrossAttention__heads_without_transpose(CrossAttention):
         return self.w_o(heads.reshape(x.shape))
 
 
+class CrossAttention__heads_dealt_out(CrossAttention):
+    """You deal the numbers of a position out to the heads in turn: 0 to the first, 1 to the second, and so on.
+    Here a head's numbers lie side by side, the first d of them are head 0's. In a pattern such as `(h d)` the
+    axis that stands behind counts fastest: which one should that be?"""
+
+    def project(self, context):
+        return self.heads(self.w_k(context)), self.heads(self.w_v(context))
+
+    def heads(self, x):
+        return rearrange(x, "b s (d h) -> b h s d", h=self.n_heads)
+
+    def forward(self, x, context=None, *, keys_values=None, padding_mask=None):
+        if (context is None) == (keys_values is None):
+            raise ValueError("one of context and keys_values is wanted")
+        key, value = self.project(context) if keys_values is None else keys_values
+        heads = cross_attention(self.heads(self.w_q(x)), key, value, padding_mask)
+        return self.w_o(rearrange(heads, "b h t d -> b t (d h)"))
+
+
 class CrossAttention__mask_only_with_context(CrossAttention):
     """Your mask is used with a context, but not with keys and values that are given. They were made of
     the same padded rows: what is in the keys at the padding?"""
@@ -201,6 +220,14 @@ class VisionProjector__no_gelu(VisionProjector):
 
     def forward(self, features):
         return self.w_out(self.w_in(features))
+
+
+class VisionProjector__gelu_by_tanh(VisionProjector):
+    """Your numbers are right to the first few digits: this is GELU by a formula with tanh, which stands in for
+    the error function where that is slow. Which form does `nn.functional.gelu` take if nothing is said?"""
+
+    def forward(self, features):
+        return self.w_out(nn.functional.gelu(self.w_in(features), approximate="tanh"))
 
 
 def _pieces(texts, embedding, images):

@@ -80,7 +80,7 @@ class TestSeam:
     def test_without_a_mask(self, student, expect, draw, t, s, options):
         inputs, is_causal = three(draw, t, s), options.get("is_causal", True) and t > 1
         wanted = attend(inputs, is_causal=is_causal, scale=options.get("scaling"))
-        self.demand(student, expect, inputs, None, wanted, f"{t} queries, {s} keys, no mask", **options)
+        self.demand(student, expect, inputs, None, wanted, f"t = {t}, s = {s}, no mask", **options)
 
     @each("kind", {name: [kind] for name, kind in MASKS.items()})
     def test_mask(self, student, expect, draw, kind):

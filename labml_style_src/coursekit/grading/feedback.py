@@ -144,8 +144,8 @@ def footer(report: Report, commands: Commands | None = None) -> str:
 
 
 def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
-    """What there is to say of a task, each with its kind. `told` has the errors and mistakes that were
-    told before, and grows."""
+    """What there is to say of a task, each with its kind. `told` has the errors, mistakes and messages
+    that were told before, and grows."""
     texts = [("waits", f"waits for {wait}") for wait in task.waits]
     failing = [
         check for check in task.checks if check.outcome not in (PASSED, NOT_DONE) and not check.first.waits
@@ -162,11 +162,14 @@ def task_texts(task: Task, told: set[str]) -> list[tuple[str, str]]:
             if case.mistakes and not fresh:
                 texts.append(("check", f"{title}: the same mistake as above"))
                 continue
+            if case.message in told and not fresh:
+                texts.append(("check", f"{title}: the same as above"))
+                continue
             texts += [("check", title), ("message", case.message)]
             texts += [("mistake", line) for line in mistake_lines(fresh)]
             if case.printed and check is failing[0]:
                 texts.append(("printed", f"printed: {case.printed}"))
-            told |= {mistake.name for mistake in fresh} | {case.error}
+            told |= {mistake.name for mistake in fresh} | {case.error, case.message}
     return texts
 
 

@@ -76,6 +76,20 @@ def test_the_same_error_is_told_once(lesson: Lesson):
     assert "one row: the same error as above" in text
 
 
+def test_the_same_sentence_is_told_once():
+    first, second = (record("", "the layer has no w_v", check=f"test_{name}") for name in "ab")
+    other = record("", "the layer has no w_v", "m", check="test_c")
+    assert feedback.task_texts(build([first, second, other]).tasks[0], set()) == [
+        ("check", "a"),
+        ("message", "the layer has no w_v"),
+        ("check", "b: the same as above"),
+        # Of which something new is known.
+        ("check", "c"),
+        ("message", "the layer has no w_v"),
+        ("mistake", "m!"),
+    ]
+
+
 def test_an_error_of_an_earlier_task_is_one_line(lesson: Lesson):
     text = EXERCISE.replace("return scores.softmax(-1)", "return centre(scores).softmax(-1)")
     for broken in ("return x.nothing", 'raise NotImplementedError("centre is not done yet")'):
