@@ -203,6 +203,7 @@ def test_runs_are_asked_by_their_settings():
     assert runs.spread("x") == Spread(2.0, 1, 3)
     assert f"{runs.spread('x'):.1f}" == "2.0 (1.0 to 3.0)"
     assert f"{runs.where(a=1, seed=0).spread('x'):.1f}" == "1.0"
+    assert f"{Spread.of([-1, 0.5]):+.1f}" == "−0.2 (−1.0 to +0.5)"
 
 
 def test_the_command_says_what_holds_and_where_it_is(course, experiment):

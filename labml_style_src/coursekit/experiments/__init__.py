@@ -50,9 +50,8 @@ class Spread:
         return cls(statistics.fmean(values), min(values), max(values))
 
     def __format__(self, form: str) -> str:
-        if self.low == self.high:
-            return f"{self.mean:{form}}"
-        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+        mean, low, high = (f"{x:{form}}".replace("-", "−") for x in (self.mean, self.low, self.high))
+        return mean if self.low == self.high else f"{mean} ({low} to {high})"
 
 
 @dataclass(frozen=True)
