@@ -73,7 +73,7 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
 
 
 # %%
-from annotated_attention.attention_sinks import SinkKVCache, SinkLogits
+from annotated_attention.attention_sinks import SinkKVCache
 from annotated_attention.rotary import rotary_attention
 
 # %% [markdown]
@@ -117,8 +117,7 @@ for parked, least, most in zip(before[:, 0], factors.amin(dim=-1), factors.amax(
     print(f"parked {parked:6.2%}: others grow by {least:6.1f} to {most:6.1f}; {1 / (1 - parked):6.1f}")
 
 # %% [markdown]
-# By $1/(1 - \text{parked})$, the last number: 10 times, 100 times, and all keys of a row alike. The sink was a
-# term of their denominator. What was meant as silence becomes noise at full volume.
+# By $1/(1 - \text{parked})$, the last number, and all keys of a row alike: silence becomes noise at full volume.
 #
 # ## 3. A head that learns to park
 #
@@ -183,8 +182,7 @@ on_first, asked = weights[:, 3:, 0], asked[:, 3:]
 print(f"on the first token: {on_first[asked].mean():.1%} if asked, {on_first[~asked].mean():.1%} if not")
 
 # %% [markdown]
-# Nobody told it to use the first token. Its value has shrunk to almost nothing, and whoever has nothing to say
-# looks there. This weight is no interest in a word: it is a head switched off.
+# Nobody told it to. The first token's value has shrunk to almost nothing, and who has nothing to say looks there.
 #
 # ## 4. Which token lies where
 #
@@ -196,8 +194,7 @@ print(f"on the first token: {on_first[asked].mean():.1%} if asked, {on_first[~as
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# Token 11 lies in slot $2 + (11 - 2) \bmod 4 = 3$ and has position 5, the last. Slot 4 holds the oldest of
-# the window, token 8, at position 2. In order of slots: 0, 1, 4, 5, 2, 3.
+# Token 11 lies in slot $2 + (11 - 2) \bmod 4 = 3$, at position 5, the last. In order of slots: 0, 1, 4, 5, 2, 3.
 #
 # </details>
 
@@ -314,37 +311,40 @@ else:
 # and no value. With the logarithm $L$ of the sum of exponentials over the keys, the output is plain attention
 # times $\sigma(L - z)$. With $z = 0$ the term is exactly 1: softmax-off-by-one.
 #
-# A constant is diluted by every key that comes. A thousand keys with scores of variance 1 leave a $z$ of 0 no
-# more than 0.06% of the weight, a $z$ of 8 some 64%: to be silent, a head must hold *all* its scores far below
-# $z$. The score of a sink token can do more: it is large for those queries that need it.
+# A constant is diluted by every key that comes: to be silent, a head must hold *all* its scores far below $z$. The
+# score of a sink token can do more: it is large for those queries that need it.
 #
-# **Predict.** Train the head again, and never show it the first token. Does it learn to be silent with nothing
-# at all, with $z = 0$, with a $z$ that is learned? How does each do at token 100,000, in a plain window?
+# **Predict.** Two layers of four heads are to do what our head did. Where is the weight of a silent head with a
+# first token, with $z = 0$, with both, with neither? Then an MLP is put behind each layer, which could throw away
+# what a silent head brings. Do the heads still park?
 
 # %%
-heads = {
-    "token, evicted": head,
-    "nothing": learn(Head(), first=1),
-    "z = 0": learn(Head(SinkLogits(1, around=rotary_attention).requires_grad_(False)), first=1),
-    "z learned": learn(Head(SinkLogits(1, around=rotary_attention)), first=1),
-}
-x, wanted, asked = quiet_texts(256)
-asked, j = asked[:, 3:], torch.arange(100_000 - 30, 100_001)
-for name, each in heads.items():
-    error = (each(x[:, 1:], j) - wanted[:, 1:])[:, 2:].square().sum(dim=-1).mean()
-    query, key, value = each.project(x[:, 1:])
-    # Where all values are 1, the output is the sum of the weights.
-    total = each.attend(query, key, torch.ones_like(value), j, j)[:, 0, 2:, 0]
-    sums = f"weights sum to {total[asked].mean():.2f} if asked, {total[~asked].mean():.2f} if not"
-    print(f"{name:14}: squared error {error:.3f}, {sums}")
+results = pathlib.Path("results/experiment_nothing.default.json")
+runs = json.loads(results.read_text("utf-8"))["runs"] if results.exists() else []
+kinds = {"token": ("token", "none", False), "$z = 0$": ("anywhere", "zero", False)}
+kinds |= {"both": ("token", "zero", False), "neither": ("anywhere", "none", False)}
+kinds |= {"token, MLPs": ("token", "none", True)}
+if runs:
+    fig, axes = plt.subplots(3, 5, figsize=(7, 3), sharex=True, sharey=True)
+    for (name, (begins, sink, mlp)), column in zip(kinds.items(), axes.T, strict=True):
+        kind = {"task": "fetch", "begins": begins, "sink": sink, "mlp": mlp}.items()
+        found = [run["measured"] for run in runs if kind <= run["settings"].items()]
+        for ax, what in zip(column, ("first_silent", "nothing_silent", "first_asked"), strict=True):
+            heatmap(ax, torch.tensor(found[0][what]).clamp(1e-3, 1), BIAS if "no" in what else WEIGHTS)
+            ax.set(xlabel="", ylabel=what.replace("_", ",\n") if name == "token" else "")
+        factors = [each["error_evicted"] / each["error_kept"] for each in found]
+        column[0].set(title=f"{name}\n{min(factors):,.0f} to {max(factors):,.0f}×")
+    plt.show()
+else:
+    print("`attn experiment attention_sinks_nothing` makes the results in some minutes")
 
 # %% [markdown]
-# With nothing it cannot. With either $z$ it can, and has no token to lose. Here $z = 0$ is enough: the head
-# keeps the scores of 31 keys down. But a language model with $z = 0$ went on to use the first token as well: its
-# perplexity is 29,214 without it, 18.01 with the first four (table 3 of the paper, 160M parameters).
+# Rows are layers, columns heads, of one seed; above, by how much evicting the first token multiplies the error, over
+# three. With neither no head is silent. With both these take $z$; Xiao et al.'s model with $z = 0$ still used the
+# first token, perplexity 29,214 without it, 18.01 with four (table 3). And MLPs do not keep heads from parking.
 #
 # ## Now you
 #
 # - In section 3, let silent tokens output ones instead of zeros. What becomes of the first token's value?
-# - Train with both, `learn(Head(SinkLogits(1, around=rotary_attention)))`, and evict token 0. Did $z$ help?
+# - Import `SinkLogits` too, train `learn(Head(SinkLogits(1, around=rotary_attention)))`, and evict token 0.
 # - Then write it yourself: `attn start attention_sinks`, and `attn check attention_sinks` says how far you are.
