@@ -5,6 +5,7 @@ out of `eval` or is escaped in a string is beyond it. What then runs is noted by
 """
 
 import ast
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -30,6 +31,13 @@ def fused_notes(submission: Submission) -> list[str]:
 
     Calls at the top level are scratch work (a comparison, say), not part of an answer.
     """
+    return list(_noted(submission.text, tuple(submission.cells)))
+
+
+# The same submission is asked about again: for its report and as evidence, and on every seed.
+@functools.lru_cache(maxsize=1)
+def _noted(text: str, cells: tuple[int, ...]) -> list[str]:
+    submission = Submission(text, "", "", list(cells))
     tree = readable(submission)
     # Most submissions are done here, in a tenth of the time.
     if not mentioned(submission.text, tree):
