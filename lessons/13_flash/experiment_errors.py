@@ -28,7 +28,24 @@ formula of lesson 1 in three operations, scores and weights in the dtype. *Round
 dtype: no answer in that dtype can be nearer. *Sloppy*: tiles of all queries by 64 keys, whose $m$, $\ell$ and
 $\mathbf o$ are kept in the dtype.
 
-**Outcome.** To be written.
+**Outcome.** 1 and 2 are as expected, and so is float32 in 3. The rest is more interesting than the
+prediction.
+
+- *SDPA's output*, 3: with normal inputs it is up to 1.41 times as far off. The weights are rounded, the
+  output is rounded: two errors of one size, $\sqrt 2$. With outliers, where one weight often has nearly all,
+  less.
+- *SDPA's gradients*, 4: up to 3.2 times as far off, and the farther the longer the text. The kernel for CPUs
+  adds up `dq`, `dk` and `dv` in the dtype of the inputs, tile after tile. If one rounding has the error
+  $\rho$, the sum of $k$ of $n$ tiles is about $\sqrt{k/n}$ of the last, each is rounded, and with the
+  rounding of the weights that makes $\rho \sqrt{(n + 3)/2}$. With normal inputs this is what was measured, to
+  6%, at every length.
+- *Plain gradients*, 4: with normal inputs at least 2.4 times as far off; with outliers down to 1.55, for
+  there `dq` and `dk` of the tiles are up to three times as far off as a rounding: $D_i$ is made of the
+  rounded output.
+- *The size of the tiles*, 5: below float32 it changes nothing. In float32 small tiles are often nearer, by up
+  to 1.35 with normal inputs and 1.67 with outliers: in a short sum less is rounded away.
+- *Sloppy tiles*, 6: with normal inputs 0.9, 1.5 and 2.8 times the error of the plain formula, with 4, 16 and
+  64 tiles. With outliers some seeds stay below it at 16 tiles; at 64 none does. Ten times we do not reach.
 """
 
 from collections.abc import Callable, Sequence

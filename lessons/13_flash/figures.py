@@ -1,11 +1,16 @@
 """The figures of the flash pages, drawn from the mechanism itself. Each function returns one SVG."""
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from annotated_attention.flash import flash_attention
+from annotated_attention.flash import flash_attention, flash_traffic
 from annotated_attention.flash_backward import flash_backward_cost
 from annotated_attention.flash_merge import finish, merge_attention, summary
+from coursekit.experiments import Runs, load
 
 
 def text(
@@ -96,11 +101,9 @@ def tiles() -> str:
             parts.append(rect(columns["ℓ"], y, 16, cell - 2, "weights", 0.1 * l[row - i].item()))
         for n, number in enumerate(numbers.sigmoid().tolist()):
             parts.append(rect(columns["o"] + 11 * n, y, 9, cell - 2, "value", number))
-    y = top + (i + u + (t - i - u) / 2) * cell
-    parts.append(text(columns["m"] + 49, y, "to come", size=12))
+    parts.append(text(columns["m"] + 49, top + (i + u + (t - i - u) / 2) * cell, "to come", size=12))
     title = (
-        "A square of scores, cut into tiles; one is being computed, those above the diagonal never are; beside "
-        "the rows that are done stands their output, beside the current one the maximum, the sum and the output"
+        "Scores in tiles: one is computed, those above the diagonal never; beside each row what is kept of it"
     )
     return svg(columns["o"] + e * 11 + 4, top + side + 2, title, parts)
 
@@ -174,9 +177,8 @@ def tree() -> str:
         parts.append(circle(*place, state[1], state[0]))
     chain = state
 
-    floor = 476
+    y = floor = 476
     level = [(state, x) for state, x in zip(leaves, xs, strict=True)]
-    y = floor
     for state, x in level:
         parts.append(circle(x, y, state[1], state[0]))
     while len(level) > 1:
@@ -189,9 +191,7 @@ def tree() -> str:
             level.append((merged, x))
         y = above
     assert all(torch.allclose(x, y) for x, y in zip(chain, level[0][0], strict=True))
-    title = (
-        "Eight circles merge into one, above one after another, below in pairs; the last circles are alike"
-    )
+    title = "Eight circles merge into one, above one by one, below in pairs; the last circles are alike"
     return svg(2 * left + 7 * step, floor + 22, title, lines + parts)
 
 
@@ -199,8 +199,7 @@ def kept() -> str:
     """What is in memory for 1,024 queries and keys of width 64, drawn to scale."""
     t, d, side, top = 1024, 64, 150, 30
     thin = side * d / t
-    cost = flash_backward_cost(1, 1, t, t, d, d)[1]
-    assert cost == t * (d + 1)
+    assert flash_backward_cost(1, 1, t, t, d, d)[1] == t * (d + 1)
     parts = []
 
     def strips(x: float, y: float, names: dict[str, str]) -> float:
@@ -217,16 +216,9 @@ def kept() -> str:
         parts.append(rect(x + tile, y + 2 * tile, tile, tile, "weights", 0.85))
         parts.append(text(x + side / 2, y + tile, label, size=12))
 
-    for row, (label, given, made) in enumerate(
-        [
-            ("forward", {"q": "query", "k": "key", "v": "value"}, {"o": "ink", "L": "ink"}),
-            (
-                "backward",
-                {"q": "query", "k": "key", "v": "value", "o": "ink", "L": "ink", "do": "soft"},
-                {"dq": "query", "dk": "key", "dv": "value"},
-            ),
-        ]
-    ):
+    inputs, outputs = {"q": "query", "k": "key", "v": "value"}, {"o": "ink", "L": "ink"}
+    back = {**inputs, **outputs, "do": "soft"}, {"dq": "query", "dk": "key", "dv": "value"}
+    for row, (label, given, made) in enumerate((("forward", inputs, outputs), ("backward", *back))):
         y = top + row * (side + 62)
         parts.append(text(0, y + side + 18, label, anchor="start", size=12))
         strips(6, y, given)
@@ -287,3 +279,72 @@ def readers() -> str:
     parts.append(circle(centre, last, state[1][0] - 1.6, state[0][0, 0]))
     title = "Above, one reader goes over four groups of keys; below, four readers work at once and are merged"
     return svg(x(s - 1) + step + left, last + 26, title, lines + parts)
+
+
+def runs(suffix: str = "") -> Runs:
+    return load(Path(__file__).parent / "results" / f"experiment{suffix}.default.json").runs
+
+
+class Chart:
+    """A chart with logarithmic axes, which grows."""
+
+    def __init__(self, left: float, width: float, xs: Sequence[int], ys: Sequence[float]) -> None:
+        self.place, self.xs, self.ys = (left, width), xs, ys
+        self.parts = [line(left, self.y(y), left + width, self.y(y)) for y in ys]
+        self.parts += [text(left - 6, self.y(y) + 4, f"{y:,g}", anchor="end", size=12) for y in ys]
+        self.parts += [text(self.x(x), 232, f"{x:,g}", size=12) for x in xs]
+
+    def x(self, value: float) -> float:
+        left, width = self.place
+        return left + 12 + (width - 24) * math.log(value / self.xs[0], self.xs[-1] / self.xs[0])
+
+    def y(self, value: float) -> float:
+        return 212 - 180 * math.log(value / self.ys[0], self.ys[-1] / self.ys[0])
+
+    def curve(self, points: Sequence[tuple[float, float]], colour: str, dashes: str = "") -> None:
+        path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+        stroke = f'stroke="var(--{colour})" stroke-width="1.5" stroke-dasharray="{dashes}"'
+        self.parts.append(f'<path d="M{path}" fill="none" {stroke}/>')
+
+
+def moved() -> str:
+    """Bytes moved by one head of 2,048 tokens: tiles of every size, three fast memories."""
+    chart, t = Chart(44, 376, [16, 32, 64, 128, 256, 512], [4, 8, 16, 32, 64, 128, 256]), 2048
+    traffic = {u: flash_traffic(t, t, 64, 64, block_q=u) for u in chart.xs}
+    for n in range(2):
+        chart.curve([(u, numbers[n] / 2**18) for u, numbers in traffic.items()], "soft", "3 3")
+    parts = [text(chart.x(16), chart.y(36), "the plain formula", anchor="start", size=12)]
+    for fast, colour in ((64, "key"), (192, "query"), (512, "value")):
+        points = [(r.settings["block_q"], r.measured) for r in runs().where(kind="tile", fast=fast)]
+        chart.curve([(u, found["moved"] / 2**20) for u, found in points], colour)
+        for u, found in points:
+            fill = f'fill="var(--{colour if found["ratio"] < 1.1 else "paper"})" stroke="var(--{colour})"'
+            parts.append(
+                f'<circle cx="{chart.x(u):.1f}" cy="{chart.y(found["moved"] / 2**20):.1f}" r="4" {fill}/>'
+            )
+        y = chart.y(points[-1][1]["moved"] / 2**20) - 9
+        parts.append(text(chart.x(512) + 8, y, f"{fast} KiB", anchor="end", colour=colour, size=12))
+    parts += [text(8, 16, "MiB moved", anchor="start"), text(232, 252, "queries in a tile")]
+    title = "Traffic falls with the size of a tile until it no longer fits, then leaps"
+    return svg(430, 260, title, chart.parts + parts)
+
+
+def exact() -> str:
+    """Errors in bf16 over the length, of the output and of the gradient at the keys, with their ranges."""
+    ways = {"plain": "mask", "sloppy": "bias", "sdpa": "query", "tiles 64 by 64": "weights"}
+    parts: list[str] = []
+    for left, result in ((48, "output"), (276, "dk")):
+        chart = Chart(left, 170, [256, 1024, 4096], [0.001, 0.002, 0.004, 0.008, 0.016])
+        for way, colour in ways.items():
+            name, some = f"{way} {result}", runs("_errors").where(dtype="bfloat16", inputs="normal")
+            if name in some[0].measured:
+                spreads = {t: some.where(t=t).spread(name) for t in chart.xs}
+                chart.curve([(t, x.mean) for t, x in spreads.items()], colour)
+                for t, x in spreads.items():
+                    parts.append(
+                        line(chart.x(t), chart.y(x.low) + 2, chart.x(t), chart.y(x.high) - 2, colour, 5)
+                    )
+                y = chart.y(spreads[1024].mean) + (16 if "tiles" in way else -10)
+                parts.append(text(left + 85, y, way.split()[0], colour=colour, size=12))
+        parts = [*chart.parts, *parts, text(left + 85, 16, result), text(left + 85, 252, "tokens")]
+    return svg(460, 260, "Errors in bf16: tiles are lowest, PyTorch's kernel rises with the length", parts)
