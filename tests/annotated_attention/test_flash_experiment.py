@@ -68,3 +68,9 @@ def test_below_float32_nothing_is_nearer() -> None:
             )
             assert tiles == pytest.approx(rounded, rel=0.01)
             assert plain > 2.45 * tiles
+
+
+def test_sloppy_tiles() -> None:
+    long = results("_errors").where(dtype="bfloat16", t=4096)
+    ratios = [run.measured["sloppy output"] / run.measured["plain output"] for run in long]
+    assert [round(min(ratios)), round(max(ratios))] == [3, 4]
