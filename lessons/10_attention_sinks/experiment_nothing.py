@@ -261,9 +261,8 @@ def run_text(model: nn.Module, settings: dict, report: Callable[[float], None]) 
 
 def run(settings: dict, report: Callable[[float], None]) -> dict:
     model = model_of(settings)
-    found = {"fetch": run_fetch, "copy": run_copy, "text": run_text}[settings["task"]](
-        model, settings, report
-    )
+    run_task = {"fetch": run_fetch, "copy": run_copy, "text": run_text}[settings["task"]]
+    found = run_task(model, settings, report)
     logits = [x.sink_logits.tolist() for x in model.modules() if isinstance(x, SinkLogits)]
     return found | {"sink_logits": logits}
 
@@ -348,5 +347,4 @@ def claims(runs: Runs) -> list[Claim]:
 
 def factors(runs: Runs) -> list[float]:
     """By how much the first token's eviction multiplies the error."""
-    pairs = zip(runs.values("error_evicted"), runs.values("error_kept"), strict=True)
-    return [evicted / kept for evicted, kept in pairs]
+    return [run.measured["error_evicted"] / run.measured["error_kept"] for run in runs]
