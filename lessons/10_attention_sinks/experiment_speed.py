@@ -43,7 +43,7 @@ LARGE = {"d_model": 4096, "n_layers": 4, "n_heads": 32, "dtype": "bfloat16", "de
 
 
 def plan(size: str, seeds: Sequence[int]) -> list[dict]:
-    model, rounds = (LARGE, 20) if size == "full" else (SMALL, 5)
+    model, rounds = (LARGE, 20) if size == "full" else (SMALL, 3)
     return [
         {"cache": cache, "rounds": rounds, "seed": seed, "timed": True} | model
         for cache in (SIZES[:2] if size == "quick" else SIZES)

@@ -3,13 +3,20 @@
 `silent_head` trains the head of the figure `parking`; the proof measures the same head.
 """
 
+import itertools
+import math
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from annotated_attention.attention_sinks import SinkKVCache, sink_attention, streaming_mask
 from annotated_attention.scaled_dot_product import attention_weights
+from coursekit.experiments import load
 
 LENGTH, CONTENT = 16, 8
+NOTHING = Path(__file__).parent / "results" / "experiment_nothing.default.json"
+SPEED = NOTHING.with_name("experiment_speed.default.json")
 
 
 def text(
@@ -188,3 +195,62 @@ def parking() -> str:
         "sink logit they are on a column apart"
     )
     return svg(int(x - gap) + 4, base + 6, title, parts)
+
+
+def masses() -> str:
+    """Where the weights of trained heads are: three seeds, two layers, four heads, if silent and if asked. The left
+    half of a cell is the weight on the first token, the right half that on nothing."""
+    cell, block, wide, top, parts = 15, 68, 216, 34, []
+    kinds = {
+        "a token in front": ("fetch", "token", "none", False),
+        "a token in front, and a zero sink": ("fetch", "token", "zero", False),
+        "a zero sink": ("fetch", "anywhere", "zero", False),
+        "neither": ("fetch", "anywhere", "none", False),
+        "a token in front, and MLPs": ("fetch", "token", "none", True),
+        "a model that predicts, and copies": ("copy", "token", "none", True),
+        "a language model": ("text", "token", "none", True),
+    }
+    for name, (task, begins, sink, mlp) in kinds.items():
+        parts.append(text(0, top, name, anchor="start"))
+        found = load(NOTHING).runs.where(task=task, begins=begins, sink=sink, mlp=mlp)
+        columns = {"silent": 0} if task == "text" else {"silent": 0, "asked": wide}
+        for (seed, run), (when, left) in itertools.product(enumerate(found), columns.items()):
+            parts.append(text(left + 98, 13, when, colour="ink") if top == 34 and seed == 0 else "")
+            for layer, head in itertools.product(range(2), range(4)):
+                x, y = left + seed * block + head * cell, top + 7 + layer * cell
+                parts.append(frame(x + 0.5, y + 0.5, cell - 2, cell - 2, "line"))
+                for shift, what, colour in ((0, "first", "weights"), (7, "nothing", "bias")):
+                    share = run.measured[f"{what}_{when}"][layer][head]
+                    parts.append(rect(x + shift, y, 7, cell - 1, colour, share) if share > 0.02 else "")
+        top += 2 * cell + 30
+    for x, colour, said in ((0, "weights", "on the first token"), (140, "bias", "on nothing")):
+        parts.append(rect(x, top - 17, 7, 14, colour))
+        parts.append(text(x + 12, top - 6, said, anchor="start", size=12))
+    title = "Silent heads are on the token in front, on nothing, or, with neither, spread; asked ones are elsewhere"
+    return svg(2 * wide - 18, top + 2, title, parts)
+
+
+def faster() -> str:
+    """How many times as fast a step is as a recomputation, by the size of the cache: the seeds, and their mean."""
+    runs, sizes = load(SPEED).runs, (256, 512, 1024, 2048, 4096)
+    highest = math.log10(max(40.0, *runs.values("faster")))
+
+    def place(ratio: float) -> float:
+        return 200 - 180 * math.log10(ratio) / highest
+
+    parts = [text(0, 12, "times as fast", anchor="start", size=12)]
+    for mark in (mark for mark in (1, 10, 100, 1000) if math.log10(mark) <= highest):
+        parts += [line(38, place(mark), 390, place(mark)), text(32, place(mark) + 4, str(mark), anchor="end")]
+    parts.append(line(38, place(22.2), 390, place(22.2), "mask", 1.5))
+    parts.append(text(42, place(22.2) - 5, "22.2, the paper's best", anchor="start", size=12))
+    means = [runs.where(cache=size).spread("faster").mean for size in sizes]
+    for n, (before, after) in enumerate(itertools.pairwise(means)):
+        parts.append(line(62 + 74 * n, place(before), 136 + 74 * n, place(after), "weights", 2))
+    for n, size in enumerate(sizes):
+        parts += [
+            circle(62 + 74 * n, place(x), 3, "weights") for x in runs.where(cache=size).values("faster")
+        ]
+        parts.append(text(62 + 74 * n, 218, f"{size:,}", size=12))
+    parts.append(text(214, 238, "tokens in the cache", size=12))
+    title = "Times as fast as reading the window anew, against the size of the cache, both logarithmic"
+    return svg(400, 244, title, parts)
