@@ -238,7 +238,7 @@ def read_stream(
     that is read anew for each token multiplies all of it by all weights; what a step saves grows with the cache
     ([measured](../../results.md#attention-sinks)).
 
-    ![A step with sinks against reading the window anew, on two cores: how many times as fast, by the size of the
+    ![A step with sinks against reading the window anew, on a CPU: how many times as fast, by the size of the
     cache. Dots are seeds.](figure:faster)
 
     **When it fails.**
