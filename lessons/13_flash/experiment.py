@@ -272,20 +272,20 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         *found,
         Claim(
-            "Of nine sizes of tiles the best is the largest that fits by our count",
+            "With 64, 192 and 512 KiB, of nine sizes of tiles the best is the largest that fits by our count",
             "figure 2, middle: the larger, the less",
-            f"best {best}, expected {expected} queries, with 64, 192 and 512 KiB",
+            f"best {best}, expected {expected} queries",
             best == expected,
         ),
         Claim(
             "With the largest tiles that fit, traffic falls as the fast memory grows, by a power near $-1$",
             "theorem 2: $-1$",
-            f"{slope:.2f} from 32 to 1,024 KiB",
+            f"{Spread.of([slope]):.2f} from 32 to 1,024 KiB",
             -1.2 < slope < -0.8,
         ),
         Claim(
             "In a fast memory of 32 KiB tiles move more than the plain formula",
-            "theorem 2: if $d^2 > M$",
+            "theorem 2: if $d^2 > M$, to a factor",
             f"{tiny:.2f} times as much",
             tiny > 1,
         ),
