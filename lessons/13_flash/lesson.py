@@ -304,15 +304,18 @@ if (folder / "experiment_errors.default.json").exists():
         right.fill_between(ts, [x.low for x in spreads], [x.high for x in spreads], color=colour, alpha=0.2)
     left.set(xlabel="queries in a tile", ylabel="MiB moved")
     right.set(xlabel="tokens", ylabel="error in bf16")
-    left.legend()
-    right.legend()
+    for ax, xs, ys in ((left, (16, 64, 256), (8, 32, 128)), (right, ts, (0.002, 0.006, 0.02))):
+        ax.set_xticks(xs, xs)
+        ax.set_yticks(ys, ys)
+        ax.minorticks_off()
+        ax.legend()
 else:
     print("attn experiment flash makes the results that are shown here")
 plt.show()
 
 # %% [markdown]
 # Traffic halves with every doubling, until the tile spills: then its scores go out and come back, as in the plain
-# formula. And tiles lie three times nearer. Scores and weights of a tile are never written out, so they can be in
+# formula. And tiles lie three times nearer, or more. Scores and weights of a tile are never written out, so they can be in
 # float32 for free, and so can the sums. "Sloppy" keeps those in bf16: with every tile it gets worse.
 #
 # ## 7. Many texts with one beginning
