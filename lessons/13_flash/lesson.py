@@ -315,8 +315,8 @@ plt.show()
 
 # %% [markdown]
 # Traffic halves with every doubling, until the tile spills: then its scores go out and come back, as in the plain
-# formula. And tiles lie three times nearer, or more. Scores and weights of a tile are never written out, so they can be in
-# float32 for free, and so can the sums. "Sloppy" keeps those in bf16: with every tile it gets worse.
+# formula. And tiles lie three times nearer, or more. Scores and weights of a tile are never written out, so they
+# can be in float32 for free, and so can the sums. "Sloppy" keeps those in bf16: with every tile it gets worse.
 #
 # ## 7. Many texts with one beginning
 #
