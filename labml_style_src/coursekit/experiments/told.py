@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coursekit.course import CourseError, Experiment
 from coursekit.experiments import Claim, Results
+from coursekit.grading.words import count
 
 COLUMNS = ("Claim", "Paper", "Here", "")
 
@@ -35,10 +36,9 @@ def plain(results: Results) -> str:
 
 def source(results: Results) -> str:
     """Where the numbers come from."""
-    runs = f"{len(results.runs)} run{'s' * (len(results.runs) != 1)}"
-    seeds = f"{results.seeds} seed{'s' * (results.seeds != 1)}"
-    where = results.machine.get("cuda") or f"{results.machine['cores']} cores"
-    took = f"{max(1, round(results.minutes))} minutes of runs"
+    runs, seeds = count(len(results.runs), "run"), count(results.seeds, "seed")
+    where = results.machine.get("cuda") or count(int(results.machine["cores"]), "core")
+    took = f"{count(max(1, round(results.minutes)), 'minute')} of runs"
     return f"{runs}, {seeds}, {took} on {where}, PyTorch {results.versions['torch']}, {results.date}"
 
 
