@@ -69,7 +69,7 @@ token, its right half that on nothing, for queries that are not asked and for th
 Two layers of four heads are to repeat what stood two places before where they are asked, and to be silent else
 ([all numbers](../../results.md#attention-sinks)). With a token in front some head parks over 99% on it, and to
 evict it makes the error 1,500 times as large and more
-[check:test_silent_heads_park_and_an_evicted_token_costs_a_thousandfold]. With neither token nor logit the error
+[check:test_eviction_costs_eight_heads_dear]. With neither token nor logit the error
 stays 800 times as large as with a logit [check:test_without_any_sink_eight_heads_cannot_be_silent]. With both,
 these heads take the logit and leave the token alone [check:test_eight_heads_with_both_leave_the_token_alone]:
 which of two sinks a model takes, the formula does not say.

@@ -17,7 +17,7 @@ def evicted(runs: Runs) -> list[float]:
     return [run.measured["error_evicted"] / run.measured["error_kept"] for run in runs]
 
 
-def test_silent_heads_park_and_an_evicted_token_costs_a_thousandfold() -> None:
+def test_eviction_costs_eight_heads_dear() -> None:
     token = fetch("token", "none")
     assert min(token.values("first_most")) > 0.99
     assert min(evicted(token)) > 1500
