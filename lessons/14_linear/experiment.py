@@ -64,7 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "memory": [256, 512, 1024, 2048, 4096],
         "writing": {1: [64, 256, 1024, 4096, 16384], 16: [16, 64, 256, 1024, 2048]},
         "model": {1: [1, 196, PIXELS, 1536, NUMBERS], 16: [1, PIXELS, NUMBERS]},
-        "rounds": 5,
+        "rounds": 3,
     },
     "full": {
         "reading": [2**n for n in range(7, 17)],
@@ -161,19 +161,20 @@ def fused(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Te
 def medians(calls: Calls, settings: dict, report: Callable[[float], None]) -> dict[str, float]:
     """Milliseconds, the calls in turn. A call that takes no time is made many times in a row."""
     wait = torch.cuda.synchronize if "device" in settings else lambda: None
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rounds = settings["rounds"]
-    for n in range(rounds + 1):
+    often, times = dict.fromkeys(calls, 1), {name: [] for name in calls}
+    for n in range(settings["rounds"] + 1):
         for name, call in calls.items():
-            often = 1 if n == 0 or (times[name] and median(times[name]) > 5) else 8
             wait()
             began = time.perf_counter()
-            for _ in range(often):
+            for _ in range(often[name]):
                 call()
             wait()
+            ms = 1e3 * (time.perf_counter() - began) / often[name]
             if n:
-                times[name].append(1e3 * (time.perf_counter() - began) / often)
-        report((n + 1) / (rounds + 1))
+                times[name].append(ms)
+            else:
+                often[name] = 1 if ms > 20 else 8
+        report((n + 1) / (settings["rounds"] + 1))
     return {name: median(found) for name, found in times.items()}
 
 
