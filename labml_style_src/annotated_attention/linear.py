@@ -169,8 +169,8 @@ def linear_attention_piece(
     given = prepared(query, key, value, state, feature_map)
     (q, k, v, start), t = given, query.shape[2]
 
-    # Chunks join the heads: but for the states, each is a text of its own. Behind the last token stand
-    # *features* of 0, which add nothing. A key of 0 has features of 1.
+    # Chunks join the heads: but for the states, each is a text of its own. Behind the last token, *features*
+    # of 0 add nothing. A key of 0 has features of 1.
     u = min(chunk_size, max(t, 1))
     n = max(1, -(-t // u))
     if n * u > t:
@@ -207,14 +207,12 @@ def linear_attention_step(
 ) -> tuple[Float[Tensor, "b h t e"], LinearState]:
     r"""## One token
 
-    $t = 1$: write, then read. `state` is None before the first token. Time and memory are the same at every
-    step [check:test_a_step_is_a_step].
+    $t = 1$: write, then read. `state` is None at first. All cost the same [check:test_a_step_is_a_step].
     """
     if query.shape[2] > 1:
         came = f"query has shape {tuple(query.shape)}"
         raise ValueError(f"{came}: one token, b h 1 d, is wanted")
-    token = query, key, value
-    q, k, v, state = prepared(*token, state, feature_map)
+    q, k, v, state = prepared(query, key, value, state, feature_map)
     state = merge_states(state, state_of(k, v))
     return ratio(*read(q, state)).to(query.dtype), state
 
@@ -255,9 +253,9 @@ def linear_attention(
         blend = torch.einsum("b h t s, b h s e -> b h t e", weights, v)
         return ratio(blend, weights.sum(-1)).to(query.dtype)
 
-    # In Python a piece of one token takes as long as one of hundreds, so the recurrent form is slow here,
-    # though it has the fewest operations. Of a piece, only its outputs and one state are left. 16 chunks are
-    # enough to keep a processor busy, and few enough to stay in its cache.
+    # In Python a piece of one token takes as long as one of hundreds, so the recurrent form is slow here.
+    # Of a piece, only its outputs and one state are left. 16 chunks keep a processor busy, and stay in its
+    # cache.
     size, do = 1, linear_attention_step
     if form == "chunked":
         size = 16 * chunk_size
@@ -295,7 +293,6 @@ def prepared(query, key, value, state, feature_map):
     q, k = features(query, feature_map), features(key, feature_map)
     v = value.to(q.dtype)
 
-    # Before the first token, the sum over no keys.
     empty = state_of(k[:, :, :0], v[:, :, :0])
     state = empty if state is None else state
     for x, fits in zip(state, empty, strict=True):
@@ -316,7 +313,11 @@ def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
     for chunks that fill the text [check:test_cost_counts_the_products]. Both grow like $t$, as does memory,
     forwards and back [check:test_memory_is_linear]. At $u = f = e$ all products are of one size, and the
     states as large as the values. With 64 for each, that is 32,896 operations a token. Softmax, if it skips
-    what is masked, needs more from 257 tokens on [check:test_softmax_needs_more_from_257_tokens].
+    what is masked, needs more from 257 tokens on [check:test_softmax_needs_more_from_257_tokens]; measured,
+    later [check:test_measured_they_are_even_later], for it is one kernel, and this is Python. It trains in a
+    third of the memory [check:test_training_takes_more_memory]. [Time](../../results.md#linear) is saved.
+
+    ![Time of a softmax over that of linear attention, measured and by operations.](figure:crossing)
 
     - *Weights of low rank.* $A$ is a product of $t \times f$ and $f \times s$ numbers; the softmax has no
       such limit [check:test_weights_have_rank_f]. What it costs is [recall](../linear_recall/index.md).
@@ -329,10 +330,9 @@ def linear_cost(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
     features, with `score_mod` a logarithm and a scale of 1, its softmax is $A_{ij} / \sum_j A_{ij}$
     [check:test_flex_attention_agrees]. **flash-linear-attention** has kernels, `chunk_linear_attn(q, k, v)`,
     of *features*, laid out `b t h d`. Until September 2025 its denominator was summed over heads, not tokens
-    (pull request 594); for a time before May 2026 it sent no gradient to the keys (875). The numbers were
-    plausible: compare with the plain formula. **Transformers** and **vLLM** run MiniMax-01, seven layers of
-    Lightning Attention to one of softmax, and Qwen3-Next and Kimi Linear, three of a gated delta rule to one:
-    where states forget, a softmax layer looks up. MiniMax-M2 went back to softmax in all layers.
+    (pull request 594); for a time before May 2026 it sent no gradient to the keys (875): compare with the
+    plain formula. **Transformers** and **vLLM** run MiniMax-01, seven layers of Lightning Attention to one of
+    softmax, and Qwen3-Next and Kimi Linear, three of a gated delta rule to one. MiniMax-M2 went back.
     """
     operations = 2 * t * (chunk_size * (f + e) + 2 * f * e + f)
     return operations, -(-t // chunk_size) * f * (e + 1)

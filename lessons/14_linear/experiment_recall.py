@@ -28,6 +28,17 @@ state is that layer's and a window is as far as it says. Softmax reads in four h
 with values of width 32 and keys of width $d$, the rows, which set its size. Counted: right answers in 256 new texts,
 and the bytes in float32 that the layer keeps at the end of a text. Beside it, `recall_accuracy`: random tables, no
 training.
+
+**Outcome.** A softmax as expected, with one key head too. Windows are within three in a hundred of the share they hold;
+that of 8 tokens stays below it, for so few questions that it can answer teach it little in 300 steps. Sinks do count
+there: four of them hold two pairs for *every* question, the four tokens they replace only for the first few. More rows
+are more recall in every kind. But with 32 rows positive features are not all at 90%: random ones stay below in every
+seed, elu + 1 in one. And the constant decay, which was to fail, does not: pairs that stand side by side have faded
+alike, and where keys are apart, we think, the norm restores the rest. It is behind the gate with 8 rows only, where
+keys overlap. The delta rule is above elu + 1 at every size, and not above a gate on a sum: no key comes twice. Least
+expected: 8 rows come to 90% with a gate, a step or a correction, in a twelfth of the cache. Signs matter more than
+gates: with 8 rows, elu + 1 answers half, and the constant decay, whose keys may be negative, nearly nine in ten. That
+is owed to the task: 31 keys can be learned by heart and laid apart, those of a language cannot.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,15 +53,10 @@ from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.kv_cache import kv_cache_bytes
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.language_model_training import rate_factor
-from annotated_attention.linear import linear_attention
+from annotated_attention.linear import linear_attention, positive_random_features
 from annotated_attention.linear_decay import decayed_linear_attention, retention_log_decay
 from annotated_attention.linear_decoding import linear_state_bytes
-from annotated_attention.linear_features import (
-    elu_plus_one,
-    positive_random_features,
-    relu_features,
-    taylor_features,
-)
+from annotated_attention.linear_features import elu_plus_one, relu_features, taylor_features
 from annotated_attention.linear_recall import delta_rule, recall_accuracy, recall_batch, sum_rule
 from annotated_attention.linear_state_space import state_bytes, state_space_attention
 from annotated_attention.multi_head import merge_heads, split_heads
@@ -238,16 +244,13 @@ def untrained(settings: dict) -> dict:
     sharp = partial(F.scaled_dot_product_attention, is_causal=True, scale=64.0)
     attend = {"softmax": sharp, "sum": sum_rule, "delta rule": corrected}[settings["mechanism"]]
     table = F.normalize(torch.randn(vocabulary, d), dim=-1)
-    state = state_bytes(1, 1, d, d)
-    cache = kv_cache_bytes(1, 1, d, 3 * n, dtype=torch.float32)
-    return {
-        "recall": recall_accuracy(attend, *new_texts(n, vocabulary), table),
-        "bytes": cache if settings["mechanism"] == "softmax" else state,
-    }
+    cache, state = kv_cache_bytes(1, 1, d, 3 * n, dtype=torch.float32), state_bytes(1, 1, d, d)
+    recall = recall_accuracy(attend, *new_texts(n, vocabulary), table)
+    return {"recall": recall, "bytes": cache if settings["mechanism"] == "softmax" else state}
 
 
 STATES = [name for name in SIZES if name not in ("softmax", "window", "sinks")]
-ROWS = [name for name in STATES if name not in ("1, x, x²", "random")]
+ROWS = [name for name in STATES if name != "1, x, x²"]
 
 
 def claims(runs: Runs) -> list[Claim]:
@@ -272,31 +275,32 @@ def claims(runs: Runs) -> list[Claim]:
     }
     found = [
         Claim(
-            says="A softmax over all tokens answers everything, with any number of key heads",
-            paper="–",
-            ours=f"{min(softmax):.1%} at least",
-            holds=min(softmax) > 0.99,
+            "A softmax over all tokens answers everything, with any number of key heads",
+            "–",
+            f"{min(softmax):.1%} at least",
+            min(softmax) > 0.99,
             quick=True,
         ),
         Claim(
-            says="A window, with sinks or without, answers what it still holds, and no more",
-            paper="–",
-            ours=f"between {min(excess):+.1%} and {max(excess):+.1%} of the share it holds",
-            holds=min(excess) > -0.02 and max(excess) < 0.1,
+            "A window, with sinks or without, answers what it still holds, and no more",
+            "–",
+            f"between {min(excess):+.1%} and {max(excess):+.1%} of the share it holds",
+            min(excess) > -0.02 and max(excess) < 0.1,
             quick=True,
         ),
         Claim(
-            says="Every kind of state recalls more with more rows",
-            paper="more state, more recall (arXiv:2402.18668)",
-            ours=f"{min(grown.values()):+.1%} at least, from the smallest to the largest",
-            holds=min(grown.values()) > 0,
+            "Every kind of state recalls more with more rows",
+            "more state, more recall (arXiv:2402.18668)",
+            f"{min(grown.values()):+.1%} at least, from the smallest to the largest",
+            min(grown.values()) > 0,
             quick=True,
         ),
     ]
     if not sizes["sinks"]:
         return found
     few = max(max(right(name, 4)) for name in ROWS if 4 in sizes[name])
-    many = {name: min(right(name, 32)) for name in ROWS if name != "constant decay"}
+    many = {name: min(right(name, 32)) for name in ROWS}
+    fades = many.pop("constant decay")
     behind = [max(right("elu + 1", n)) - min(right("delta rule", n)) for n in sizes["elu + 1"]]
     forced = [max(right("constant decay", n)) - min(right("gated decay", n)) for n in (8, 32)]
     gated = [min(right("gated delta", n)) - max(right("delta rule", n)) for n in (8, 32)]
@@ -305,45 +309,42 @@ def claims(runs: Runs) -> list[Claim]:
         for n in sizes["delta rule"]
     ]
     whole = max(learned.where(mechanism="softmax").values("bytes"))
-    small = [
-        (each.settings["mechanism"], each.settings["size"], each.measured["bytes"])
-        for each in learned
-        if each.settings["mechanism"] in STATES and each.measured["bytes"] <= whole / 4
-    ]
-    name, size, kept = max(small, key=lambda state: (min(right(*state[:2])) >= 0.9, -state[2]))
+    states = [(learned.where(mechanism=k, size=n).values("bytes")[0], k, n) for k in STATES for n in sizes[k]]
+    kept, name, size = max(states, key=lambda state: (min(right(*state[1:])) >= 0.9, -state[0]))
     window = learned.where(mechanism="window", size=sizes["window"][0])
     sinks = max(min(right("sinks", n)) - max(right("window", n)) for n in sizes["window"])
     return [
         *found,
         Claim(
-            says="Four sinks in a window of the same bytes change nothing",
-            paper="–",
-            ours=f"{sinks:+.1%} at most",
-            holds=sinks <= 0,
+            "Four sinks in a window of the same bytes change nothing",
+            "–",
+            f"{sinks:+.1%} at most",
+            sinks <= 0,
         ),
         Claim(
-            says="With 4 rows no state answers 90%, with 32 every one does but the constant decay",
-            paper="–",
-            ours=f"{few:.1%} at most; {min(many.values()):.1%} at least ({min(many, key=lambda k: many[k])})",
-            holds=few < 0.9 <= min(many.values()),
+            "With 4 rows no state answers 90%, with 32 every one does but the constant decay",
+            "–",
+            f"{few:.1%} at most; {min(many.values()):.1%} at least ({min(many, key=many.__getitem__)});"
+            f" constant decay {fades:.1%}",
+            fades < 0.9 <= min(many.values()) and few < 0.9,
         ),
         Claim(
-            says="Of equal rows, the delta rule is above elu + 1, a learned gate above a constant decay",
-            paper="–",
-            ours=f"by {-max(behind):+.1%} and {-max(forced):+.1%} at least",
-            holds=max(behind) < 0 and max(forced) < 0,
+            "Of equal rows, the delta rule is above elu + 1, a learned gate above a constant decay",
+            "–",
+            f"by {0 - max(behind):+.1%} and {0 - max(forced):+.1%} at least",
+            max(behind) < 0 and max(forced) < 0,
         ),
         Claim(
-            says="The delta rule gains nothing by a gate, and much by training, at every size",
-            paper="–",
-            ours=f"by the gate {max(gated):+.1%}, by training {min(random):+.1%} at least",
-            holds=max(gated) <= 0 and min(random) > 0,
+            "The delta rule gains nothing by a gate, and at every size by training",
+            "–",
+            f"by the gate {max(gated):+.1%}, by training {min(random):+.1%} at least",
+            max(gated) <= 0 and min(random) > 0,
         ),
         Claim(
-            says="A quarter of the bytes of the dense cache suffices for 90%, and a window of them does not",
-            paper="–",
-            ours=f"{name} with {size} rows, {kept:,} of {whole:,} bytes, {min(right(name, size)):.1%} at least;"
+            "A quarter of the bytes of the dense cache suffices for 90%, and a window of them does not",
+            "–",
+            f"{name} with {size} rows, {kept:,} of {whole:,} bytes, {min(right(name, size)):.1%} at least;"
             f" a window of {window.values('bytes')[0]:,}, {max(window.values('recall')):.1%} at most",
-            holds=min(right(name, size)) >= 0.9 > max(window.values("recall")),
+            kept <= whole / 4 and min(right(name, size)) >= 0.9 > max(window.values("recall")),
         ),
     ]

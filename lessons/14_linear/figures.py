@@ -1,13 +1,16 @@
 """The figures of the pages, drawn from the mechanisms themselves. Each function returns one SVG."""
 
+import json
 import math
+import statistics
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from annotated_attention.alibi import alibi_slopes
 from annotated_attention.kv_cache import kv_cache_bytes
-from annotated_attention.linear import elu_plus_one
+from annotated_attention.linear import elu_plus_one, linear_cost
 from annotated_attention.linear_decay import half_life, retention_log_decay
 from annotated_attention.linear_decoding import linear_state_bytes
 from annotated_attention.linear_features import positive_random_features, taylor_features
@@ -336,3 +339,129 @@ def semiseparable() -> str:
     right = x - 30
     title = f"A lower triangle in blocks; one below the diagonal is a product of {d} columns and {d} rows"
     return svg(right, top + size * cell + 4, title, parts)
+
+
+def runs_of(name: str, **settings: object) -> list[dict]:
+    """What was measured, from the committed file: runs of these settings."""
+    path = Path(__file__).parent / "results" / f"{name}.default.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return [run for run in runs if settings.items() <= run["settings"].items()]
+
+
+def ratios_of(over: str, under: str, **settings: object) -> dict[int, list[float]]:
+    """By length, the ratio of two times, one for each repetition."""
+    found: dict[int, list[float]] = {}
+    for run in runs_of("experiment", **settings):
+        if over in run["measured"]:
+            ratio = run["measured"][over] / run["measured"][under]
+            found.setdefault(run["settings"]["t"], []).append(ratio)
+    return dict(sorted(found.items()))
+
+
+def times(series: list, ys: tuple[float, float], xs: list[int], ends: tuple[int, int], title: str) -> str:
+    """Ratios over lengths, both logarithmic: (name, colour, values by length, where the name stands)."""
+    left, top, width, height = 44, 12, 366, 190
+
+    def place(t: float, ratio: float) -> tuple[float, float]:
+        across, up = (math.log(x / a) / math.log(b / a) for x, (a, b) in ((t, ends), (ratio, ys)))
+        return left + width * across, top + height * (1 - up)
+
+    parts = []
+    for power in range(math.ceil(math.log10(ys[0])), math.floor(math.log10(ys[1])) + 1):
+        y = place(ends[0], 10**power)[1]
+        parts.append(line(left, y, left + width, y, "soft" if power == 0 else "line"))
+        parts.append(text(left - 7, y + 4, f"{10**power:,g}", anchor="end", size=12))
+    parts += [text(place(t, ys[0])[0], top + height + 17, f"{t:,}", size=12) for t in xs]
+    for name, colour, values, (at, ratio) in series:
+        middles = [(t, statistics.median(several)) for t, several in values.items()]
+        parts.append(curve([place(*point) for point in middles], colour))
+        for t, several in values.items():
+            (x, y0), (_, y1) = place(t, min(several)), place(t, max(several))
+            parts += [line(x, y0, x, y1, colour, 4, 0.3)] if len(several) > 1 else []
+        parts.append(text(*place(at, ratio), name, anchor="start", colour=colour))
+    parts.append(text(left + width / 2, top + height + 35, "tokens", size=12))
+    return svg(left + width + 22, top + height + 42, title, parts)
+
+
+def crossing() -> str:
+    """Time of a softmax over that of linear attention, measured, and by operations."""
+    measured = ratios_of("softmax_ms", "linear_ms", part="reading")
+    a_token = linear_cost(64, 64, 64, 64)[0] / 64
+    expected = {t: [128 * (t + 1) / a_token] for t in measured}
+    series = [
+        ("by operations", "soft", expected, (70, 0.55)),
+        ("measured", "weights", measured, (1400, 1.2)),
+    ]
+    title = "Both lines rise with the text; above 1 the softmax takes longer"
+    return times(series, (0.05, 40), [64, 256, 1024, 4096], (64, 8192), title)
+
+
+def baselines() -> str:
+    """A whole model writes one token: how many times as long as with states."""
+    one = ratios_of("prefix_ms", "state_ms", part="model", texts=1)
+    series = [
+        ("prefix read again", "weights", one, (3, 20)),
+        ("cache, one text", "key", ratios_of("cache_ms", "state_ms", part="model", texts=1), (3, 0.6)),
+        ("cache, 16 texts", "query", ratios_of("cache_ms", "state_ms", part="model", texts=16), (3, 2)),
+    ]
+    title = "Far above 1 against a prefix that is read again; near 1 against a cache, for one text"
+    return times(series, (0.5, 1000), [1, 10, 100, 1000], (1, 3072), title)
+
+
+FAMILIES = {
+    "query": ("softmax", "window", "sinks"),
+    "key": ("elu + 1", "ReLU", "1, x, x²", "random"),
+    "value": ("constant decay", "gated decay", "state space"),
+    "bias": ("delta rule", "gated delta"),
+}
+
+
+def mark(x: float, y: float, shape: int, colour: str) -> str:
+    """A disc, a ring, a square, a triangle."""
+    if shape == 0:
+        return dot(x, y, 4, colour)
+    corners = {
+        1: "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
+        2: "M-3.5,-3.5h7v7h-7z",
+        3: "M0,-4.5l4.5,8h-9z",
+    }[shape]
+    fill = "var(--paper, transparent)" if shape == 1 else f"var(--{colour})"
+    ring = f'fill="{fill}" stroke="var(--{colour})" stroke-width="1.5"'
+    return f'<path d="{corners}" transform="translate({x:.1f} {y:.1f})" {ring}/>'
+
+
+def recall_bytes() -> str:
+    """Every mechanism of the course: right answers against the bytes that its layer keeps."""
+    left, top, width, height, low, octaves = 44, 12, 384, 220, 512, 4.9
+
+    def place(kept: float, share: float, aside: float = 0) -> tuple[float, float]:
+        across = 0.04 + math.log2(kept / low) / octaves
+        return left + width * across + aside, top + height * (1 - share)
+
+    parts = shares(left, top, width, height)
+    for kept in (512, 1024, 2048, 4096, 8192):
+        parts.append(text(place(kept, 0)[0], top + height + 17, f"{kept:,}", size=12))
+    parts.append(text(left + width / 2, top + height + 35, "bytes of state", size=12))
+    for column, (colour, names) in enumerate(FAMILIES.items()):
+        for shape, name in enumerate(names):
+            aside = 3 * (2 * column + shape - 4 if column else shape - 1)
+            at = left - 30 + 104 * column, top + height + 58 + 18 * shape
+            parts += [
+                mark(at[0], at[1] - 4, shape, colour),
+                text(at[0] + 10, at[1], name, anchor="start", size=12),
+            ]
+            found: dict[int, list[float]] = {}
+            for run in runs_of("experiment_recall", mechanism=name, trained=True):
+                found.setdefault(run["measured"]["bytes"], []).append(run["measured"]["recall"])
+            means = [(kept, statistics.mean(several)) for kept, several in sorted(found.items())]
+            parts.append(curve([place(*point, aside) for point in means], colour, 1.2, 0.4))
+            for kept, mean in means:
+                (x, y0), (_, y1) = (place(kept, of(found[kept]), aside) for of in (min, max))
+                parts += [
+                    line(x, y0, x, y1, colour, 1.5, 0.7),
+                    mark(*place(kept, mean, aside), shape, colour),
+                ]
+    title = (
+        "Marks rise to the right: more bytes, more right answers; states reach the top before a cache does"
+    )
+    return svg(left + width + 14, top + height + 120, title, parts)

@@ -73,13 +73,15 @@ def heatmap(ax, values, colour, vmin=0.0, vmax=1.0):
 
 
 # %%
+import json
+import pathlib
+
 import torch.nn.functional as F
 
-from annotated_attention.kv_cache import kv_cache_bytes
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.linear import elu_plus_one, linear_attention, taylor_features
-from annotated_attention.linear_decay import decayed_linear_attention, retention_log_decay, segment_sum
-from annotated_attention.linear_decoding import LinearCache, LinearSelfAttention, linear_state_bytes
+from annotated_attention.linear_decay import decayed_linear_attention, segment_sum
+from annotated_attention.linear_decoding import LinearCache, LinearSelfAttention
 from annotated_attention.linear_recall import delta_rule, recall_accuracy, recall_batch, sum_rule
 from annotated_attention.scaled_dot_product import attention_weights
 
@@ -93,21 +95,13 @@ from annotated_attention.scaled_dot_product import attention_weights
 # tokens?
 
 # %%
-d, lengths = 64, [2**n for n in range(2, 17)]
-left = [2 * t * t * d for t in lengths]
-right = [2 * t * d * d for t in lengths]
-
-fig, ax = plt.subplots(figsize=(7, 3))
-for counts, name in ((left, "$(QK^\\top)V$"), (right, "$Q(K^\\top V)$")):
-    ax.plot(lengths, counts, "o-", color=WEIGHTS if counts is left else KEY, markersize=4)
-    ax.annotate(name, (lengths[-1], counts[-1]), (8, -3), textcoords="offset points")
-ax.axvline(d, color=SOFT, linewidth=0.8, linestyle=":")
-ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="multiplications, a head", xlim=(3, 600_000))
-plt.show()
-print(f"at {lengths[-1]:,} tokens: {left[-1] / right[-1]:,.0f} times fewer")
+d = 64
+for t in (16, 64, 1024, 65536):
+    left, right = 2 * t * t * d, 2 * t * d * d
+    print(f"{t:6,} tokens: {left:15,} and {right:11,} multiplications, a ratio of {left / right:,.2f}")
 
 # %% [markdown]
-# They cross at $t = d$, and from there the ratio is $t/d$. A softmax stands between the two products and
+# They are even at $t = d$, and the ratio is $t/d$. A softmax stands between the two products and
 # forbids the second bracket: $\exp(\mathbf{q}^\top \mathbf{k})$ is no product of a vector made of
 # $\mathbf{q}$ and one made of $\mathbf{k}$, of any finite length.
 # $\varphi(\mathbf{q})^\top \varphi(\mathbf{k})$ is.
@@ -172,22 +166,16 @@ for form, u in (("parallel", 300), ("recurrent", 1), ("chunked", 7), ("chunked",
     output = linear_attention(query, key, value, form=form, chunk_size=u)
     print(f"{form:9} {u:4}: error {(output - oracle).abs().max():.0e}")
 
-t, d, sizes = 4096, 64, [2**n for n in range(13)]
-# Within chunks t u (d + d), and t d d each to write states and to read them.
-products = [2 * t * u * d + 2 * t * d * d for u in sizes]
-fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
-for ax, counts, title in (
-    (left, products, "multiplications"),
-    (right, [t // u for u in sizes], "steps, one after another"),
-):
-    ax.plot(sizes, counts, "o-", color=WEIGHTS, markersize=4)
-    ax.set(xscale="log", yscale="log", xlabel="tokens in a chunk", title=title)
-plt.show()
+t, d = 4096, 64
+for u in (1, 8, 64, 512, 4096):
+    # Within chunks t u (d + d), and t d d each to write states and to read them.
+    products = 2 * t * u * d + 2 * t * d * d
+    print(f"chunks of {u:5,}: {products:13,} multiplications, {t // u:5,} steps, one after another")
 
 # %% [markdown]
-# On the left the recurrent form, 34 million multiplications in 4,096 steps; on the right the parallel one,
-# two billion at once. All errors are float32's rounding: it is one function. Up to $u = d$ a longer chunk no
-# more than doubles the work, and saves steps: chunks are about as long as a head is wide.
+# Above the recurrent form, 34 million multiplications in 4,096 steps; below the parallel one, two billion at
+# once. All errors are float32's rounding: it is one function. Up to $u = d$ a longer chunk no more than
+# doubles the work, and saves steps: chunks are about as long as a head is wide.
 #
 # ## 4. A cache that does not grow
 #
@@ -210,33 +198,6 @@ print(f"error {error:.0e}; numbers kept after 1, 20, 40 tokens: {held[0]:,}, {he
 # %% [markdown]
 # A matrix and a column for the denominator, $16 \cdot 17$ numbers for each of eight heads: 2,176, forever. A
 # `KVCache` holds as many after eight and a half tokens.
-#
-# **Predict.** In a real model a head is 128 wide, its cache is in bfloat16, and the state, being a sum over
-# the whole text, in float32. After how many tokens is the state the smaller? And what if the features are
-# $1, x, x^2$, which are $1 + 128 + 128^2$?
-
-# %%
-lengths = [2**n for n in range(3, 21)]
-fig, ax = plt.subplots(figsize=(7, 3))
-cache = [kv_cache_bytes(1, 1, 128, n) for n in lengths]
-ax.plot(lengths, cache, "o-", color=KEY, markersize=4)
-ax.annotate("KV cache", (lengths[-1], cache[-1]), (6, -3), textcoords="offset points", color=KEY)
-for name, f in (("elu + 1", 128), ("1, x, x²", 1 + 128 + 128**2)):
-    state = linear_state_bytes(1, 1, f, 128)
-    crossing = next(n for n in range(1, 10**6) if kv_cache_bytes(1, 1, 128, n) > state)
-    print(f"{name:8}: a state of {state:,} bytes, smaller from token {crossing:,} on")
-    ax.plot(lengths, [state] * len(lengths), color=WEIGHTS)
-    ax.annotate(name, (lengths[-1], state), (6, -3), textcoords="offset points", color=WEIGHTS)
-    ax.plot(crossing, state, "o", color=INK, markersize=5)
-ax.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="bytes, a head", xlim=(6, 12_000_000))
-plt.show()
-
-# %% [markdown]
-# The time for one token crosses in the same way: a softmax reads its cache, $s\,(d + e)$ multiplications, and
-# a state costs $2\,d\,e$, the same at any length. Mind whom you compare with. The first linear transformers
-# generated images 317 times faster than a softmax *without* a cache. Against one with a cache, on images of
-# 3,072 tokens, it was 55.8 times the throughput, in large batches, and 1.15 times the speed of a single image
-# (arXiv:2006.16236).
 #
 # ## 5. What is lost in the sum
 #
@@ -299,25 +260,9 @@ for name in ("sum", "elu + 1", "delta rule"):
 #
 # ## 6. To forget on purpose
 #
-# Let a state fade: before a token is added, all that was there is multiplied by $a$. RetNet gives every head
-# an $a$ of its own, $1 - 2^{-5}$, $1 - 2^{-6}$ and so on.
-#
-# **Predict.** After how many tokens is half of what the first head read gone? And for the eighth?
-
-# %%
-log_decay = retention_log_decay(8, dtype=torch.float64)
-distance, half_lives = torch.logspace(0, 4, 200), torch.tensor(0.5).log() / log_decay
-fig, ax = plt.subplots(figsize=(7, 3))
-for h, (rate, half) in enumerate(zip(log_decay, half_lives, strict=True)):
-    ax.plot(distance, (rate * distance).exp(), color=BIAS, alpha=1 - h / 10)
-    ax.plot(half, 0.5, "o", color=BIAS, alpha=1 - h / 10, markersize=5)
-ax.set(xscale="log", xlabel="tokens ago", ylabel="what is left")
-plt.show()
-print("half-lives:", ", ".join(f"{half:.0f}" for half in half_lives))
-
-# %% [markdown]
-# In newer models the token says how much is to stay: a gate. Two texts stand in one row, 12 tokens and 12,
-# and the first token of the second shuts the gate: $a = 0$, $\log a = -\infty$.
+# Let a state fade: before a token is added, all that was there is multiplied by $a$. In RetNet that is a
+# constant of the head; in newer models the token says how much is to stay: a gate. Two texts stand in one
+# row, 12 tokens and 12, and the first token of the second shuts the gate: $a = 0$, $\log a = -\infty$.
 #
 # **Predict.** Draw the matrix of what is left of token $j$ when token $i$ reads. Does the second text find
 # what it would find alone, exactly or nearly?
@@ -338,6 +283,59 @@ print(f"the second text, packed and alone: they differ by {(packed[:, :, 12:] - 
 # %% [markdown]
 # Exactly, but for rounding, as the chunks are cut elsewhere: logarithms are added up, never subtracted, so
 # $-\infty$ is a number like any other. And token 5 had its wish: a gate is a mask, one of shades.
+#
+# ## 7. What the paper promises
+#
+# The first linear transformers generated images of 784 pixels 317 times as fast as a softmax
+# (arXiv:2006.16236). That softmax read everything again for each pixel. Arora et al. (2023, arXiv:2312.04927)
+# and others say what is paid for it: the more state, the more recall, whatever the mechanism.
+#
+# **Predict.** A model of eight layers writes its token number 784. How many times as long as with states does
+# it take if it reads everything again? And if it has a cache of keys and values? Then: 16 pairs, asked for
+# in any order, a layer that is *trained* for it. Which of these come to 90%, and in how many bytes: a
+# softmax, a window, elu + 1, gated decay, the delta rule?
+
+
+# %%
+def spread(ax, points, colour, label):
+    """Means over seeds, from the least to the greatest."""
+    xs = sorted({x for x, _ in points})
+    several = [[y for at, y in points if at == x] for x in xs]
+    ax.plot(xs, [sum(ys) / len(ys) for ys in several], "o-", color=colour, label=label, markersize=4)
+    ax.vlines(xs, [min(ys) for ys in several], [max(ys) for ys in several], color=colour)
+    ax.set(xscale="log")
+    ax.legend()
+
+
+files = [pathlib.Path(f"results/{name}.default.json") for name in ("experiment", "experiment_recall")]
+if not all(file.exists() for file in files):
+    print("Nothing measured here yet: attn experiment linear")
+else:
+    times, recall = (json.loads(file.read_text())["runs"] for file in files)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
+    for name, b, colour in (("prefix", 1, WEIGHTS), ("cache", 1, KEY), ("cache", 16, QUERY)):
+        wanted = {"part": "model", "texts": b}
+        runs = [run for run in times if wanted.items() <= run["settings"].items()]
+        points = [
+            (run["settings"]["t"], run["measured"][f"{name}_ms"] / run["measured"]["state_ms"])
+            for run in runs
+        ]
+        spread(left, points, colour, f"{name}, {b} text{'s' * (b > 1)}")
+    names = ("softmax", "window", "elu + 1", "gated decay", "delta rule")
+    for name, colour in zip(names, (QUERY, MASK, KEY, VALUE, BIAS), strict=True):
+        wanted = {"mechanism": name, "trained": True}
+        runs = [run["measured"] for run in recall if wanted.items() <= run["settings"].items()]
+        spread(right, [(run["bytes"], run["recall"]) for run in runs], colour, name)
+    left.set(yscale="log", xlabel="tokens before", title="time of a token, states = 1")
+    right.set(xlabel="bytes of state", title="right answers, trained")
+    plt.show()
+
+# %% [markdown]
+# Against a prefix that is read again, many times as fast; against a cache, for one text, about as fast: the
+# 317 is in the opponent, and states pay where many long texts are read at once. On the right, a softmax
+# answers everything, with a quarter of its cache too, and a window what it still holds. Gated decay and the
+# delta rule come to 90% with 8 rows, a twelfth of the cache; elu + 1 needs 32, for what is never negative is
+# hard to keep apart. It helps that 31 keys can be learned by heart. In a language there are more.
 #
 # ## Now you
 #

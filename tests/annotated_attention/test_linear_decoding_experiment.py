@@ -1,0 +1,32 @@
+"""What the page of `linear_decoding` says of the experiment, held to the results."""
+
+import torch
+from tests.coursekit.conftest import REPOSITORY
+
+from annotated_attention.kv_cache import kv_cache_bytes
+from annotated_attention.linear_decoding import linear_state_bytes
+from coursekit.experiments import load
+
+RESULTS = load(REPOSITORY / "lessons/14_linear/results/experiment.default.json")
+
+
+def holds(words: str) -> bool:
+    [claim] = [claim for claim in RESULTS.claims if words in claim.says]
+    return claim.holds
+
+
+def test_a_prefix_is_an_easy_opponent() -> None:
+    assert holds("reading the prefix again")
+
+
+def test_a_cache_is_not() -> None:
+    assert holds("less than twice as fast")
+
+
+def test_many_texts_are_where_it_pays() -> None:
+    assert holds("16 texts at once gain more than a single one")
+
+
+def test_as_many_more_texts_fit() -> None:
+    cache = kv_cache_bytes(8, 8, 32, 3072, dtype=torch.float32)
+    assert cache // linear_state_bytes(8, 8, 32, 32) == 186
