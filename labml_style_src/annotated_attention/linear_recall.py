@@ -101,8 +101,8 @@ side.](figure:recall_bytes)
 The cache answers everything, and so does a quarter of it, that of one key head
 [check:test_the_cache_answers_everything_and_so_does_a_quarter]. A window answers for what it still holds,
 give or take a few in a hundred [check:test_a_window_answers_for_what_it_holds]. Good states need a twelfth of
-the cache, 8 rows for 16 pairs, to answer 90% [check:test_a_twelfth_of_the_cache_suffices]: keys that are learned
-keep apart what random ones mix up, at least 31 of them. Most is owed to signs. With 8 rows, positive
+the cache, 8 rows for 16 pairs, to answer 90% [check:test_a_twelfth_of_the_cache_suffices]: keys that are
+learned keep apart what random ones mix up, at least 31 of them. Most is owed to signs. With 8 rows, positive
 $\operatorname{elu} + 1$ answers half, a plain sum that fades by the clock nearly nine in ten, and one with a
 gate or a correction more [check:test_signs_first_then_gates]. The delta rule has no lead over a gate
 [check:test_the_delta_rule_has_no_lead_over_a_gate]: no key comes twice here.

@@ -389,11 +389,11 @@ def crossing() -> str:
     a_token = linear_cost(64, 64, 64, 64)[0] / 64
     expected = {t: [128 * (t + 1) / a_token] for t in measured}
     series = [
-        ("by operations", "soft", expected, (70, 0.55)),
-        ("measured", "weights", measured, (1400, 1.2)),
+        ("by operations", "soft", expected, (230, 9)),
+        ("measured", "weights", measured, (1400, 0.45)),
     ]
     title = "Both lines rise with the text; above 1 the softmax takes longer"
-    return times(series, (0.05, 40), [64, 256, 1024, 4096], (64, 8192), title)
+    return times(series, (0.03, 40), [64, 256, 1024, 4096], (64, 8192), title)
 
 
 def baselines() -> str:
@@ -401,11 +401,11 @@ def baselines() -> str:
     one = ratios_of("prefix_ms", "state_ms", part="model", texts=1)
     series = [
         ("prefix read again", "weights", one, (3, 20)),
-        ("cache, one text", "key", ratios_of("cache_ms", "state_ms", part="model", texts=1), (3, 0.6)),
-        ("cache, 16 texts", "query", ratios_of("cache_ms", "state_ms", part="model", texts=16), (3, 2)),
+        ("cache, one text", "key", ratios_of("cache_ms", "state_ms", part="model", texts=1), (3, 0.5)),
+        ("cache, 16 texts", "query", ratios_of("cache_ms", "state_ms", part="model", texts=16), (2, 4)),
     ]
     title = "Far above 1 against a prefix that is read again; near 1 against a cache, for one text"
-    return times(series, (0.5, 1000), [1, 10, 100, 1000], (1, 3072), title)
+    return times(series, (0.3, 1000), [1, 10, 100, 1000], (1, 3072), title)
 
 
 FAMILIES = {

@@ -331,8 +331,8 @@ else:
     plt.show()
 
 # %% [markdown]
-# Against a prefix that is read again, many times as fast; against a cache, for one text, about as fast: the
-# 317 is in the opponent, and states pay where many long texts are read at once. On the right, a softmax
+# Far ahead of a prefix that is read again, and about even with a cache, for one text: a large factor is in the
+# opponent, and states pay where many long texts are read at once. On the right, a softmax
 # answers everything, with a quarter of its cache too, and a window what it still holds. Gated decay and the
 # delta rule come to 90% with 8 rows, a twelfth of the cache; elu + 1 needs 32, for what is never negative is
 # hard to keep apart. It helps that 31 keys can be learned by heart. In a language there are more.

@@ -1,5 +1,6 @@
 """What the page of `linear_decoding` says of the experiment, held to the results."""
 
+import numpy as np
 import torch
 from tests.coursekit.conftest import REPOSITORY
 
@@ -16,7 +17,15 @@ def holds(words: str) -> bool:
 
 
 def test_a_prefix_is_an_easy_opponent() -> None:
-    assert holds("reading the prefix again")
+    for seed in range(3):
+        runs = RESULTS.runs.where(part="model", texts=1, seed=seed)
+        points = [
+            (run.settings["t"], run.measured["prefix_ms"], run.measured["state_ms"])
+            for run in runs
+            if run.settings["t"] <= 784
+        ]
+        t, prefix, state = (list(column) for column in zip(*sorted(points), strict=True))
+        assert 6 < np.trapezoid(prefix, t) / np.trapezoid(state, t) < 30
 
 
 def test_a_cache_is_not() -> None:
