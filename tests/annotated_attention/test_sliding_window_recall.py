@@ -56,6 +56,10 @@ def test_windows_hear_as_far_as_they_reach(window: int, n_layers: int, is_causal
     assert torch.equal(heard(sees, n_layers), sliding_window_mask(37, 37, reach + 1, is_causal=is_causal))
     assert heard(sees, n_layers)[18].sum() == receptive_field(n_layers, window, is_causal=is_causal)
 
+    # Who does not look at itself still knows what it knew: the residual stream.
+    others = sees & ~torch.eye(37, dtype=torch.bool)
+    assert torch.equal(heard(others, n_layers), heard(sees, n_layers))
+
 
 @pytest.mark.parametrize("place", [0, 5, 22])
 def test_a_hub_is_two_layers(place: int) -> None:
