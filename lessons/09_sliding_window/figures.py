@@ -1,6 +1,9 @@
-"""The figures of the two pages, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the pages, drawn from the mechanism itself and from what was measured. Each function returns one
+SVG."""
 
+import json
 import math
+from pathlib import Path
 
 import torch
 
@@ -207,3 +210,85 @@ def growth() -> str:
     parts.append(text(left + width / 2, top + height + 36, "tokens", size=12))
     title = "Without a window the cache grows to 4 GiB at 32,768 tokens; with one it stops at 512 MiB"
     return svg(left + width + 26, top + height + 42, title, parts)
+
+
+def measured(**settings: int | str) -> list[dict]:
+    """What the experiment measured with these settings, one for each seed."""
+    file = Path(__file__).parent / "results" / "experiment.default.json"
+    runs = json.loads(file.read_text("utf-8"))["runs"]
+    return [run["measured"] for run in runs if settings.items() <= run["settings"].items()]
+
+
+def spread(points: list[tuple[float, float, float, float]], colour: str, opacity: float = 1.0) -> str:
+    """A mean as a line, and the least and the greatest as a band; points are x, mean, low and high."""
+    path = " ".join(f"{x:.1f},{mean:.1f}" for x, mean, _, _ in points)
+    edge = [(x, low) for x, _, low, _ in points] + [(x, high) for x, _, _, high in points[::-1]]
+    band = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
+    return (
+        f'<polygon points="{band}" fill="var(--{colour})" fill-opacity="{0.25 * opacity:.2f}"/>'
+        f'<polyline points="{path}" fill="none" stroke="var(--{colour})" stroke-width="2.5" '
+        f'stroke-opacity="{opacity:.2f}"/>'
+    )
+
+
+def cliff() -> str:
+    """Right answers by distance for two windows and one to four layers, and where each must end."""
+    left, width, height, top, gap, most = 46, 356, 84, 46, 64, 66
+    parts = []
+    for panel, window in enumerate((8, 16)):
+        floor = top + panel * (height + gap) + height
+
+        def y(share: float, floor: float = floor) -> float:
+            return floor - height * share
+
+        def x(distance: float) -> float:
+            return left + width * distance / most
+
+        for share in (0, 0.5, 1):
+            parts.append(line(left, y(share), left + width, y(share)))
+            parts.append(text(left - 8, y(share) + 4, f"{share:.0%}", anchor="end", size=12))
+        parts.append(text(left, y(1) - 24, f"window of {window}", anchor="start", colour="ink"))
+        for layers in (4, 3, 2, 1):
+            runs = [run["right"] for run in measured(asked="everywhere", window=window, layers=layers)]
+            shares = list(zip(*runs, strict=True))[: most - 1]
+            points = [
+                (x(n), y(sum(each) / len(each)), y(min(each)), y(max(each)))
+                for n, each in enumerate(shares, start=1)
+            ]
+            parts.append(spread(points, "query", 1.15 - 0.2 * layers))
+            reach = layers * (window - 1)
+            parts.append(line(x(reach + 0.5), y(0) + 4, x(reach + 0.5), y(1) - 4, "bias", 1.2))
+            parts.append(text(x(reach), y(1) - 8, f"{layers}", colour="ink", size=12))
+            parts.append(text(x(reach), y(0) + 18, f"{reach}", size=12))
+    parts.append(text(left + width, top - 24, "layers", anchor="end", size=12))
+    parts.append(text(left + width, floor + 36, "tokens back", anchor="end", size=12))
+    title = "All answers are right up to the predicted distance, and a guess from the next token on"
+    return svg(left + width + 18, floor + 42, title, parts)
+
+
+def hops() -> str:
+    """Steps of training until all within reach is right, asked everywhere or only at the end."""
+    shapes = [(8, 1), (8, 2), (8, 3), (8, 4), (15, 2), (29, 1)]
+    left, width, row, top, most = 108, 270, 26, 30, 400
+    parts, floor = [], top + row * len(shapes)
+    for steps in range(0, most + 1, 100):
+        x = left + width * steps / most
+        parts.append(line(x, top - 10, x, floor))
+        parts.append(text(x, floor + 18, f"{steps}", size=12))
+    for place, (window, layers) in enumerate(shapes):
+        y = top + place * row + 4
+        name = f"{layers} layer{'s' * (layers > 1)} of {window}"
+        parts.append(text(left - 12, y + 4, name, anchor="end", size=12))
+        for shift, colour, asked in ((-4, "key", "everywhere"), (4, "query", "at the end")):
+            runs = [run["learned"] for run in measured(asked=asked, window=window, layers=layers)]
+            seen = [left + width * steps / most for steps in runs if steps is not None]
+            if seen:
+                parts.append(line(min(seen), y + shift, max(seen), y + shift, colour, 2))
+                parts.append(circle(sum(seen) / len(seen), y + shift, 4, colour))
+    parts.append(text(left, 12, "asked everywhere", anchor="start", colour="key", size=12))
+    parts.append(text(left + 130, 12, "asked at the end", anchor="start", colour="query", size=12))
+    parts.append(
+        text(left + width, floor + 36, "steps until all within reach is right", anchor="end", size=12)
+    )
+    title = "A relay of more hops takes more steps to learn, above all if only the end is asked"
+    return svg(left + width + 24, floor + 42, title, parts)

@@ -1,4 +1,8 @@
-"""The figures of the page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the pages, drawn from the mechanism itself and from what lesson 12 measured. Each function returns
+one SVG."""
+
+import json
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -150,3 +154,45 @@ def tile() -> str:
                 parts.append(dot(start + (a + 0.5) * cell, y + cell / 2, 2 if band[u, a] else 1))
     title = "Six queries see two global keys and a band of the span; key 8 is global and hidden in the band"
     return svg(start + len(span) * cell + 6, top + size * cell + 6, title, parts)
+
+
+def recall() -> str:
+    """Two layers, by distance in blocks of four tokens: a window, and with a global token, for one fact and eight."""
+    file = Path(__file__).parents[1] / "12_bigbird" / "results" / "experiment.default.json"
+    runs = json.loads(file.read_text("utf-8"))["runs"]
+    left, width, height, top = 46, 330, 130, 22
+    lines = (("window", 1, "mask"), ("longformer", 8, "query"), ("longformer", 1, "key"))
+    parts = []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = top + height * (1 - share)
+        parts.append(
+            f'<line x1="{left}" y1="{y:g}" x2="{left + width}" y2="{y:g}" stroke="var(--line)" stroke-width="1"/>'
+        )
+        parts.append(text(left - 8, y + 4, f"{share:.0%}", anchor="end", size=12))
+    for pattern, facts, colour in lines:
+        wanted = {"pattern": pattern, "layers": 2, "facts": facts}
+        seeds = [run["measured"] for run in runs if wanted.items() <= run["settings"].items()]
+        shares = list(zip(*(run["right_by_distance"] for run in seeds), strict=True))
+        points = [
+            [
+                (left + width * r / (len(shares) - 1), top + height * (1 - share))
+                for r, share in enumerate(curve)
+            ]
+            for curve in ([sum(x) / len(x) for x in shares], list(map(min, shares)), list(map(max, shares)))
+        ]
+        middle, low, high = (" ".join(f"{x:.1f},{y:.1f}" for x, y in curve) for curve in points)
+        back = " ".join(high.split()[::-1])
+        parts.append(f'<polygon points="{low} {back}" fill="var(--{colour})" fill-opacity="0.2"/>')
+        line = f'fill="none" stroke="var(--{colour})" stroke-width="2.5"'
+        parts.append(f'<polyline points="{middle}" {line}/>')
+        kind = "window" if pattern == "window" else "and a global token, "
+        kind += "" if pattern == "window" else "one fact" if facts == 1 else "eight facts"
+        y = points[0][9][1] - 8
+        parts.append(text(left + width * 9 / 15, y, kind, colour=colour, size=12))
+    for r in (0, 5, 10, 15):
+        parts.append(text(left + width * r / 15, top + height + 18, f"{r}", size=12))
+    parts.append(
+        text(left + width, top + height + 36, "blocks between fact and question", anchor="end", size=12)
+    )
+    title = "With a window alone answers end at a cliff; a global token brings one fact anywhere, and less of eight"
+    return svg(left + width + 18, top + height + 42, title, parts)

@@ -18,7 +18,7 @@ vector. So through one global token the far answers get worse as facts become mo
 **Setting.** A document of blocks of 4 tokens. A few tokens are facts, each a key with one of eight values; each
 other token asks for one of the keys. The course's transformer without position vectors, its slot filled with
 `bigbird_attention` by a plan, or with `longformer_attention`, in both directions. The first block holds no
-fact, for it is the global one where there is one. Measured: the share of right answers by distance in blocks,
+fact and its answers are not counted, for it is the global one where there is one. Measured: the share of right answers by distance in blocks,
 and separately where the plan has a path and where it has none.
 
 **Outcome.** Not run yet.
@@ -89,6 +89,7 @@ def run(settings: dict, report: Callable[[float], None]) -> dict:
     tokens = torch.where(tokens < n_facts, tokens, turned).flatten(0, 1)
     where = where.repeat(VALUES, 1)
     asked = (targets >= 0).repeat(VALUES, 1)
+    asked[:, :BLOCK] = False
     targets = tokens.gather(1, where)
     with torch.no_grad():
         right = (model(tokens).argmax(dim=-1) == targets).double()

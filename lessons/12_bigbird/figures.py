@@ -1,6 +1,9 @@
-"""The figures of the BigBird pages, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the BigBird pages, drawn from the mechanism itself and from what was measured. Each function returns
+one SVG."""
 
+import json
 import math
+from pathlib import Path
 
 from annotated_attention.bigbird import BigBirdPlan, bigbird_plan
 from annotated_attention.bigbird_graph import path_lengths
@@ -161,3 +164,81 @@ def growth() -> str:
         "Layers from end to end: with a window they grow as the blocks, with random arcs as their logarithm"
     )
     return svg(left + 6 * step + 118, bottom + 44, title, parts)
+
+
+def measured(**settings: int | str) -> list[dict]:
+    """What the experiment measured with these settings, one for each seed."""
+    file = Path(__file__).parent / "results" / "experiment.default.json"
+    runs = json.loads(file.read_text("utf-8"))["runs"]
+    return [run["measured"] for run in runs if settings.items() <= run["settings"].items()]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def recall() -> str:
+    """One fact: right answers by distance in blocks, for six patterns and one to three layers, and what the plans
+    predict."""
+    patterns = ["window", "random", "window and random", "longformer", "window and global", "bigbird"]
+    width, height, gap, top, side = 172, 74, 52, 44, 66
+    parts = [text(34, 14, "right answers", anchor="start", size=12)]
+    for panel, pattern in enumerate(patterns):
+        left = 38 + panel % 2 * (width + side)
+        floor = top + panel // 2 * (height + gap) + height
+        for share in (0, 0.5, 1):
+            y = floor - height * share
+            parts.append(path(f"M{left} {y:g}h{width}", "line"))
+            if panel % 2 == 0:
+                parts.append(text(left - 6, y + 4, f"{share:.0%}", anchor="end", size=12))
+        parts.append(text(left, floor - height - 8, pattern, anchor="start", colour="ink"))
+        for layers in (3, 2, 1):
+            runs = measured(pattern=pattern, layers=layers, facts=1)
+            rights = list(zip(*(run["right_by_distance"] for run in runs), strict=True))
+            paths = [mean(each) for each in zip(*(run["path_by_distance"] for run in runs), strict=True)]
+            step = width / (len(rights) - 1)
+            for r, (right, share) in enumerate(zip(rights, paths, strict=True)):
+                guess = share + (1 - share) / 8
+                x, opacity = left + r * step, 1.15 - 0.25 * layers
+                low, high, y = (floor - height * share for share in (min(right), max(right), mean(right)))
+                parts.append(path(f"M{x:.1f} {low:.1f}V{high:.1f}", "weights", 2, opacity))
+                parts.append(rect(x - 3, y - 3, 6, 6, "weights", opacity, rx=3))
+                mark = path(f"M{x - 5:.1f} {floor - height * guess:.1f}h10", "ink", 1.3)
+                parts.append(mark)
+        for r in (0, 5, 10, 15):
+            parts.append(text(left + r * step, floor + 16, f"{r}", size=12))
+    parts.append(text(left + width, floor + 34, "blocks between fact and question", anchor="end", size=12))
+    title = "Six patterns: where the plan has a path, the answer is right; elsewhere it is a guess"
+    return svg(38 + 2 * width + side + 16, floor + 42, title, parts)
+
+
+def bridge() -> str:
+    """One fact against eight, in two layers: right answers where the way takes two arcs."""
+    names = {
+        "dense": "dense (one arc)",
+        "window and random": "window and random",
+        "longformer": "one global token",
+        "window and global": "four global tokens",
+        "bigbird": "four, and random",
+    }
+    left, width, row, top = 138, 240, 30, 30
+    floor, parts = top + row * len(names), []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = left + width * share
+        parts.append(path(f"M{x:g} {top - 8}V{floor}", "line"))
+        parts.append(text(x, floor + 18, f"{share:.0%}", size=12))
+    parts.append(path(f"M{left + width / 8:g} {top - 8}V{floor}", "bias", 1.2))
+    for place, (pattern, name) in enumerate(names.items()):
+        y = top + place * row + 8
+        parts.append(text(left - 12, y + 4, name, anchor="end", size=12))
+        for facts, colour in ((1, "key"), (8, "query")):
+            runs = measured(pattern=pattern, layers=2, facts=facts)
+            shares = [run["right_by_hops"][2] or run["right_by_hops"][1] for run in runs]
+            x, low, high = (left + width * share for share in (mean(shares), min(shares), max(shares)))
+            parts.append(path(f"M{low:.1f} {y}H{high:.1f}", colour, 2.5))
+            parts.append(rect(x - 4, y - 4, 8, 8, colour, rx=4))
+    parts.append(text(left, 12, "one fact", anchor="start", colour="key", size=12))
+    parts.append(text(left + 72, 12, "eight facts", anchor="start", colour="query", size=12))
+    parts.append(text(left + width, floor + 36, "right answers over two arcs", anchor="end", size=12))
+    title = "One fact crosses every bridge; of eight, much is lost on a narrow one"
+    return svg(left + width + 24, floor + 42, title, parts)
