@@ -188,9 +188,9 @@ def recall() -> str:
         kind = "window" if pattern == "window" else "and a global token, "
         kind += "" if pattern == "window" else "one fact" if facts == 1 else "eight facts"
         y = points[0][9][1] - 8
-        parts.append(text(left + width * 9 / 15, y, kind, colour=colour, size=12))
-    for r in (0, 5, 10, 15):
-        parts.append(text(left + width * r / 15, top + height + 18, f"{r}", size=12))
+        parts.append(text(left + width * 9 / 14, y, kind, colour=colour, size=12))
+    for r in (0, 5, 10):
+        parts.append(text(left + width * r / 14, top + height + 18, f"{r}", size=12))
     parts.append(
         text(left + width, top + height + 36, "blocks between fact and question", anchor="end", size=12)
     )

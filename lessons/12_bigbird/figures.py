@@ -205,7 +205,7 @@ def recall() -> str:
                 parts.append(rect(x - 3, y - 3, 6, 6, "weights", opacity, rx=3))
                 mark = path(f"M{x - 5:.1f} {floor - height * guess:.1f}h10", "ink", 1.3)
                 parts.append(mark)
-        for r in (0, 5, 10, 15):
+        for r in (0, 5, 10):
             parts.append(text(left + r * step, floor + 16, f"{r}", size=12))
     parts.append(text(left + width, floor + 34, "blocks between fact and question", anchor="end", size=12))
     title = "Six patterns: where the plan has a path, the answer is right; elsewhere it is a guess"
