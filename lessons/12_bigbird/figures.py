@@ -194,6 +194,8 @@ def recall() -> str:
         parts.append(text(left, floor - height - 8, pattern, anchor="start", colour="ink"))
         for layers in (3, 2, 1):
             runs = measured(pattern=pattern, layers=layers, facts=1)
+            if not runs:
+                continue
             rights = list(zip(*(run["right_by_distance"] for run in runs), strict=True))
             paths = [mean(each) for each in zip(*(run["path_by_distance"] for run in runs), strict=True)]
             step = width / (len(rights) - 1)
