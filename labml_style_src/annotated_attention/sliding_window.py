@@ -289,7 +289,7 @@ def receptive_field(
     and for its last token there is one way in $w^L$ [check:test_influence_is_a_sum_of_dice]. In Mistral's
     sizes: 65,520 give or take 6,689, and at the end $2^{-384}$, which float32 rounds to 0. The residual
     stream, which goes straight up, pulls the bell nearer. And whoever passes something on must have picked it
-    up before anyone asked.
+    up before anyone asked. Small models learn it: see [a planted fact](../sliding_window_recall/index.md).
 
     ![Above: what the last token sees through three layers, and one path. Below: how much of each token
     arrives, if all layers look equally at all they see.](figure:reach)

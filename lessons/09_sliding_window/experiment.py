@@ -20,7 +20,14 @@ decoder without position vectors, its slot filled with `causal_window_attention`
 whom. Measured: the share of right answers by distance; the furthest place whose logits the fact moves; and
 the steps until every place within reach is right.
 
-**Outcome.** Not run yet.
+**Outcome.** The cliff stands where it must, bit for bit, and every model of every seed uses its whole reach:
+among blanks this is easier than was expected, and none failed at the last places. (Untrained, at a reach of
+60, the last few places may weigh so little that float32 rounds them away: there is less before the cliff,
+never more behind it.) Asking each blank teaches each hop; so, after first trials, stacks were added of which
+only the last token is asked. There too all models find the whole reach, four layers of 8 after twice as many
+steps. That one more layer always costs more steps does not hold over all seeds: three and four layers
+overlap. What this cannot show is a relay that must choose: here whoever sees something other than blanks
+takes it. Lesson 12 asks for one fact of eight.
 """
 
 from collections.abc import Callable, Sequence
