@@ -445,7 +445,7 @@ def recall_bytes() -> str:
     for column, (colour, names) in enumerate(FAMILIES.items()):
         for shape, name in enumerate(names):
             aside = 3 * (2 * column + shape - 4 if column else shape - 1)
-            at = left - 30 + 104 * column, top + height + 58 + 18 * shape
+            at = left - 34 + 108 * column, top + height + 58 + 18 * shape
             parts += [
                 mark(at[0], at[1] - 4, shape, colour),
                 text(at[0] + 10, at[1], name, anchor="start", size=12),
