@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coursekit.course import CourseError, Experiment
 from coursekit.experiments import Claim, Results
-from coursekit.grading.words import count
+from coursekit.words import count
 
 COLUMNS = ("Claim", "Paper", "Here", "")
 

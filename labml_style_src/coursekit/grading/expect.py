@@ -8,7 +8,7 @@ from coursekit import numerics
 from coursekit.grading import compare
 from coursekit.grading.values import dtype_name, in_words, plain
 from coursekit.grading.verbs import COARSENESS, Student, StudentError, clean
-from coursekit.grading.words import count
+from coursekit.words import count
 
 
 class Unmet(AssertionError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coursekit.grading.report import NOT_DONE, PASSED, Case, Check, Mistake, Report, Task
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import count, of
+from coursekit.words import count, of
 
 if TYPE_CHECKING:
     from rich.console import Group

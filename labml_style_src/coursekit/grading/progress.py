@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from coursekit.grading.report import Report
-from coursekit.grading.words import count, number, of
+from coursekit.words import count, number, of
 
 
 @dataclass

@@ -38,8 +38,8 @@ from coursekit.grading.submission import (
     text_of,
     within_limit,
 )
-from coursekit.grading.words import listed
 from coursekit.imports import code_text
+from coursekit.words import listed
 
 ZIP_LIMIT = 20_000_000
 # An instructor's own files among the submissions.

@@ -19,7 +19,7 @@ from coursekit.grading.feedback import check_title, mistake_lines, task_line, ta
 from coursekit.grading.report import NOT_DONE, PASSED, Check, Task
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import count, of
+from coursekit.words import count, of
 
 FORMATS = ("csv", "canvas", "moodle", "junit", "gradescope")
 

@@ -31,7 +31,7 @@ from coursekit.grading.batch.results import exact
 from coursekit.grading.batch.roster import Roster, number_in
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import count
+from coursekit.words import count
 
 # Comments that were written by `merge` begin so, and only those are ever replaced.
 OURS = '<pre class="attn">'

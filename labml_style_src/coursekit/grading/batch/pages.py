@@ -28,7 +28,7 @@ from coursekit.grading.batch.result import Result
 from coursekit.grading.batch.similar import Group
 from coursekit.grading.report import PASSED, Task
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import count, few, number
+from coursekit.words import count, few, number
 
 # Characters of one text: more is no use to a reader.
 TEXT_LIMIT = 2000

@@ -26,8 +26,8 @@ from coursekit.grading.public.publish import Published, points_of, publish
 from coursekit.grading.stub import make_stub, stub_notebook
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.validate import untouched
-from coursekit.grading.words import count, number, of
 from coursekit.imports import imported_modules
+from coursekit.words import count, number, of
 
 CHECK = "python check.pyz"
 # What `check.pyz` imports, and what a submission may import besides.

@@ -26,7 +26,7 @@ from coursekit.grading.batch.names import file_stem
 from coursekit.grading.batch.result import Result
 from coursekit.grading.submission import ExerciseError
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import number
+from coursekit.words import number
 
 COLUMNS = ("student", "slug", "score", "max_score", "status", "late_days", "sandbox")
 # What was being written when a run was killed.

@@ -23,7 +23,7 @@ from coursekit.grading.batch.seeds import fingerprint, make_secret, read_secret,
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.stub import make_stub, without_markers
 from coursekit.grading.submission import ExerciseError
-from coursekit.grading.words import listed
+from coursekit.words import listed
 
 GradeAll = Callable[[Plan, Iterable[HandedIn]], Iterator[Result]]
 # Called with each result, whether it was there already, and of how many students it is one.

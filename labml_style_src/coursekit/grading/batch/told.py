@@ -13,7 +13,7 @@ from coursekit.grading.batch.results import exact
 from coursekit.grading.batch.run import Run, Tell
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.verbs import clean
-from coursekit.grading.words import count, few, listed
+from coursekit.words import count, few, listed
 
 LINE_LIMIT = 160
 

@@ -11,8 +11,9 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from coursekit import words
 from coursekit.course import CourseError, EnvironmentFault
-from coursekit.grading import feedback, progress, words
+from coursekit.grading import feedback, progress
 from coursekit.grading.attempt import Bench, tried
 from coursekit.grading.backends import SecondProcess
 from coursekit.grading.feedback import Commands

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coursekit.grading.words import count, few, listed, number, of
+from coursekit.words import count, few, listed, number, of
 
 
 @pytest.mark.parametrize(
