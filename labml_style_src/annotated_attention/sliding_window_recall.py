@@ -109,8 +109,8 @@ def planted_facts(
     The answer is the fact's own token, so a stream that has copied it has answered
     [check:test_documents_ask_for_what_they_told].
 
-    **Shapes.** `tokens`, `targets` and `where`, the place of the fact that is asked for, are `b t`. Where
-    nothing is asked a target is -100, which `cross_entropy` leaves out, and `where` means nothing.
+    **Shapes.** `tokens` is `b t`, `targets` is `b t`, and so is `where`, the place of the fact that is asked
+    for. Where nothing is asked a target is -100, which `cross_entropy` leaves out, and `where` means nothing.
 
     **Raises.** `ValueError` if there is no place for the facts [check:test_wrong_input_is_refused].
     """
