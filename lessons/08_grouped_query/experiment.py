@@ -186,10 +186,6 @@ def more_bits(runs: Runs, name: str, g: int) -> list[float]:
     return percent
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.fmean(values), min(values), max(values))
-
-
 def claims(runs: Runs) -> list[Claim]:
     kept = [runs.where(name="shared", kv_heads=g).values("cache_bytes")[0] for g in GROUPS]
     more = {g: more_bits(runs, "shared", g) for g in GROUPS}
@@ -209,43 +205,44 @@ def claims(runs: Runs) -> list[Claim]:
         Claim(
             "With a quarter of the heads the loss is within 1% of that with all",
             "47.1 of 47.2",
-            f"{spread(more[2]):.1f}% more bits",
+            f"{Spread.of(more[2]):.1f}% more bits",
             max(more[2]) < 1,
         ),
         Claim(
             "With one head the loss is higher than with all",
             "46.6 of 47.2",
-            f"{spread(more[1]):.1f}% more bits",
+            f"{Spread.of(more[1]):.1f}% more bits",
             min(more[1]) > 0,
         ),
         Claim(
             "With one head it is higher than with a quarter",
             "46.6, 47.1",
-            f"{spread(more[1]):.1f}% and {spread(more[2]):.1f}% more bits",
+            f"{Spread.of(more[1]):.1f}% and {Spread.of(more[2]):.1f}% more bits",
             all(one > two for one, two in zip(more[1], more[2], strict=True)),
         ),
         Claim(
             "At equal bytes and parameters, sharing beats fewer and narrower heads",
             "the same (1911.02150, table 3)",
-            f"{spread(widened):.1f}%; one head {spread(few):.1f}%; narrow {spread(narrow):.1f}%",
+            f"shared {Spread.of(widened):.1f}%, one head {Spread.of(few):.1f}%, "
+            f"narrow {Spread.of(narrow):.1f}% more bits than with all",
             max(widened) < min(few) and max(widened) < min(narrow),
         ),
         Claim(
             "Attention over 4,096 tokens is more than twice as fast with one head",
             "–",
-            f"{spread([x[3] for x in alone]):.2f} times",
+            f"{Spread.of([x[3] for x in alone]):.2f} times",
             min(x[3] for x in alone) > 2,
         ),
         Claim(
             "So is a token of the whole model",
             "6.3 times (1.51 s, 0.24 s)",
-            f"{spread([x[3] for x in whole]):.2f} times",
+            f"{Spread.of([x[3] for x in whole]):.2f} times",
             min(x[3] for x in whole) > 2,
         ),
         Claim(
             "With a quarter of the heads the model is within 1.25 times of the time with one",
             "1.17 times (0.28 s, 0.24 s)",
-            f"{spread(near):.2f} times; attention alone {spread(near_alone):.2f}",
+            f"{Spread.of(near):.2f} times; attention alone {Spread.of(near_alone):.2f}",
             max(near) < 1.25,
         ),
     ]

@@ -1,10 +1,16 @@
-"""The figures of the grouped-query page, drawn from the mechanism itself. Each function returns one SVG."""
+"""The figures of the grouped-query page, drawn from the mechanism itself and from the results of its experiments.
+Each function returns one SVG."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.kv_cache import kv_cache_bytes
 from annotated_attention.scaled_dot_product import attention_weights
+from coursekit.experiments import Runs, load
 
 
 def text(
@@ -122,3 +128,138 @@ def cache() -> str:
         parts.append(text(x, y + 19, label, anchor="start", size=12))
     title = "Bytes kept of a token: what each model keeps, inside what multi-head attention would"
     return svg(left + full + 8, 8 + len(models) * row, title, parts)
+
+
+def runs(name: str) -> Runs:
+    return load(Path(__file__).parent / "results" / f"{name}.default.json").runs
+
+
+def mark(
+    x: float, at: Callable[[float], float], values: Sequence[float], colour: str, shape: str = "dot"
+) -> str:
+    """The mean over seeds, and a whisker from the least to the greatest."""
+    y, low, high = at(sum(values) / len(values)), at(min(values)), at(max(values))
+    whisker = path(f"M{x:g} {low:.1f}V{high:.1f}M{x - 3:g} {low:.1f}h6M{x - 3:g} {high:.1f}h6", colour)
+    look = f'fill="var(--{colour})"'
+    if shape == "ring":
+        look = f'fill="none" stroke="var(--{colour})" stroke-width="1.8"'
+    if shape == "square":
+        return whisker + f'<rect x="{x - 4:g}" y="{y - 4:.1f}" width="8" height="8" {look}/>'
+    return whisker + f'<circle cx="{x:g}" cy="{y:.1f}" r="4" {look}/>'
+
+
+def legend(x: float, y: float, entries: Sequence[tuple[str, str, str]], step: float = 19) -> list[str]:
+    parts = []
+    for n, (label, colour, shape) in enumerate(entries):
+        at = y + n * step
+        parts.append(mark(x, lambda _, at=at: at, [0.0], colour, shape))
+        parts.append(text(x + 12, at + 4, label, anchor="start", size=12))
+    return parts
+
+
+def ticks(
+    left: float, right: float, at: Callable[[float], float], values: Sequence[float], form: str
+) -> list[str]:
+    parts = []
+    for value in values:
+        parts.append(path(f"M{left:g} {at(value):.1f}H{right:g}", "line"))
+        parts.append(text(left - 8, at(value) + 4, f"{value:{form}}", anchor="end", size=12))
+    return parts
+
+
+def scale(values: Sequence[float], top: float, bottom: float) -> tuple[Callable[[float], float], list[float]]:
+    """From a number to a height, and round numbers in between."""
+    low, high = min(values), max(values)
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / step <= 6)
+    low, high = step * math.floor(low / step), step * math.ceil(high / step)
+    count = round((high - low) / step)
+    return (
+        lambda value: bottom - (bottom - top) * (value - low) / (high - low),
+        [low + n * step for n in range(count + 1)],
+    )
+
+
+def price() -> str:
+    """Bits against bytes of the cache, and how much faster a token is, for 8, 4, 2 and 1 heads of keys."""
+    of, left, column = runs("experiment"), 52, 88
+    loss, groups = of.where(kind="loss"), (8, 4, 2, 1)
+    at, levels = scale(loss.values("bits"), 96, 262)
+    parts = ticks(left, 416, at, levels, ".2f")
+    parts.append(text(left, 14, "bits per byte, of files it has not seen", anchor="start", colour="ink"))
+    names = [("shared", "key", "dot", 0), ("widened", "key", "ring", 16)]
+    names += [("few", "bias", "square", 32), ("narrow", "weights", "square", 46)]
+    labels = (
+        "8 query heads share",
+        "the same, with a wider MLP",
+        "one head, wider MLP",
+        "8 narrow heads, wider MLP",
+    )
+    entries = [(label, each[1], each[2]) for label, each in zip(labels, names, strict=True)]
+    parts += legend(left + 6, 36, entries[:2]) + legend(left + 202, 36, entries[2:])
+    for n, g in enumerate(groups):
+        x = left + 26 + n * column
+        shared = loss.where(name="shared", kv_heads=g)
+        parts.append(mark(x, at, shared.values("bits"), "key"))
+        parts.append(text(x, 282, f"{shared.values('cache_bytes')[0]:,}", size=12))
+    for name, colour, shape, right in names[1:]:
+        x = left + 26 + 3 * column + right
+        parts.append(mark(x, at, loss.where(name=name).values("bits"), colour, shape))
+    parts.append(text(416, 300, "bytes of the cache, a token", anchor="end", size=12))
+
+    timed = of.where(kind="speed")
+    faster = {name: timed.values(f"{name}_faster") for name in ("attention", "whole")}
+    highest = max(8.0, *(x for each in faster.values() for one in each for x in one))
+
+    def height(times: float) -> float:
+        return 520 - 140 * math.log2(times) / math.log2(highest)
+
+    parts.append(text(left, 332, "times as fast as with 8", anchor="start", colour="ink"))
+    parts += ticks(left, 416, height, (1, 2, 4, 8), "g")
+    places = [left + 26 + n * column for n in range(4)]
+    bound = "L".join(f"{x:g} {height(2**n):.1f}" for n, x in enumerate(places))
+    parts.append(f'<path d="M{bound}" fill="none" stroke="var(--soft)" stroke-dasharray="3 4"/>')
+    entries = [("attention alone", "query", "dot"), ("the whole model", "ink", "square")]
+    parts += legend(left + 6, 354, entries)
+    parts.append(text(places[2] - 6, height(4) - 6, "bytes read", anchor="end", size=12))
+    for name, (_, colour, shape) in zip(faster, entries, strict=True):
+        for n, x in enumerate(places):
+            parts.append(mark(x, height, [one[n] for one in faster[name]], colour, shape))
+    parts += [text(x, 542, f"g = {g}", size=12) for g, x in zip(groups, places, strict=True)]
+    title = "Loss against bytes of the cache, and speed, for 8, 4, 2 and 1 heads of keys and values"
+    return svg(420, 548, title, parts)
+
+
+def uptraining() -> str:
+    """Bits after the conversion, after 5% of the steps, and of a model that had as few heads from the start."""
+    of, left, column = runs("experiment_uptraining"), 46, 124
+    each, groups = of.where(kind="converted"), (4, 2, 1)
+    starts = [("mean", "key", "dot"), ("turned", "value", "dot"), ("first", "query", "square")]
+    starts.append(("random", "bias", "square"))
+    seen = [bits for run in each for some in run.measured.values() if isinstance(some, list) for bits in some]
+    at, levels = scale([*seen, *of.where(kind="scratch").values("bits")], 96, 330)
+    parts = ticks(left, 416, at, levels, ".1f")
+    labels = ("mean of the heads", "turned, then mean", "first head", "new heads")
+    entries = [(label, each[1], each[2]) for label, each in zip(labels, starts, strict=True)]
+    parts.append(
+        text(left, 14, "bits per byte: converted, then trained for 5%", anchor="start", colour="ink")
+    )
+    parts += legend(left + 6, 34, entries[:2]) + legend(left + 150, 34, entries[2:])
+    parts += legend(left + 262, 34, [("from the start", "ink", "ring")])
+    before = [bits[0] for bits in each.values("all")]
+    level = at(sum(before) / len(before))
+    parts.append(f'<path d="M{left} {level:.1f}H416" stroke="var(--ink)" stroke-dasharray="3 4"/>')
+    parts.append(text(414, level + 15, "all 8 heads", anchor="end", size=12))
+    for n, g in enumerate(groups):
+        for m, (name, colour, shape) in enumerate(starts):
+            x = left + 18 + n * column + 22 * m
+            first, then = zip(*(bits[:2] for bits in each.values(f"{name} {g}")), strict=True)
+            middle = [at(sum(values) / len(values)) for values in (first, then)]
+            parts.append(path(f"M{x:g} {middle[0]:.1f}V{middle[1]:.1f}", "soft"))
+            parts.append(f'<g opacity="0.4">{mark(x, at, first, colour, shape)}</g>')
+            parts.append(mark(x, at, then, colour, shape))
+        x = left + 18 + n * column + 22 * len(starts)
+        scratch = of.where(kind="scratch", kv_heads=g).values("bits")
+        parts.append(mark(x, at, scratch, "ink", "ring"))
+        parts.append(text(x - 44, 350, f"g = {g}", size=12))
+    title = "Bits per byte after conversion to 4, 2 and 1 heads, at once and after 5% of the steps"
+    return svg(420, 356, title, parts)
