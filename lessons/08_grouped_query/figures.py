@@ -148,7 +148,7 @@ def mark(
     return whisker + f'<circle cx="{x:g}" cy="{y:.1f}" r="4" {look}/>'
 
 
-def legend(x: float, y: float, entries: Sequence[tuple[str, str, str]], step: float = 19) -> list[str]:
+def legend(x: float, y: float, entries: Sequence[Sequence[str]], step: float = 19) -> list[str]:
     parts = []
     for n, (label, colour, shape) in enumerate(entries):
         at = y + n * step
@@ -194,7 +194,7 @@ def price() -> str:
         "one head, wider MLP",
         "8 narrow heads, wider MLP",
     )
-    entries = [(label, each[1], each[2]) for label, each in zip(labels, names, strict=True)]
+    entries = [(label, *each[1:3]) for label, each in zip(labels, names, strict=True)]
     parts += legend(left + 6, 36, entries[:2]) + legend(left + 202, 36, entries[2:])
     for n, g in enumerate(groups):
         x = left + 26 + n * column
@@ -231,35 +231,33 @@ def price() -> str:
 
 def uptraining() -> str:
     """Bits after the conversion, after 5% of the steps, and of a model that had as few heads from the start."""
-    of, left, column = runs("experiment_uptraining"), 46, 124
+    of, left, column = runs("experiment_uptraining"), 40, 127
     each, groups = of.where(kind="converted"), (4, 2, 1)
-    starts = [("mean", "key", "dot"), ("turned", "value", "dot"), ("first", "query", "square")]
-    starts.append(("random", "bias", "square"))
-    seen = [bits for run in each for some in run.measured.values() if isinstance(some, list) for bits in some]
-    at, levels = scale([*seen, *of.where(kind="scratch").values("bits")], 96, 330)
-    parts = ticks(left, 416, at, levels, ".1f")
-    labels = ("mean of the heads", "turned, then mean", "first head", "new heads")
-    entries = [(label, each[1], each[2]) for label, each in zip(labels, starts, strict=True)]
+    starts = [("mean", "mean of the heads", "key", "dot"), ("longer", "as long as they were", "key", "ring")]
+    starts += [("turned", "turned, then mean", "value", "dot"), ("first", "first head", "query", "square")]
+    starts.append(("random", "new heads", "bias", "square"))
+    after = [run.measured[f"{name} {g}"] for run in each for name, *_ in starts for g in groups]
+    fresh = of.where(kind="scratch").values("bits")
+    at, levels = scale([bits for pair in after for bits in pair[:2]] + fresh, 108, 340)
+    parts = ticks(left, 418, at, levels, ".1f")
     parts.append(
-        text(left, 14, "bits per byte: converted, then trained for 5%", anchor="start", colour="ink")
+        text(0, 14, "bits per byte: converted (pale), and trained for 5%", anchor="start", colour="ink")
     )
-    parts += legend(left + 6, 34, entries[:2]) + legend(left + 150, 34, entries[2:])
-    parts += legend(left + 262, 34, [("from the start", "ink", "ring")])
+    entries = [look for _, *look in starts] + [["from the start", "ink", "ring"]]
+    parts += legend(10, 38, entries[:3]) + legend(210, 38, entries[3:])
     before = [bits[0] for bits in each.values("all")]
     level = at(sum(before) / len(before))
-    parts.append(f'<path d="M{left} {level:.1f}H416" stroke="var(--ink)" stroke-dasharray="3 4"/>')
-    parts.append(text(414, level + 15, "all 8 heads", anchor="end", size=12))
+    parts.append(f'<path d="M{left} {level:.1f}H418" stroke="var(--ink)" stroke-dasharray="3 4"/>')
+    parts.append(text(left - 8, level + 4, "g = 8", anchor="end", size=12))
     for n, g in enumerate(groups):
-        for m, (name, colour, shape) in enumerate(starts):
-            x = left + 18 + n * column + 22 * m
+        for m, (name, _, colour, shape) in enumerate(starts):
+            x = left + 14 + n * column + 19 * m
             first, then = zip(*(bits[:2] for bits in each.values(f"{name} {g}")), strict=True)
-            middle = [at(sum(values) / len(values)) for values in (first, then)]
-            parts.append(path(f"M{x:g} {middle[0]:.1f}V{middle[1]:.1f}", "soft"))
+            heights = [at(sum(values) / len(values)) for values in (first, then)]
+            parts.append(path(f"M{x:g} {heights[0]:.1f}V{heights[1]:.1f}", "line", 2))
             parts.append(f'<g opacity="0.4">{mark(x, at, first, colour, shape)}</g>')
             parts.append(mark(x, at, then, colour, shape))
-        x = left + 18 + n * column + 22 * len(starts)
-        scratch = of.where(kind="scratch", kv_heads=g).values("bits")
-        parts.append(mark(x, at, scratch, "ink", "ring"))
-        parts.append(text(x - 44, 350, f"g = {g}", size=12))
+        parts.append(text(left + 52 + n * column, 362, f"g = {g}", size=12))
+    parts.append(mark(left + 14 + 2 * column + 19 * len(starts), at, fresh, "ink", "ring"))
     title = "Bits per byte after conversion to 4, 2 and 1 heads, at once and after 5% of the steps"
-    return svg(420, 356, title, parts)
+    return svg(420, 368, title, parts)
