@@ -192,7 +192,7 @@ def price() -> str:
         "8 query heads share",
         "the same, with a wider MLP",
         "one head, wider MLP",
-        "8 narrow heads, wider MLP",
+        "4 narrow heads, wider MLP",
     )
     entries = [(label, *each[1:3]) for label, each in zip(labels, names, strict=True)]
     parts += legend(left + 6, 36, entries[:2]) + legend(left + 202, 36, entries[2:])

@@ -303,7 +303,7 @@ for g in (4, 2, 1):
 #
 # Ainslie et al. converted T5-Large to one head of keys and values (arXiv:2305.13245, figure 4). After another 5%
 # of the steps, the best had begun from the mean of all heads, the next from the first head, the worst from new
-# ones. `attn experiment grouped_query` asks that of models twice as wide as ours, with three seeds, and trains
+# ones. `attn experiment grouped_query` asks that of models with rotary positions, with three seeds, and trains
 # others that have few heads from the start. It takes minutes, so here are its results.
 #
 # **Predict.** Which order do you expect here? And how many bits do few heads cost if one has them from the start?
