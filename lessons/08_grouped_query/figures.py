@@ -219,7 +219,7 @@ def price() -> str:
     bound = "L".join(f"{x:g} {height(2**n):.1f}" for n, x in enumerate(places))
     parts.append(f'<path d="M{bound}" fill="none" stroke="var(--soft)" stroke-dasharray="3 4"/>')
     entries = [("attention alone", "query", "dot"), ("the whole model", "ink", "square")]
-    parts += legend(left + 6, 354, entries)
+    parts += legend(left + 6, 356, entries[:1]) + legend(left + 202, 356, entries[1:])
     parts.append(text(places[2] - 6, height(4) - 6, "bytes read", anchor="end", size=12))
     for name, (_, colour, shape) in zip(faster, entries, strict=True):
         for n, x in enumerate(places):

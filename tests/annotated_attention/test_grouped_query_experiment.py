@@ -1,5 +1,7 @@
 """What the page of `grouped_query` says of the experiments, held to their results."""
 
+from statistics import fmean
+
 from tests.coursekit.conftest import REPOSITORY
 
 from coursekit.experiments import load
@@ -28,3 +30,19 @@ def test_sharing_costs_least():
     parameters = LOSS.spread("parameters")
     assert 0.95e5 < parameters.low < parameters.high < 1.2e5
     assert LOSS.where(name="few").values("cache_bytes") == LOSS.where(kv_heads=1).values("cache_bytes")[:3]
+
+
+def test_where_one_head_begins():
+    first, mean, longer, random = (bits(f"{start} 1", 1) for start in ("first", "mean", "longer", "random"))
+    assert sum(a < b for a, b in zip(mean, first, strict=True)) == 2
+    assert all(max(a, b, c) < d for a, b, c, d in zip(first, mean, longer, random, strict=True))
+    assert all(a < b for a, b in zip(longer, mean, strict=True))
+    seen = [f"{fmean(each):.2f}" for each in (bits("all", 0), mean, first, random, longer)]
+    assert seen == ["2.70", "3.39", "3.35", "3.50", "3.32"]
+
+
+def test_turned_heads_are_the_best_start():
+    for g in (4, 2, 1):
+        for other in ("mean", "first", "random", "longer"):
+            assert all(a < b for a, b in zip(bits(f"turned {g}", 1), bits(f"{other} {g}", 1), strict=True))
+    assert f"{fmean(bits('turned 1', 1)):.2f}" == "3.11"
