@@ -245,21 +245,21 @@ def claims(runs: Runs) -> list[Claim]:
     waves = change("sliding", "sinusoidal")
     found = [
         Claim(
-            f"Trained on {short}, read at {far} with stride 1: sinusoidal loses more than ALiBi.",
+            f"Trained on {short}, read at {far} with stride 1: sinusoidal loses more than ALiBi",
             "perplexity 18.35 to 360, ALiBi 17.98 to 18.3",
             f"{Spread.of(waves):+.2f} bits per byte, ALiBi {Spread.of(flat):+.3f}",
             min(waves) > max(flat),
             quick=True,
         ),
         Claim(
-            "With stride 1, ALiBi changes by less than 0.1 bits per byte.",
+            "With stride 1, ALiBi changes by less than 0.1 bits per byte",
             "17.98 to 18.3",
             f"{Spread.of(flat):+.3f}",
             max(map(abs, flat)) < 0.1,
             quick=True,
         ),
         Claim(
-            "Less than half of what ALiBi gains in longer blocks is left with stride 1.",
+            "Less than half of what ALiBi gains in longer blocks is left with stride 1",
             "19.73 to 18.40 in blocks, none with stride 1",
             f"{Spread.of(gain):+.3f} in blocks, {Spread.of(flat):+.3f} with stride 1",
             all(b < 0 and f > b / 2 for b, f in zip(gain, flat, strict=True)),
@@ -281,21 +281,21 @@ def claims(runs: Runs) -> list[Claim]:
     seconds, kept = ratio("seconds"), ratio("kept")
     found += [
         Claim(
-            "All others lose more than a bit.",
+            "All others lose more than a bit",
             "–",
             f"sinusoidal {Spread.of(waves):+.2f}, learned {Spread.of(table):+.2f}, "
             f"rotary {Spread.of(turns):+.2f}",
             min(*waves, *table, *turns) > 1,
         ),
         Claim(
-            "At the trained length, ALiBi is as good as rotary positions.",
+            "At the trained length, ALiBi is as good as rotary positions",
             "–",
             f"{Spread.of(here):.2f} against {Spread.of(there):.2f}",
             statistics.fmean(here) <= max(there),
         ),
         Claim(
             f"With as many bytes in a step, sinusoidal on {far} takes longer than ALiBi on {short}, and "
-            "keeps more for the backward pass.",
+            "keeps more for the backward pass",
             "ALiBi trains 1.84 times as fast, on texts a sixth as long",
             f"{Spread.of(seconds):.2f} times the time, {Spread.of(kept):.2f} times the memory",
             min(seconds) > 1 and min(kept) > 1,
@@ -309,13 +309,13 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         *found,
         Claim(
-            f"In blocks of {far}, ALiBi trained on {short} beats sinusoidal trained on {far}.",
+            f"In blocks of {far}, ALiBi trained on {short} beats sinusoidal trained on {far}",
             "18.40 against 18.67, with 512 and 3,072",
             f"{Spread.of(ours):.2f} against {Spread.of(longer):.2f}",
             max(ours) < min(longer),
         ),
         Claim(
-            f"With stride 1 at {far}, ALiBi trained on {short} equals rotary trained on {far}.",
+            f"With stride 1 at {far}, ALiBi trained on {short} equals rotary trained on {far}",
             "–",
             f"{Spread.of(full):.2f} against {Spread.of(rotary):.2f}",
             statistics.fmean(full) <= max(rotary),

@@ -139,14 +139,14 @@ def claims(runs: Runs) -> list[Claim]:
     chance = 1 / VALUES
     found = [
         Claim(
-            "A fact further back than $L(w-1)$ moves no logit, before training or after.",
+            "A fact further back than $L(w-1)$ moves no logit, before training or after",
             "$L\\,W$ tokens",
             f"{within} of {len(windows)} models",
             within == len(windows),
             quick=True,
         ),
         Claim(
-            "Beyond the cliff the answers are a guess among eight.",
+            "Beyond the cliff the answers are a guess among eight",
             "–",
             f"{min(blind):.1%} to {max(blind):.1%} right",
             min(blind) == max(blind) == chance,
@@ -157,7 +157,7 @@ def claims(runs: Runs) -> list[Claim]:
     dense = runs.where(window=0, layers=1)
     least = [min(right) for right in dense.values("right")]
     one = Claim(
-        "One dense layer answers at every distance.",
+        "One dense layer answers at every distance",
         "–",
         f"{min(least):.0%} right at the worst distance",
         min(least) == 1,
@@ -175,13 +175,13 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         *found,
         Claim(
-            "Asked at the end, a relay of more hops takes longer to learn (1 to 4 layers of 8).",
+            "Asked at the end, a relay of more hops takes longer to learn (1 to 4 layers of 8)",
             "–",
             f"{', '.join(map(told, ladder))} {steps}",
             all(max(a) < min(b) for a, b in pairwise(ladder)),
         ),
         Claim(
-            "Of stacks that reach 28, one layer of 29 learns first, then two of 15, then four of 8.",
+            "Of stacks that reach 28, one layer of 29 learns first, then two of 15, then four of 8",
             "–",
             f"{', '.join(map(told, shapes))} {steps}",
             all(max(a) < min(b) for a, b in pairwise(shapes)),

@@ -279,21 +279,21 @@ def claims(runs: Runs) -> list[Claim]:
     dear = factors(token)
     found = [
         Claim(
-            "Attention alone: where nothing is asked, some head parks on the token that begins all texts.",
+            "Attention alone: where nothing is asked, some head parks on the token that begins all texts",
             "–",
             percent(token, "first_most"),
             min(token.values("first_most")) > 0.9,
             quick=True,
         ),
         Claim(
-            "To evict that token multiplies the error by 100 or more.",
+            "To evict that token multiplies the error by 100 or more",
             "perplexity 27.87, kept 18.05 (vanilla)",
             f"{min(dear):,.0f} to {max(dear):,.0f} times",
             min(dear) > 100,
             quick=True,
         ),
         Claim(
-            "Without it, a head cannot be silent; with a 1 in the denominator it can (error below a hundredth).",
+            "Without it, a head cannot be silent; with a 1 in the denominator it can (error below a hundredth)",
             "–",
             f"{sink.spread('error'):.1e}, without {silent.spread('error'):.1e}",
             max(sink.values("error")) < 0.01 * min(silent.values("error")),
@@ -313,31 +313,31 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         *found,
         Claim(
-            "With both, heads use the token as well: to evict it multiplies the error by more than 2.",
+            "With both, heads use the token as well: to evict it multiplies the error by more than 2",
             "perplexity 29214, kept 18.01 (zero sink)",
             f"{min(used):,.1f} to {max(used):,.1f} times; {percent(both, 'first')} parked",
             min(used) > 2,
         ),
         Claim(
-            "With MLPs behind, heads of the same task hardly need it: the error grows by less than a tenth of that.",
+            "With MLPs behind, heads of the same task hardly need it: the error grows by less than a tenth of that",
             "–",
             f"{min(spared):,.1f} to {max(spared):,.1f} times; {percent(mlp, 'first_most')} parked",
             max(spared) < 0.1 * min(dear),
         ),
         Claim(
-            "A model with MLPs that copies after a trigger parks more than 80% in some head.",
+            "A model with MLPs that copies after a trigger parks more than 80% in some head",
             "–",
             percent(copy, "first_most"),
             min(copy.values("first_most")) > 0.8,
         ),
         Claim(
-            "A language model puts more weight on a fixed first token than on a first byte.",
+            "A language model puts more weight on a fixed first token than on a first byte",
             "–",
             f"{percent(fixed, 'first')}, first byte {percent(crop, 'first')}",
             max(crop.values("first")) < min(fixed.values("first")),
         ),
         Claim(
-            "Sink logits take over part of that.",
+            "Sink logits take over part of that",
             "–",
             f"{percent(logit, 'first')}; on nothing {percent(logit, 'nothing')}",
             max(logit.values("first")) < min(fixed.values("first")),

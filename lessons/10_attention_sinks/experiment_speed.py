@@ -133,37 +133,37 @@ def claims(runs: Runs) -> list[Claim]:
     still = [each.measured["cache_grew"] == each.measured["cache_moved"] == 0 for each in runs]
     return [
         Claim(
-            "A step with a cache of sinks is faster than reading the window anew, at every size.",
+            "A step with a cache of sinks is faster than reading the window anew, at every size",
             "yes",
             f"{least.spread('faster'):.0f} times at {sizes[0]:,} tokens",
             min(map(min, lead)) > 1,
         ),
         Claim(
-            "Its lead grows with every doubling of the cache.",
+            "Its lead grows with every doubling of the cache",
             "yes",
             ", ".join(f"{statistics.median(times):.0f}" for times in lead) + " times",
             all(min(after) > max(before) for before, after in pairwise(lead)),
         ),
         Claim(
-            f"At {sizes[-1]:,} tokens it is at least what the paper reports at best.",
+            f"At {sizes[-1]:,} tokens it is at least what the paper reports at best",
             "22.2 times",
             f"{most.spread('faster'):.0f} times",
             min(lead[-1]) > 22.2,
         ),
         Claim(
-            "Sinks cost no time: beside a window of the same capacity, the median differs by less than 15%.",
+            "Sinks cost no time: beside a window of the same capacity, the median differs by less than 15%",
             "–",
             f"{statistics.median(beside):.2f} of its time",
             abs(statistics.median(beside) - 1) < 0.15,
         ),
         Claim(
-            "A token beyond the four millionth takes as long as the first, to 15%.",
+            "A token beyond the four millionth takes as long as the first, to 15%",
             "–",
             f"{statistics.median(later):.2f} of its time",
             abs(statistics.median(later) - 1) < 0.15,
         ),
         Claim(
-            "Beyond token four million the cache lies where it lay, in the same bytes.",
+            "Beyond token four million the cache lies where it lay, in the same bytes",
             "flat",
             f"{most.values('cache_bytes')[0] / 2**20:.2f} MiB a layer at {sizes[-1]:,} tokens",
             all(still),
