@@ -69,14 +69,14 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict]:
     if size not in ("quick", "default"):
         raise ValueError(f"size is {size!r}: quick or default is wanted, nothing here needs a GPU")
     quick = size == "quick"
-    common = {"kind": "loss", "steps": 30 if quick else 800, "bytes": 2048 if quick else 32_768}
+    common = {"kind": "loss", "steps": 10 if quick else 800, "bytes": 2048 if quick else 32_768}
     common["length"] = 32 if quick else 64
 
     # A token leaves `2 * kv_heads * width` numbers in a cache: the last three leave the same.
     shapes = [("shared", H, g, D) for g in GROUPS]
     shapes += [("widened", H, 1, D), ("few", 1, 1, D), ("narrow", 4, 4, D // 4)]
     speed = {"kind": "speed", "timed": True, "d_model": 128 if quick else 1024}
-    speed |= {"cached": 256 if quick else 4096, "rounds": 2 if quick else 9}
+    speed |= {"cached": 128 if quick else 4096, "rounds": 2 if quick else 9}
     plans = []
     for seed in seeds:
         for name, heads, kv_heads, width in shapes:

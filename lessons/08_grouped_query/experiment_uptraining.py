@@ -70,7 +70,7 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict]:
         raise ValueError(f"size is {size!r}: quick or default is wanted, nothing here needs a GPU")
     quick = size == "quick"
     common = {"length": 32 if quick else 64, "bytes": 2048 if quick else 32_768}
-    common |= {"steps": 200 if quick else 800, "more": 4 if quick else 40}
+    common |= {"steps": 160 if quick else 800, "more": 4 if quick else 40}
     plans = []
     for seed in seeds:
         plans.append({"kind": "converted", "starts": list(STARTS), **common, "seed": seed})

@@ -334,14 +334,17 @@ else:
     print("The results are not here: `attn experiment grouped_query` makes them.")
 
 # %% [markdown]
+# <details markdown="1"><summary>What came out</summary>
+#
 # Few heads from the start cost such small models nothing, but for chance; one *query* head beside the same cache
 # costs some 6%, narrow heads some 20%. A conversion is another matter. New heads are the worst start, as in the
 # paper. Whether the mean or the first head is better, the seeds do not agree. Turned heads are far better than
 # both. T5's heads may be more alike, or its 5% enough to forget where they began: ours are 40 steps.
 #
+# </details>
+#
 # ## Now you
 #
-# - In section 2, which heads are right for eight query heads on four key heads? Work it out, then run it.
 # - In section 6, turn the keys only, or the values only. Which of the two brings more?
 # - Then write it yourself: `attn start grouped_query` puts the tasks into your working folder, and
 #   `attn check grouped_query` tells you how far you are.
