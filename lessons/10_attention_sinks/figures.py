@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from annotated_attention.scaled_dot_product import attention_weights
 from coursekit.experiments import load
 
 LENGTH, CONTENT = 16, 8
-NOTHING = Path(__file__).parent / "results" / "experiment_nothing.default.json"
-SPEED = NOTHING.with_name("experiment_speed.default.json")
+STREAMED = Path(__file__).parent / "results" / "experiment.default.json"
+NOTHING = STREAMED.with_name("experiment_nothing.default.json")
+SPEED = STREAMED.with_name("experiment_speed.default.json")
 
 
 def text(
@@ -45,7 +47,7 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width
     return f'<line {place} stroke="var(--{colour})" stroke-width="{width:g}"/>'
 
 
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
+def svg(width: float, height: float, title: str, parts: list[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
@@ -118,6 +120,94 @@ def distances() -> str:
     parts.append(text(length * cell, base, "window", anchor="end", colour="bias"))
     title = "Distances in the window are those of the text, distances to the two sinks stop at 5 and 4"
     return svg(length * cell + 2, base + 6, title, parts)
+
+
+def band(xs: list[float], lows: list[float], highs: list[float], colour: str) -> str:
+    """What lies between the lowest and the highest of the seeds."""
+    there = [f"{x:.1f},{y:.1f}" for x, y in zip(xs, highs, strict=True)]
+    back = [f"{x:.1f},{y:.1f}" for x, y in zip(xs, lows, strict=True)]
+    return f'<polygon points="{" ".join(there + back[::-1])}" fill="var(--{colour})" fill-opacity="0.22"/>'
+
+
+def curve(xs: list[float], ys: list[float], colour: str) -> str:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+    return f'<polyline points="{points}" fill="none" stroke="var(--{colour})" stroke-width="2"/>'
+
+
+def lines_of_seeds(
+    seeds: dict[str, list[list[float]]],
+    xs: list[float],
+    place: Callable[[float], float],
+    colours: dict[str, str],
+) -> list[str]:
+    """For each name the mean over its seeds as a line, and their range as a band."""
+    parts = []
+    for name, lists in seeds.items():
+        numbers = list(zip(*lists, strict=True))
+        lows, highs = [place(min(few)) for few in numbers], [place(max(few)) for few in numbers]
+        parts.append(band(xs, lows, highs, colours[name]))
+        parts.append(curve(xs, [place(sum(few) / len(few)) for few in numbers], colours[name]))
+    return parts
+
+
+def sinks_needed() -> str:
+    """What streaming costs above reading the cache anew, by the number of sinks, for three ways to train."""
+    runs, counts = load(STREAMED).runs.where(position="rotary"), (0, 1, 2, 4, 8)
+    seeds = {}
+    for kind in ("vanilla", "zero", "token"):
+        measured = [run.measured for run in runs.where(kind=kind)]
+        seeds[kind] = [[each[f"sinks_{n}"] - each["recompute"] for n in counts] for each in measured]
+    every = [number for lists in seeds.values() for numbers in lists for number in numbers]
+    low, high = math.floor(50 * min(every)) / 50, math.ceil(50 * max(every)) / 50
+    left, right, top, bottom = 46, 400, 26, 190
+
+    def place(value: float) -> float:
+        return bottom - (value - low) / (high - low) * (bottom - top)
+
+    xs = [left + 14 + n * (right - left - 28) / 4 for n in range(5)]
+    parts = [text(0, 14, "bits per byte above reading anew", anchor="start", size=12)]
+    for n in range(round(low * 50), round(high * 50) + 1):
+        parts.append(line(left, place(n / 50), right, place(n / 50), "soft" if n == 0 else "line"))
+        number = f"{n / 50:.2f}".replace("-", "−")
+        parts.append(text(left - 6, place(n / 50) + 4, number, anchor="end", size=12))
+    colours = {"vanilla": "key", "zero": "bias", "token": "weights"}
+    parts += lines_of_seeds(seeds, xs, place, colours)
+    for n, x in zip(counts, xs, strict=True):
+        parts.append(text(x, bottom + 18, str(n), size=12))
+    parts.append(text((left + right) / 2, bottom + 36, "sinks kept, of 32 places", size=12))
+    for n, (name, said) in enumerate(
+        {"token": "sink token", "zero": "zero sink", "vanilla": "vanilla"}.items()
+    ):
+        parts.append(text(right, top + 14 + 18 * n, said, anchor="end", colour=colours[name]))
+    title = "Without a sink the model that was trained with a sink token loses; with one it does not"
+    return svg(410, bottom + 44, title, parts)
+
+
+def streamed() -> str:
+    """Bits per byte along a stream of sixteen caches: full attention, a window, one sink and a window."""
+    runs = load(STREAMED).runs.where(kind="token", position="rotary")
+    names = {"full": "all of the stream", "sinks_0": "a window of 32", "sinks_1": "one sink, 31 newest"}
+    seeds = {name: [run.measured["along"][name] for run in runs] for name in names}
+    left, right, top, bottom, high = 34, 620, 26, 210, 6.0
+
+    def place(value: float) -> float:
+        return bottom - (value - 2) / (high - 2) * (bottom - top)
+
+    xs = [left + (n + 0.5) * (right - left) / 16 for n in range(16)]
+    parts = [text(0, 14, "bits per byte", anchor="start", size=12)]
+    for n in range(2, round(high) + 1):
+        parts.append(line(left, place(n), right, place(n)))
+        parts.append(text(left - 6, place(n) + 4, str(n), anchor="end", size=12))
+    colours = {"full": "query", "sinks_0": "bias", "sinks_1": "weights"}
+    parts += lines_of_seeds(seeds, xs, place, colours)
+    for n in range(0, 513, 64):
+        parts.append(text(left + n * (right - left) / 512, bottom + 18, str(n), size=12))
+    parts.append(text((left + right) / 2, bottom + 36, "byte of the stream", size=12))
+    heights = (place(5.4), place(3.5), place(3.5) + 18)
+    for (name, said), y in zip(names.items(), heights, strict=True):
+        parts.append(text(right, y, said, anchor="end", colour=colours[name]))
+    title = "Beyond the trained length full attention costs more and more; a window and a sink stay where they are"
+    return svg(right + 14, bottom + 44, title, parts)
 
 
 def quiet_texts(count: int, first_token: bool, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
