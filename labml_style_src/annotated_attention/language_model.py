@@ -273,8 +273,11 @@ class LanguageModel(nn.Module):
         if tokens.ndim != 2 or tokens.is_floating_point():
             came = f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}"
             raise ValueError(f"{came}: integers of shape b t are wanted")
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < v:
-            came = f"tokens lie between {tokens.min()} and {tokens.max()}"
+        # Compared as Python's numbers: as a byte, 256 would be 0.
+        within = tokens if tokens.numel() else tokens.new_zeros(1)
+        low, high = (int(x) for x in within.aminmax())
+        if not 0 <= low <= high < v:
+            came = f"tokens lie between {low} and {high}"
             raise ValueError(f"{came}: 0 to vocab_size - 1 = {v - 1} is wanted")
         if caches is not None and len(caches) != n_layers:
             came = f"caches are {len(caches)}"

@@ -249,6 +249,12 @@ def test_cost_counts_the_products() -> None:
     assert language_model_cost(layers, 6 * 128)[1] == pytest.approx(2 * 6 * 12 * 4 * 128**2, rel=0.001)
 
 
+def test_bytes_are_tokens() -> None:
+    model = LanguageModel(replace(CONFIG, vocab_size=256))
+    tokens = some_tokens()
+    assert model(tokens.to(torch.uint8)).equal(model(tokens))
+
+
 def test_wrong_input_is_refused() -> None:
     model, tokens = build(), some_tokens()
     call = proof.bare(LanguageModel.forward)
