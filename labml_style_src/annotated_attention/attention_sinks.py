@@ -82,7 +82,7 @@ texts begin anywhere never learned to park and loses nothing, with a zero sink o
 [check:test_who_never_parked_loses_nothing]: a collapse takes a larger model.
 
 ![What a stream costs above reading the cache anew for every byte, by the number of sinks, for three ways to
-train. Bands: three seeds.](figure:sinks_needed)
+train; vanilla and zero sink lie on each other. Bands: three seeds.](figure:sinks_needed)
 
 The four cases, in bits above reading anew: dropped, 0.08 however one counts. Kept and counted in the cache,
 0.00. Kept and counted in the text, four sinks cost 1.05, far more than none [check:test_the_four_cases]. So

@@ -203,7 +203,7 @@ def streamed() -> str:
     for n in range(0, 513, 64):
         parts.append(text(left + n * (right - left) / 512, bottom + 18, str(n), size=12))
     parts.append(text((left + right) / 2, bottom + 36, "byte of the stream", size=12))
-    heights = (place(5.4), place(3.5), place(3.5) + 18)
+    heights = (place(4.5), place(3.5), place(3.5) + 18)
     for (name, said), y in zip(names.items(), heights, strict=True):
         parts.append(text(right, y, said, anchor="end", colour=colours[name]))
     title = "Beyond the trained length full attention costs more and more; a window and a sink stay where they are"
