@@ -17,7 +17,7 @@ $$H_0 = I, \qquad H_L = \big[\,(I + A)\, H_{L-1} > 0\,\big]$$
 If $H_{L,ij} = 0$ then no parameters, trained or not, can make the output at $i$ depend on token $j$. Change
 the fact, and the logits stay the same, in every bit [check:test_unheard_facts_move_no_bit]. With $v$ values,
 all as likely, the answer is right once in $v$ times, whatever it is [check:test_a_guess_is_right_once_in_v].
-That is a cliff, and no data, depth of thought or width of the stream moves it:
+That is a cliff, and no data, training or width moves it:
 
 - a causal window: $i$ has heard of $j$ if $0 \le i - j \le L(w-1)$
   [check:test_windows_hear_as_far_as_they_reach];
