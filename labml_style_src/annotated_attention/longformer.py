@@ -41,6 +41,14 @@ The bridge is narrow. What crosses by way of $G$ tokens is $G$ vectors. So in tw
 passage to another, far from it, has a rank of at most $G m$, for $m$ numbers a token, however long both are
 [check:test_the_bridge_is_narrow]. A global token carries a summary. It does not copy a sentence across.
 
+A small model shows it, trained to answer for [a planted fact](../sliding_window_recall/index.md). A window
+alone ends where it must. One global token brings one fact to any place. Of eight facts, each asked for by
+some, 32% of the answers are right over two arcs, where dense attention looks all of them up
+[check:test_one_token_carries_one_fact|32%].
+
+![Two layers, 64 tokens: right answers by distance, mean and range of three seeds (measured in lesson 12).
+](figure:recall)
+
 ## Projections of their own
 
 To ask what a text is about is another task than to ask which noun this adjective belongs to. So a global
