@@ -187,7 +187,7 @@ def recall() -> str:
         parts.append(f'<polyline points="{middle}" {line}/>')
         kind = "window" if pattern == "window" else "and a global token, "
         kind += "" if pattern == "window" else "one fact" if facts == 1 else "eight facts"
-        y = points[0][9][1] - 8
+        y = points[0][9][1] + (17 if pattern == "window" else -8)
         parts.append(text(left + width * 9 / 14, y, kind, colour=colour, size=12))
     for r in (0, 5, 10):
         parts.append(text(left + width * r / 14, top + height + 18, f"{r}", size=12))
