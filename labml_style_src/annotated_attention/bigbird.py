@@ -84,8 +84,7 @@ of which it then fills four: with equal scores it takes half of the weight, in t
 Random arcs alone do better than a window alone, the two together better still, and not as well as all: hence
 the global tokens. With them, at 4,096 tokens, both forms predict masked words better (ITC with 1.678 bits a
 character, ETC with 1.611) than RoBERTa at 512 (1.846; table 10). But ITC has $n_r = 3$, and ETC, the better
-one, has **no random blocks** (table 8). Where tokens are global, chance adds little; the graph says why, and
-when more.
+one, has **no random blocks** (table 8). Where tokens are global, chance adds at most room; see the graph.
 
 **Source.** Zaheer et al. (2020), arXiv:2007.14062, section 2 (its $A$ is ours for single tokens, its $n$ our
 $t$) and appendix D (blocks; its $b$ is our $u$, and its $w, g, r$ are our $n_w, n_g, n_r$).
