@@ -80,11 +80,11 @@ def plan(size: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     common = {"quick": QUICK, "default": DEFAULT, "full": FULL}[size]
     short = {"quick": 32, "default": 64, "full": 512}[size]
     tested = [int(short * factor) for factor in FACTORS]
-    positions, long, timed = POSITIONS, [], TIMED
+    positions, long, timed = POSITIONS, LONG, TIMED
     if size == "quick":
-        positions, timed = ["alibi", "sinusoidal"], []
+        positions, long, timed = ["alibi", "sinusoidal"], [], []
     if size == "full":
-        positions, long = [*POSITIONS, "none"], LONG
+        positions = [*POSITIONS, "none"]
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         for position in positions:

@@ -175,14 +175,14 @@ def claims(runs: Runs) -> list[Claim]:
     found = [
         Claim(
             "Where no path of $L$ arcs leads from the fact to the question, no logit moves and the "
-            "answer is a guess among eight.",
+            "answer is a guess among eight",
             "–",
             f"{leaked} logits moved, {min(guesses):.1%} to {max(guesses):.1%} right",
             leaked == 0 and max(abs(right - chance) for right in guesses) < 1e-9,
             quick=True,
         ),
         Claim(
-            "Where there is a path, training finds it: at least 95% are right, however many arcs.",
+            "Where there is a path, training finds it: at least 95% are right, however many arcs",
             "–",
             f"{min(known):.1%} to {max(known):.1%} right",
             min(known) >= 0.95,
@@ -203,43 +203,43 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         *found,
         Claim(
-            "A window alone knows less than random blocks alone, of as many blocks a row (two layers).",
+            "A window alone knows less than random blocks alone, of as many blocks a row (two layers)",
             "58.3 against 60.1 (MLM)",
             f"{window:.0%} against {random:.0%} right",
             window.high < random.low,
         ),
         Claim(
-            "Window and random together know more than either alone, of as many blocks a row.",
+            "Window and random together know more than either alone, of as many blocks a row",
             "62.7 (MLM)",
             f"{both:.0%} right",
             both.low > max(random.high, window.high),
         ),
         Claim(
-            "With a global token two layers answer at every distance, and one layer does not.",
+            "With a global token two layers answer at every distance, and one layer does not",
             "–",
             f"{least(far):.0%} right or more with two, {most(near):.0%} or less with one",
             least(far) >= 0.95 and most(near) < 0.8,
         ),
         Claim(
-            "Random blocks add nothing to global ones for a single fact (two layers).",
+            "Random blocks add nothing to global ones for a single fact (two layers)",
             "the better of two BigBirds has none (table 8)",
             f"{far[2]:.0%} with, {far[1]:.0%} without",
             far[2].low - far[1].high < 0.02,
         ),
         Claim(
-            "What has to cross a global token gets worse with eight facts; dense attention looks them up.",
+            "What has to cross a global token gets worse with eight facts; dense attention looks them up",
             "–",
             f"one fact {lone:.0%}, eight {one_hub:.0%} right over two arcs; dense {lookup:.0%}",
             one_hub.high < min(lone.low, lookup.low) and lookup.low >= 0.95,
         ),
         Claim(
-            "Four global tokens carry more of the eight than one.",
+            "Four global tokens carry more of the eight than one",
             "–",
             f"{four_hubs:.0%} against {one_hub:.0%} right over two arcs",
             four_hubs.low > one_hub.high,
         ),
         Claim(
-            "With eight facts, random blocks help what crosses the global ones.",
+            "With eight facts, random blocks help what crosses the global ones",
             "–",
             f"{lots:.0%} against {four_hubs:.0%} right over two arcs",
             lots.low > four_hubs.high,
