@@ -237,7 +237,7 @@ def linear_state_bytes(
     ![One token more, in a model of eight layers: how many times as long as with states, over the tokens
     before it.](figure:baselines)
 
-    [So it is here](../../results.md#linear). A model of eight layers, 256 wide, writes 784 tokens ten times
+    [So it is here](../../results.md#linear). A model of eight layers, 256 wide, writes 784 tokens six times
     or so as fast as one that reads its prefix again [check:test_a_prefix_is_an_easy_opponent], and not twice
     as fast as one with a cache [check:test_a_cache_is_not]: most of a token's time goes to projections, which
     both have. Many long texts at once are where states pay [check:test_many_texts_are_where_it_pays],

@@ -88,3 +88,16 @@ def test_nobody_uses_more_than_32_bytes() -> None:
     for position in POSITIONS:
         best = min(fmean(bits(position, length)) for length in (64, 72, 96, 128, 256, 512))
         assert best > min(fmean(bits(position, length)) for length in (4, 8, 16, 32))
+
+
+def test_trained_long() -> None:
+    """ALiBi trained on 64 against models trained on 512, at 512; and what their training on fewer texts costs."""
+
+    def at(position: str, trained_on: int, length: int, how: str = "sliding") -> list[float]:
+        runs = RESULTS.runs.where(position=position, length=trained_on)
+        return Runs(run for run in runs if "tested" in run.settings).values(f"{how}_{length}")
+
+    for how in ("sliding", "blocks"):
+        for position in ("sinusoidal", "rotary"):
+            assert fmean(at("alibi", 64, 512, how)) < min(at(position, 512, 512, how))
+    assert min(at("rotary", 512, 512)) > max(at("rotary", 64, 64))
