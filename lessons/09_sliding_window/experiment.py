@@ -191,7 +191,7 @@ def claims(runs: Runs) -> list[Claim]:
 
 def whole_reach(runs: Runs, when: str, *, quick: bool = False) -> Claim:
     whole = [min(run.measured["right"][: run.measured["reach"]]) == 1 for run in runs]
-    says = f"Training uses the whole reach: right at every distance up to the cliff, {when}."
+    says = f"Training uses the whole reach: right at every distance up to the cliff, {when}"
     return Claim(says, "–", f"{sum(whole)} of {len(whole)} models", all(whole), quick=quick)
 
 

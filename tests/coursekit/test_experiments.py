@@ -227,4 +227,4 @@ def test_a_page_has_a_row_for_each_claim(experiment):
     assert "| It is $2n$. | 2 | 2.0 | holds |" in table
     assert "`attn experiment gated`: 2 runs, 1 seed" in table
     failed = dataclasses.replace(results, claims=[Claim("Thrice.", "3", "2", False)])
-    assert "| Thrice. | 3 | 2 | does not hold here |" in told.table(failed)
+    assert "| Thrice. | 3 | 2 | not here |" in told.table(failed)

@@ -272,10 +272,12 @@ def test_a_hand_written_page_shows_what_experiments_found_and_figures_of_lessons
     text = lesson.figures.read_text("utf-8")
     lesson.figures.write_text(f"{text}\nfrom pathlib import Path\n{DRAWN}", "utf-8")
     page = root / "docs" / "more.md"
-    page.write_text("# More\n\n[results:gated]\n\n![A](figure:gated.measured)\n", "utf-8")
+    page.write_text("# More\n\n[results:gated]\n\n[results]\n\n![A](figure:gated.measured)\n", "utf-8")
     site.build(Course(root))
     html = built(warm_course, "more/index.html")
-    assert "does not hold here" in html
+    assert "not here" in html
+    assert '<a href="#gated-claims">Twice</a></td>\n<td>0 of 1 claim</td>' in html
+    assert '<a id="gated-claims">' in html
     assert "1 run, 1 seed, 2 minutes of runs on 2 cores, PyTorch 2.13, 2026-01-02" in html
     assert "<title>4</title>" in html
     # What was measured since is drawn anew.
@@ -286,6 +288,6 @@ def test_a_hand_written_page_shows_what_experiments_found_and_figures_of_lessons
     edit(page, "figure:gated.measured", "figure:gated.lost")
     said = "\n".join(faults(warm_course))
     assert "docs/more.md:3: unknown experiment 'gaited': there are gated" in said
-    assert "docs/more.md:5: unknown figure 'gated.lost'" in said
+    assert "docs/more.md:7: unknown figure 'gated.lost'" in said
     edit(page, "results:gaited", "results:gated.full")
     assert "docs/more.md:3: " in "\n".join(faults(warm_course))

@@ -1,17 +1,17 @@
 """What an experiment found, in words: for a terminal and for a page."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coursekit.course import CourseError, Experiment
-from coursekit.experiments import Claim, Results
-from coursekit.words import count
+from coursekit.experiments import Claim, Results, load
+from coursekit.words import count, of
 
-COLUMNS = ("Claim", "Paper", "Here", "")
+COLUMNS = ("Claim", "Paper", "Here", "Verdict")
 
 
 def title(experiment: Experiment) -> str:
@@ -23,7 +23,7 @@ def title(experiment: Experiment) -> str:
 
 
 def verdict(claim: Claim) -> str:
-    return "holds" if claim.holds else "does not hold here"
+    return "holds" if claim.holds else "not here"
 
 
 def plain(results: Results) -> str:
@@ -47,7 +47,18 @@ def table(results: Results) -> str:
     rows = [f"| {claim.says} | {claim.paper} | {claim.ours} | {verdict(claim)} |" for claim in results.claims]
     option = {"default": "", "full": " --full"}[results.size]
     command = f"`attn experiment {results.experiment}{option}`: {source(results)}."
-    return "\n".join([f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|", *rows, "", command])
+    anchor = f'<a id="{results.experiment}-claims"></a>'
+    return "\n".join([anchor, "", f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|", *rows, "", command])
+
+
+def overview(experiments: Iterable[Experiment]) -> str:
+    """For a page: how many claims of each experiment hold, with links to the tables."""
+    rows = []
+    for experiment in experiments:
+        claims = load(experiment.results("default")).claims
+        held = of(sum(claim.holds for claim in claims), len(claims), "claim")
+        rows.append(f"| [{title(experiment)}](#{experiment.name}-claims) | {held} |")
+    return "\n".join(["| Experiment | Holds here |", "|---|---|", *rows])
 
 
 @contextmanager

@@ -3,7 +3,7 @@ tests of mechanisms prove.
 
 `![caption](figure:name)` is what `name()` in `docs/figures.py` returns, and `figure:slug.name` a figure of that
 lesson; `[check:slug.test_name]` is the record of a test in the proof of that mechanism; a line `[results:name]` the
-table of that experiment, and `[results:name.full]` that of its run on a GPU.
+table of that experiment, `[results:name.full]` that of its run on a GPU, and `[results]` how many claims of each hold.
 """
 
 import re
@@ -18,7 +18,7 @@ from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.proofs.checks import Checks
 from coursekit.pages.proofs.records import Record, Records, known_tests
 
-RESULTS = re.compile(r"^\[results:(?P<name>\w+)(?:\.(?P<size>\w+))?\]$", re.MULTILINE)
+RESULTS = re.compile(r"^\[results(?::(?P<name>\w+)(?:\.(?P<size>\w+))?)?\]$", re.MULTILINE)
 
 
 def render(course: Course, path: Path, drawings: Mapping[str, str] | PageError, proofs: Records) -> str:
@@ -45,6 +45,8 @@ def with_results(course: Course, name: str, text: str) -> tuple[str, list[Proble
 
     def table(match: re.Match[str]) -> str:
         try:
+            if match["name"] is None:
+                return told.overview(course.experiments)
             if match["name"] not in there:
                 raise CourseError(
                     f"unknown experiment '{match['name']}': there are {', '.join(there) or 'none'}"
