@@ -264,7 +264,7 @@ def measured():
 
 def test_a_hand_written_page_shows_what_experiments_found_and_figures_of_lessons(warm_course):
     root, lesson = warm_course.root, warm_course.lesson("gated")
-    (lesson.folder / "experiment.py").write_text('"""# Twice"""\n', "utf-8")
+    (lesson.folder / "experiment.py").write_text('"""# Twice\n"""\n', "utf-8")
     results = lesson.folder / "results" / "experiment.default.json"
     results.parent.mkdir()
     results.write_text(EXPERIMENT_RESULTS, "utf-8")
