@@ -1,6 +1,5 @@
 """How time and memory grow with the length of a text: ours beside its peers, with the exponents that fit."""
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import Function, compare, device, forward_backward
+from coursekit.experiments.memory import Peak
 
 HEADS, WIDTH, ROUNDS = 8, 64, 3
 
@@ -58,29 +57,6 @@ def exponent(rows: Sequence[Mapping[str, Any]], column: str, length: str = "t") 
     """The slope of a line through the logarithms, over the last three lengths: in short texts other things weigh."""
     points = np.log([[row[length], row[column]] for row in rows if column in row][-3:])
     return float(np.polyfit(*points.T, 1)[0])
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that new tensors held at one time, on any device; what a kernel takes for itself is not seen."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.held = {x.untyped_storage()._cdata: 0 for x in known}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
-                storage = x.untyped_storage()
-                self.held[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.free, storage._cdata)
-        return result
-
-    def free(self, which: int) -> None:
-        self.now -= self.held.pop(which)
 
 
 def peak_mib(function: Callable[[], Any], known: Sequence[Tensor]) -> float:

@@ -265,7 +265,7 @@ def above(runs: Runs, kind: str, name: str, less: str, position: str = "rotary")
 
 
 def told(values: Sequence[float]) -> str:
-    return f"{Spread.of(values):+.3f} bits".replace("-", "−")
+    return f"{Spread.of(values):+.3f} bits"
 
 
 def claims(runs: Runs) -> list[Claim]:

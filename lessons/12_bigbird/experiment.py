@@ -250,11 +250,7 @@ def claims(runs: Runs) -> list[Claim]:
 def crossing(runs: Runs, pattern: str, facts: int) -> Spread:
     """Right answers in two layers, where one would not do."""
     chosen = runs.where(pattern=pattern, layers=2, facts=facts)
-    return spread([right[2] for right in chosen.values("right_by_hops")])
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(sum(values) / len(values), min(values), max(values))
+    return Spread.of([right[2] for right in chosen.values("right_by_hops")])
 
 
 def least(spreads: Sequence[Spread]) -> float:

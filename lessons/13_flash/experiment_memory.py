@@ -31,7 +31,6 @@ import statistics
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,35 +38,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_attention.flash import flash_attention
 from coursekit.experiments import Claim, Runs
+from coursekit.experiments.memory import Peak
 
 D = 64
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that new tensors held at one time."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.held = {x.untyped_storage()._cdata: 0 for x in known}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
-                storage = x.untyped_storage()
-                self.held[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.free, storage._cdata)
-        return result
-
-    def free(self, which: int) -> None:
-        self.now -= self.held.pop(which)
 
 
 def attention(settings: dict) -> Callable[..., Tensor]:

@@ -34,7 +34,6 @@ than by one. Against a cache one text loses a little; 16 texts, over 3,072 token
 """
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -45,13 +44,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotated_attention.kv_cache import KVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.linear import linear_attention, linear_attention_step, linear_cost
 from annotated_attention.linear_decoding import LinearCache, LinearSelfAttention
 from coursekit.experiments import Claim, Runs
+from coursekit.experiments.memory import Peak
 
 WIDTH, HEADS = 64, 8
 PIXELS, NUMBERS = 784, 3072  # an image of MNIST, one of CIFAR-10
@@ -192,29 +191,6 @@ def memory(inputs: Tensor) -> dict:
             attend(*given).sum().backward()
         found[f"{name}_mib"] = seen.most / 2**20
     return found
-
-
-class Peak(TorchDispatchMode):
-    """What a kernel takes for itself is not seen."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.held = {x.untyped_storage()._cdata: 0 for x in known}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
-                storage = x.untyped_storage()
-                self.held[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.free, storage._cdata)
-        return result
-
-    def free(self, which: int) -> None:
-        self.now -= self.held.pop(which)
 
 
 def crossing(runs: Runs, slow: str, fast: str) -> list[float]:
