@@ -26,9 +26,8 @@ place is made of the token *before* it (a short convolution, cut down to a shift
 $W_Q$; behind the mechanism stands an RMS norm. All have these, the same steps, rates and texts. One layer, so that the
 state is that layer's and a window is as far as it says. Softmax reads in four heads of width 8; a state is one head
 with values of width 32 and keys of width $d$, the rows, which set its size. Counted: right answers in 256 new texts,
-and the bytes in float32 that the layer keeps at the end of a text; not the last token, which the shift keeps in all
-alike. Beside it, `recall_accuracy`: random tables, no
-training.
+and the bytes in float32 that the layer keeps at the end of a text (but for the token that the shift keeps, in all
+alike). Beside it, `recall_accuracy`: random tables, no training.
 
 **Outcome.** A softmax as expected, with one key head too. Windows are within three in a hundred of the share they hold;
 that of 8 tokens stays below it, for so few questions that it can answer teach it little in 300 steps. Sinks do count
