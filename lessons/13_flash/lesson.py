@@ -287,6 +287,14 @@ for name, (_, kept, products) in {name: seen[name, 2048] for name in ("all score
 #
 # **Predict.** In a fast memory of 192 KiB, tiles of 64 keys and 16 to 512 queries: does traffic fall with the
 # size of the tile all the way? And in bf16, who is nearer to the exact output, tiles or the plain formula?
+#
+# <details markdown="1"><summary>Answer</summary>
+#
+# Traffic halves with every doubling, until the tile spills: then its scores go out and come back, as in the plain
+# formula. And tiles lie three times nearer, or more. Scores and weights of a tile are never written out, so they
+# can be in float32 for free, and so can the sums. "Sloppy" keeps those in bf16: with every tile it gets worse.
+#
+# </details>
 
 # %%
 folder = pathlib.Path("results")
@@ -314,10 +322,6 @@ else:
 plt.show()
 
 # %% [markdown]
-# Traffic halves with every doubling, until the tile spills: then its scores go out and come back, as in the plain
-# formula. And tiles lie three times nearer, or more. Scores and weights of a tile are never written out, so they
-# can be in float32 for free, and so can the sums. "Sloppy" keeps those in bf16: with every tile it gets worse.
-#
 # ## 7. Many texts with one beginning
 #
 # Eight texts begin with the same 512 tokens, then each has 32 of its own. Each is to write its next token.

@@ -144,6 +144,8 @@ def test_stopped_it_goes_on_where_it_was(course, experiment, with_signal):
         cwd=course.root,
         env=environment_of(Course(Path(__file__).parents[2])),
         stderr=subprocess.PIPE,
+        # A shell starts what it puts into the background deaf to Ctrl-C, and the tests may be there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while not (kept := experiment.unfinished("default")).exists() or len(load(kept).runs) < 2:
             time.sleep(0.02)

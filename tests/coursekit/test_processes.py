@@ -48,6 +48,8 @@ def test_ctrl_c_ends_all_at_once_and_without_a_word(tmp_path: Path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell starts what it puts into the background deaf to Ctrl-C, and the tests may be there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         until = time.monotonic() + 60

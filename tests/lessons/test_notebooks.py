@@ -14,7 +14,7 @@ from coursekit.pages import notebooks
 COURSE = find_course(Path(__file__))
 LESSONS = [pytest.param(lesson, id=lesson.slug) for lesson in COURSE.lessons]
 # Beside the standard library; all of it comes with what the first cell installs.
-MAY_IMPORT = {"annotated_attention", "torch", "numpy", "matplotlib"}
+MAY_IMPORT = {"annotated_attention", "coursekit", "torch", "numpy", "matplotlib"}
 
 pytestmark = pytest.mark.parametrize("lesson", LESSONS)
 
