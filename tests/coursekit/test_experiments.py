@@ -147,11 +147,15 @@ def test_stopped_it_goes_on_where_it_was(course, experiment, with_signal):
         # A shell starts what it puts into the background deaf to Ctrl-C, and the tests may be there.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        while not (kept := experiment.unfinished("default")).exists() or len(load(kept).runs) < 2:
+        kept = experiment.unfinished("default")
+        while process.poll() is None and (not kept.exists() or len(load(kept).runs) < 2):
             time.sleep(0.02)
         process.send_signal(with_signal)
-        assert process.stderr is not None
-        assert b"Traceback" not in process.stderr.read() or with_signal == signal.SIGKILL
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert b"Traceback" not in said or with_signal == signal.SIGKILL
     wait.unlink()
     assert [run.settings["seed"] for run in load(experiment.unfinished("default")).runs] == [0, 1]
     assert len(running.perform(experiment, "default").runs) == 6
