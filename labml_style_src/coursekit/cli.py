@@ -229,8 +229,8 @@ def verify(
 @app.command()
 def experiment(
     name: Annotated[
-        str, typer.Argument(help="A lesson, or one experiment of it: `attn experiment` names them.")
-    ],
+        str | None, typer.Argument(help="A lesson, or one experiment of it; without it, the list of them.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="In seconds: does it run? Nothing is kept.")] = False,
     full: Annotated[bool, typer.Option("--full", help="As large as a GPU allows.")] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; 3 by default, 1 with --quick.")] = None,
@@ -242,6 +242,10 @@ def experiment(
 
     if quick and full:
         raise typer.BadParameter("--quick and --full are two sizes: choose one")
+    if name is None:
+        for each in find_course().experiments:
+            say(f"{each.name}: {told.title(each)}")
+        return
     size = "quick" if quick else "full" if full else "default"
     for each in find_course().experiments_of(name):
         say(f"{each.name}: {told.title(each)}")

@@ -221,6 +221,9 @@ def test_the_command_says_what_holds_and_where_it_is(course, experiment):
     assert "gated: Twice as much" in ran.stdout
     assert "  It is $2n$.\n    paper: 2; here: 2.0: holds\n" in ran.stdout
     assert "lessons/01_gated/results/experiment.default.json" in ran.stdout
+    assert "1 seed, less than a minute of runs on" in ran.stdout
+    listed = subprocess.run(command[:4], cwd=course.root, env=environment, capture_output=True, text=True)
+    assert (listed.stdout, listed.returncode) == ("gated: Twice as much\n", 0)
     both = subprocess.run(
         [*command, "--quick", "--full"], cwd=course.root, env=environment, capture_output=True
     )

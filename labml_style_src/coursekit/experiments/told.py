@@ -38,8 +38,9 @@ def source(results: Results) -> str:
     """Where the numbers come from."""
     runs, seeds = count(len(results.runs), "run"), count(results.seeds, "seed")
     where = results.machine.get("cuda") or count(int(results.machine["cores"]), "core")
-    took = f"{count(max(1, round(results.minutes)), 'minute')} of runs"
-    return f"{runs}, {seeds}, {took} on {where}, PyTorch {results.versions['torch']}, {results.date}"
+    minutes = round(results.minutes)
+    took = count(minutes, "minute") if minutes else "less than a minute"
+    return f"{runs}, {seeds}, {took} of runs on {where}, PyTorch {results.versions['torch']}, {results.date}"
 
 
 def table(results: Results) -> str:
