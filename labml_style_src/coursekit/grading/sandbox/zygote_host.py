@@ -108,10 +108,16 @@ class Zygote:
         try:
             self.missing = self._told(active, limits)
         except (OSError, ValueError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(ENDING_SECONDS)
+            code = self._process.returncode
+            silent = (
+                f"no answer in {START_SECONDS:g} s" if code is None else f"it ended with exit code {code}"
+            )
             self._process.kill()
             _, complaint = self._process.communicate()
             self._control.close()
-            told = complaint.decode("utf-8", "replace").strip().splitlines() or ["no answer"]
+            told = complaint.decode("utf-8", "replace").strip().splitlines() or [silent]
             raise SandboxError(
                 f"the process that starts the submissions does not start: {told[-1]}"
             ) from None

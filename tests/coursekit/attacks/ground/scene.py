@@ -178,7 +178,7 @@ class Ground:
         targets.prepare()
         known, before = descendants(os.getpid()), own_state()
         scene = Scene(targets)
-        with self._net(known, scene), contextlib.suppress(ExerciseError):
+        with self._net(known, host, scene), contextlib.suppress(ExerciseError):
             self._grade(attack, host, scene)
         after = own_state()
         scene.harm += [f"the grader's {name} changed" for name in before if before[name] != after[name]]
@@ -248,11 +248,13 @@ class Ground:
         return harm
 
     @contextlib.contextmanager
-    def _net(self, known: set[int], scene: Scene) -> Iterator[None]:
+    def _net(self, known: set[int], host: Any, scene: Scene) -> Iterator[None]:
         def fall() -> None:
             scene.harm.append("only the net of this test ended it")
-            for _ in range(3):
-                end(descendants(os.getpid()) - known)
+            # A zygote that an attack has killed may be starting anew: that is the host's work, which is spared.
+            with getattr(host, "_lock", contextlib.nullcontext()):
+                for _ in range(3):
+                    end(descendants(os.getpid()) - known - host_pids(host))
 
         def wake() -> None:
             for pid in descendants(os.getpid()) - known:
