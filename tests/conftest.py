@@ -1,8 +1,10 @@
 """For every test: shapes are enforced in the mechanisms, errors reach the reports, devices are visible."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -10,8 +12,16 @@ import pytest
 from jaxtyping import install_import_hook
 from xdist.scheduler import LoadScopeScheduling
 
-# The course's types are documentation to its reader; here, and only here, a wrong shape is an error.
-install_import_hook("annotated_attention", "beartype.beartype")
+CONTENT = Path(__file__).parents[1] / "labml_style_src" / "annotated_attention"
+
+# The course's types are documentation to its reader; here, and only here, a wrong shape is an error. Triton reads
+# the source of a kernel and takes no wrapper for it.
+SHAPED = [path.stem for path in CONTENT.glob("*.py") if "@triton.jit" not in path.read_text("utf-8")]
+install_import_hook([f"annotated_attention.{stem}" for stem in SHAPED], "beartype.beartype")
+
+# Without a GPU Triton's interpreter runs the kernels. It has to be told before Triton is imported.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples on every machine: a failure that comes and goes teaches nobody.
 hypothesis.settings.register_profile("proof", derandomize=True, deadline=None, max_examples=40)

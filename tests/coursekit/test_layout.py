@@ -16,6 +16,7 @@ COURSE = Course(REPOSITORY)
 CONTENT = REPOSITORY / SOURCE_ROOT / CONTENT_PACKAGE
 ENGINE = REPOSITORY / SOURCE_ROOT / "coursekit"
 ALLOWED = {"torch", "numpy", "einops", "jaxtyping", CONTENT_PACKAGE}
+KERNELS = [path for path in CONTENT.glob("*.py") if "@triton.jit" in path.read_text("utf-8")]
 LESSONS = [pytest.param(lesson, id=lesson.slug) for lesson in COURSE.lessons]
 
 
@@ -53,6 +54,7 @@ def test_the_tests_of_one_mechanism_have_names_of_their_own():
 
 
 def test_only_files_with_a_suffix_import_an_extra_and_only_lazily():
+    """Kernels cannot be written without Triton: their file imports it at its top, and is itself imported lazily."""
     slugs = {lesson.slug for lesson in COURSE.lessons}
     for path in CONTENT.glob("*.py"):
         names = {name.split(".")[0] for name in imports(path, CONTENT_PACKAGE) if name}
@@ -61,7 +63,17 @@ def test_only_files_with_a_suffix_import_an_extra_and_only_lazily():
             assert path.stem not in slugs, f"{path.name} imports {extra}"
             tree = ast.parse(path.read_text("utf-8"))
             top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            extra -= {"triton"} if path in KERNELS else set()
             assert not any(set(re.findall(r"\w+", ast.unparse(node))) & extra for node in top), path.name
+
+
+def test_files_of_kernels_are_imported_by_each_other_and_lazily():
+    stems = {path.stem for path in KERNELS}
+    for path in CONTENT.glob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {name for node in top for name in re.findall(r"\w+", ast.unparse(node))}
+        assert path in KERNELS or not stems & names, path.name
 
 
 def test_nothing_unix_only_is_imported_at_import_time():

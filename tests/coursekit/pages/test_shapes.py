@@ -298,3 +298,17 @@ def test_the_command_prints_json_only(package: Path) -> None:
     command = [sys.executable, "-m", "coursekit.pages.shapes", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     assert json.loads(done.stdout)[str(path)]["lines"] == {"6": "t"}
+
+
+def test_nothing_is_recorded_of_kernels(package: Path) -> None:
+    _, found = record(
+        package,
+        """
+        import triton_that_is_missing as triton
+
+        @triton.jit
+        def kernel(x):
+            pass
+        """,
+    )
+    assert found == ShapeRecord({}, (), ())
