@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from coursekit.drawing import curve, svg, text
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 Points = Sequence[tuple[float, float]]
@@ -32,19 +34,6 @@ def measured() -> list[dict]:
     return json.loads((RESULTS / "choose.json").read_text("utf-8"))["cases"]
 
 
-def text(x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="13"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def stroke(points: Points, colour: str, width: float = 2, dash: str = "") -> str:
-    marks = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<polyline points="{marks}" fill="none" stroke="var(--{colour})" stroke-width="{width:g}"{dashes}/>'
-    )
-
-
 def chart(
     title: str,
     lines: Mapping[str, tuple[str, str, Points, str]],
@@ -65,7 +54,7 @@ def chart(
     parts = []
     for y, label in ticks.items():
         row = place(lengths[0], y)[1]
-        parts.append(stroke([(left, row), (left + width, row)], "line", 1))
+        parts.append(curve([(left, row), (left + width, row)], "line", 1))
         parts.append(text(left - 8, row + 4, label, anchor="end"))
     for t in lengths[::2]:
         parts.append(text(place(t, low)[0], top + height + 20, name(t)))
@@ -74,10 +63,10 @@ def chart(
     ends = []
     for label, colour, points, dash in lines.values():
         drawn = [place(t, y) for t, y in points]
-        parts.append(stroke(drawn, colour, 3 if colour == "ink" else 2, dash))
+        parts.append(curve(drawn, colour, 3 if colour == "ink" else 2, dash=dash))
         ends.append((drawn[-1], label, colour))
     parts += labels(ends, left + width + 16, top, top + height)
-    return f'<svg viewBox="0 0 {left + width + room} {top + height + 48}"><title>{title}</title>{"".join(parts)}</svg>'
+    return svg(left + width + room, top + height + 48, title, parts)
 
 
 def labels(

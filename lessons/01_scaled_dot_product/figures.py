@@ -4,24 +4,7 @@ import torch
 from torch import Tensor
 
 from annotated_attention.scaled_dot_product import attention_weights, scaled_dot_product_attention
-
-
-def text(x: float, y: float, content: str, colour: str, anchor: str = "start") -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="13"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.2f}"/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="var(--line)"/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
+from coursekit.drawing import line, rect, svg, text
 
 
 def signed_bars(x: float, y: float, vector: Tensor, colour: str) -> str:
@@ -63,10 +46,13 @@ def blend() -> str:
 
     left, middle, right, top, pitch = 0, 124, 282, 124, 37
     base, end = top + pitch * s, 394
-    parts = [text(left, 14, "query", "query"), signed_bars(left, 43, query, "query")]
+    parts = [text(left, 14, "query", anchor="start", colour="query"), signed_bars(left, 43, query, "query")]
     parts += [line(left, 72.5, end, 72.5), line(right, base - 13.5, end, base - 13.5)]
-    parts += [text(left, 92, "keys", "key"), text(middle, 92, "weights", "weights")]
-    parts.append(text(right, 92, "values", "value"))
+    parts += [
+        text(left, 92, "keys", anchor="start", colour="key"),
+        text(middle, 92, "weights", anchor="start", colour="weights"),
+    ]
+    parts.append(text(right, 92, "values", anchor="start", colour="value"))
     for j in range(s):
         y = top + pitch * j
         floor = torch.full((e,), y + 11.0)
@@ -81,7 +67,7 @@ def blend() -> str:
         parts.append(area(right, floor - height, floor - height - layer, "value", opacities[j], step))
         height = height + layer
     assert torch.allclose(height, 110 * output, atol=1e-3)
-    parts.append(text(right - 14, base + 46, "output", "value", anchor="end"))
+    parts.append(text(right - 14, base + 46, "output", anchor="end", colour="value"))
     return svg(end, base + 54, "A query, six keys, their weights, and the blend of six values", parts)
 
 
@@ -90,16 +76,18 @@ def saturation() -> str:
     generator = torch.Generator().manual_seed(0)
     s, bar, unit = 24, 5, 100
     rows = [("unscaled", 1.0, 134), ("scaled", None, 196)]
-    parts = [text(0, floor, label, "soft") for label, _, floor in rows]
+    parts = [text(0, floor, label, anchor="start", colour="soft") for label, _, floor in rows]
     for column, d in enumerate((4, 16, 64, 256)):
         left = 78 + column * 142
         query, key = (torch.randn(1000, 1, n, d, generator=generator) for n in (1, s))
-        parts.append(text(left, 14, f"d = {d}", "soft"))
+        parts.append(text(left, 14, f"d = {d}", anchor="start", colour="soft"))
         for _, scale, floor in rows:
             weights = attention_weights(query, key, scale=scale)
             mean = weights.sort(descending=True).values.mean((0, 1, 2)).tolist()
             parts.append(line(left, floor + 0.5, left + bar * s, floor + 0.5))
             heights = [(n, unit * weight) for n, weight in enumerate(mean) if unit * weight > 0.1]
             parts += [rect(left + bar * n, floor - height, 3.8, height, "weights") for n, height in heights]
-            parts.append(text(left, floor - unit * mean[0] - 6, f"{mean[0]:.2f}", "weights"))
+            parts.append(
+                text(left, floor - unit * mean[0] - 6, f"{mean[0]:.2f}", anchor="start", colour="weights")
+            )
     return svg(624, 200, "Sorted weights at four widths: unscaled they collapse, scaled they stay", parts)

@@ -4,28 +4,13 @@ import torch
 from torch import Tensor
 
 from annotated_attention.multi_head import MultiHeadAttention, split_heads
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float) -> str:
-    place = f'x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{height:g}" rx="2"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+from coursekit.drawing import rect, svg, text
 
 
 def cells(x: float, y: float, numbers: Tensor, size: float, colour: str) -> list[str]:
     """A row of numbers as squares, the darker the larger."""
     shades = (0.12 + 0.45 * numbers.detach().abs()).clamp(max=0.95).tolist()
     return [rect(x + n * size, y, size - 2, size - 2, colour, shade) for n, shade in enumerate(shades)]
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def heads() -> str:

@@ -12,46 +12,7 @@ import torch.nn.functional as F
 from annotated_attention.language_model import causal_mask
 from annotated_attention.language_model_training import crops as draw_crops
 from annotated_attention.language_model_training import rate_factor
-
-
-def text(
-    x: float,
-    y: float,
-    content: str,
-    *,
-    anchor: str = "middle",
-    colour: str = "soft",
-    size: int = 13,
-    mono: bool = False,
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    family = ' font-family="var(--md-code-font-family, monospace)"' if mono else ""
-    return f'<text class="fig-text" {place}{family} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1) -> str:
-    ends = f'x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}"/>'
-
-
-def path(d: str, colour: str, width: float = 1.5, opacity: float = 1.0) -> str:
-    stroke = f'stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:g}"'
-    return f'<path d="{d}" fill="none" {stroke}/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str) -> str:
-    return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="var(--{colour})"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
+from coursekit.drawing import circle, line, path, rect, svg, text
 
 
 def stream() -> str:
@@ -67,7 +28,7 @@ def stream() -> str:
     for y, kind in levels:
         if kind == "mlp":
             for x in columns:
-                parts.append(path(f"M{x} {y + 15}c16 0 16 -26 2 -26", "bias"))
+                parts.append(path(f"M{x} {y + 15}c16 0 16 -26 2 -26", "bias", 1.5))
                 parts.append(circle(x, y - 11, 3.2, "bias"))
             continue
         for i, x in enumerate(columns):

@@ -7,27 +7,7 @@ from annotated_attention.cross_attention import CrossAttention, DecoderBlock, in
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig
 from annotated_attention.multi_head import split_heads
 from annotated_attention.scaled_dot_product import attention_weights
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, side: float, colour: str, opacity: float) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}" rx="3"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="var(--{colour})"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
-
+from coursekit.drawing import circle, rect, svg, text
 
 # What each word means, as shares of six meanings: article, Europe, economy, area, being, signing.
 ENGLISH = {"the": [1, 0, 0, 0, 0, 0], "European": [0, 1, 0, 0, 0, 0], "Economic": [0, 0, 1, 0, 0, 0]}
@@ -114,7 +94,7 @@ def who_sees_whom() -> str:
             for j, column in enumerate(columns):
                 x0, colour = left + j * cell, "key" if column in image else "query"
                 if matrix[i, j]:
-                    parts.append(rect(x0 + 1, y + 1, cell - 2, colour, 0.62))
+                    parts.append(rect(x0 + 1, y + 1, cell - 2, cell - 2, colour, 0.62, rx=3))
                 else:
                     parts.append(circle(x0 + cell / 2, y + cell / 2, 1.2, "mask"))
         base = top + len(rows) * cell + 14

@@ -12,33 +12,13 @@ from annotated_attention.rotary import (
     rotary_frequencies,
     yarn_frequencies,
 )
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}"/>'
+from coursekit.drawing import circle, line, svg, text
 
 
 def curve(points: list[tuple[float, float]], colour: str, *, dash: str = "", width: float = 2) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     style = f'stroke="var(--{colour})" stroke-width="{width:g}" stroke-dasharray="{dash}" fill="none"'
     return f'<path d="{path}" {style}/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str, opacity: float = 1.0) -> str:
-    place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"'
-    return f'<circle {place} fill="var(--{colour})" fill-opacity="{opacity:g}"/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def hands() -> str:

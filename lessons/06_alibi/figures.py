@@ -10,32 +10,7 @@ import torch
 
 from annotated_attention.alibi import alibi_bias, alibi_slopes
 from annotated_attention.scaled_dot_product import attention_weights
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:g}" y="{y:.2f}" width="{width:g}" height="{height:.2f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="var(--{colour})"/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line") -> str:
-    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="var(--{colour})"/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
+from coursekit.drawing import circle, line, rect, svg, text
 
 
 def decay() -> str:

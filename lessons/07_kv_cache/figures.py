@@ -6,33 +6,13 @@ import torch
 
 from annotated_attention.kv_cache import KVCache, kv_cache_bytes
 from annotated_attention.language_model import causal_mask
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="2"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:g}"/>'
+from coursekit.drawing import line, rect, svg, text
 
 
 def frame(x: float, y: float, width: float, height: float, colour: str, dashed: bool = False) -> str:
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="2" fill="none"'
     dash = ' stroke-dasharray="3 2.5"' if dashed else ""
     return f'<rect {place} stroke="var(--{colour})"{dash}/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1) -> str:
-    place = f'x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
-    return f'<line {place} stroke="var(--{colour})" stroke-width="{width:g}"/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def triangle() -> str:

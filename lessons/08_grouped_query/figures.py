@@ -10,29 +10,8 @@ import torch
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.kv_cache import kv_cache_bytes
 from annotated_attention.scaled_dot_product import attention_weights
+from coursekit.drawing import path, rect, svg, text
 from coursekit.experiments import Runs, load
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 2.0
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:.2f}" height="{height:.2f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
-def path(points: str, colour: str = "soft", width: float = 1.0) -> str:
-    return f'<path d="{points}" fill="none" stroke="var(--{colour})" stroke-width="{width:g}"/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def readers(h: int, g: int) -> list[list[int]]:

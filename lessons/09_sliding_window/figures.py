@@ -16,43 +16,12 @@ from annotated_attention.sliding_window import (
     sliding_window_mask,
 )
 from annotated_attention.sliding_window_cache import rolling_kv_cache_bytes
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:g}" y="{y:.2f}" width="{width:g}" height="{height:.2f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+from coursekit.drawing import circle, line, rect, svg, text
 
 
 def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3"'
     return f'<rect {place} fill="none" stroke="var(--{colour})" stroke-width="1.5"/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str, opacity: float = 1.0) -> str:
-    return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" '
-        f'fill="var(--{colour})" fill-opacity="{opacity:.2f}"/>'
-    )
-
-
-def line(
-    x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1.0, opacity: float = 1.0
-) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:.2f}"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def band() -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from annotated_attention.attention_sinks import SinkKVCache, sink_attention, streaming_mask
 from annotated_attention.scaled_dot_product import attention_weights
+from coursekit.drawing import circle, line, rect, svg, text
 from coursekit.experiments import load
 
 LENGTH, CONTENT = 16, 8
@@ -21,34 +22,9 @@ NOTHING = STREAMED.with_name("experiment_nothing.default.json")
 SPEED = STREAMED.with_name("experiment_speed.default.json")
 
 
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
-    place = f'x="{x:g}" y="{y:.2f}" width="{width:g}" height="{height:.2f}" rx="2"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
 def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="2" fill="none"'
     return f'<rect {place} stroke="var(--{colour})" stroke-width="1.5"/>'
-
-
-def circle(x: float, y: float, radius: float, colour: str) -> str:
-    return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="var(--{colour})"/>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1) -> str:
-    place = f'x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"'
-    return f'<line {place} stroke="var(--{colour})" stroke-width="{width:g}"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def stream() -> str:

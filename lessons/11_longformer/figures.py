@@ -10,28 +10,11 @@ from torch import Tensor
 from annotated_attention.longformer import longformer_attention, longformer_mask_mod
 from annotated_attention.longformer_tiles import strands as braided
 from annotated_attention.sliding_window import sliding_window_mask
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:g}"/>'
+from coursekit.drawing import rect, svg, text
 
 
 def dot(x: float, y: float, radius: float = 1.0) -> str:
     return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="var(--mask)"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def marked(t: int, *places: int) -> Tensor:

@@ -7,32 +7,10 @@ from pathlib import Path
 
 from annotated_attention.bigbird import BigBirdPlan, bigbird_plan
 from annotated_attention.bigbird_graph import path_lengths
+from coursekit.drawing import path, rect, svg, text
 
 SAMPLE = bigbird_plan(16, n_window=3, n_global=2, n_random=2, seed=2)
 COLOURS = {"global": "bias", "window": "key", "random": "weights"}
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 2.5
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
-
-
-def path(points: str, colour: str = "soft", width: float = 1.0, opacity: float = 1.0) -> str:
-    stroke = f'stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:g}"'
-    return f'<path d="{points}" fill="none" {stroke}/>'
-
-
-def svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def kinds(plan: BigBirdPlan, i: int) -> dict[int, str]:

@@ -10,21 +10,8 @@ from torch import Tensor
 from annotated_attention.flash import flash_attention, flash_traffic
 from annotated_attention.flash_backward import flash_backward_cost
 from annotated_attention.flash_merge import finish, merge_attention, summary
+from coursekit.drawing import line, rect, svg, text
 from coursekit.experiments import Runs, load
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: float = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
 
 
 def frame(x: float, y: float, width: float, height: float, colour: str, dashed: bool = False) -> str:
@@ -33,18 +20,9 @@ def frame(x: float, y: float, width: float, height: float, colour: str, dashed: 
     return f'<rect {place} fill="none" stroke="var(--{colour})" stroke-width="1.5"{dashes}/>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1.0) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}"/>'
-
-
 def arrow(x: float, y: float, length: float, colour: str = "soft") -> str:
     tip = f"M{x} {y}h{length}m-5 -4l5 4l-5 4"
     return f'<path d="{tip}" fill="none" stroke="var(--{colour})" stroke-width="1.5"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -16,42 +16,12 @@ from annotated_attention.linear_decoding import linear_state_bytes
 from annotated_attention.linear_features import positive_random_features, taylor_features
 from annotated_attention.linear_recall import delta_rule, recall_accuracy, recall_batch, sum_rule
 from annotated_attention.linear_state_space import state_space_matrix
-
-
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(
-    x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, rx: float = 1.5
-) -> str:
-    place = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" rx="{rx:g}"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:.3f}"/>'
+from coursekit.drawing import curve, line, rect, svg, text
 
 
 def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3"'
     return f'<rect {place} fill="none" stroke="var(--{colour})" stroke-width="1.5"/>'
-
-
-def line(
-    x1: float, y1: float, x2: float, y2: float, colour: str = "line", width: float = 1.0, opacity: float = 1.0
-) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:.2f}"/>'
-
-
-def curve(points: list[tuple[float, float]], colour: str, width: float = 2.5, opacity: float = 1.0) -> str:
-    marks = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    stroke = f'stroke="var(--{colour})" stroke-width="{width:g}" stroke-opacity="{opacity:g}"'
-    return f'<polyline points="{marks}" fill="none" {stroke} stroke-linejoin="round"/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def product(factors: list, top: float, height: float, cell: float = 6) -> tuple[list[str], float]:

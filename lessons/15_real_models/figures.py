@@ -9,6 +9,7 @@ from annotated_attention.grouped_query import causal_grouped_attention
 from annotated_attention.real_models_modules import split_fused
 from annotated_attention.real_models_weights import Llama
 from annotated_attention.rotary import half_split_order, rotary_attention
+from coursekit.drawing import rect, svg, text
 
 # What each model takes of the course, and how: through the interface, or as a module of its own.
 SEAMS = {
@@ -24,27 +25,11 @@ LESSONS = ["4 cross-attention", "8 grouped heads", "9 window", "10 sink logits",
 LESSONS += ["11 window and global"]
 
 
-def text(
-    x: float, y: float, content: str, *, anchor: str = "middle", colour: str = "soft", size: int = 13
-) -> str:
-    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"'
-    return f'<text class="fig-text" {place} fill="var(--{colour})">{content}</text>'
-
-
-def rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> str:
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="1.5"'
-    return f'<rect {place} fill="var(--{colour})" fill-opacity="{opacity:g}"/>'
-
-
 def curve(x1: float, y1: float, x2: float, y2: float, colour: str, dash: str = "") -> str:
     middle = (x1 + x2) / 2
     path = f"M{x1:g} {y1:g}C{middle:g} {y1:g} {middle:g} {y2:g} {x2:g} {y2:g}"
     style = f'fill="none" stroke="var(--{colour})" stroke-width="1.5" stroke-opacity="0.7"{dash}'
     return f'<path d="{path}" {style}/>'
-
-
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}"><title>{title}</title>{"".join(parts)}</svg>'
 
 
 def seams() -> str:
