@@ -15,6 +15,8 @@ EXTRAS = {
     "grading": ["typer", "rich", "pytest", "jupytext"],
     "cluster": ["distributed"],
     "notebooks": ["jupytext", "nbformat", "nbclient", "ipykernel", "matplotlib"],
+    "models": ["transformers"],
+    "triton": ["triton"],
     "site": ["mkdocs", "material", "pygments", "py_mini_racer"],
     "dev": ["beartype", "hypothesis", "xdist", "playwright"],
 }
