@@ -1,0 +1,1 @@
+"""The proof of `flash_triton_kernels`: each test is a claim that its page makes."""
