@@ -29,12 +29,13 @@ hypothesis.settings.load_profile("proof")
 
 
 # What is expensive to make is made by one process: a site with its server and browser, zygotes with one wall left
-# out each, a Dask cluster, a class graded by the commands of a page.
+# out each, a Dask cluster, a class graded by the commands of a page, the server that forks ranks.
 TOGETHER = (
     "tests/site/",
     "tests/coursekit/attacks/",
     "tests/coursekit/grading/batch/test_cluster.py",
     "tests/coursekit/test_class_pages.py",
+    "tests/annotated_attention/test_ring",
 )
 
 

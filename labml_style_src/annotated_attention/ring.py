@@ -1,21 +1,75 @@
 r"""# Ring attention
 
-`ring_attention(query, key, value, group, *, is_causal=False, scale=None) -> (output, lse)`, as `flash_attention`;
-`zigzag_shard(x, rank, n_ranks, dim=2)`, `zigzag_unshard(shards, dim=2)`, `zigzag_positions(t, rank, n_ranks)`
-(`t` a rank's own tokens) and `seen_by(rank, source, t, is_causal) -> (rows, columns)` from the page on the cut.
+A million tokens, in a model of the size of Llama 3 8B. Queries, keys, values and outputs of one layer are 20 GiB
+in bf16. To train, those of all 32 layers are kept: 640 GiB [check:test_a_million_tokens|20 and 640 GiB]. An H100
+has 80 GB, and would compute for five minutes, at the peak of its datasheet, on the attention of one forward
+pass [check:test_a_million_tokens|five minutes]. Lesson 13 made the memory linear. Now linear is too much.
+
+So deal the *text* out to $n$ devices. Nothing else in a transformer will notice: projections and layers that
+feed forward look at one token at a time. Only in attention does every query want every key.
+
+Let the devices stand in a ring. Each keeps its queries, and hands its keys and values to the next, $n - 1$ times:
+then all keys have passed by all queries. What a query found in each share is merged by the two lines of lesson
+13. And while a device computes with the keys at hand, the next ones are under way.
+
+![Four devices. In each row they compute with the keys of the colour shown, and hand them on meanwhile. Each holds
+two shares of keys, whatever the number of devices.](figure:ring)
+
+## What came before
+
+Li et al. (2021, arXiv:2105.13120) sent keys round a ring, then values, with whole rows of scores in between.
+Blockwise attention (Liu and Abbeel 2023, arXiv:2305.19370) went through the keys block by block, on one device.
+Ring Attention (Liu, Zaharia and Abbeel 2023) put both together: no row of scores, and the sending hidden behind
+the computing.
+
+## A union is a merge
+
+Let $A_0, \dots, A_{n-1}$ be the keys of the ranks, and $(\mathbf{o}^A, L^A)$ attention to the keys in $A$ and its
+logarithm. The sets are disjoint, and so, with the merge $\oplus$,
+
+$$\big(\mathbf{o}, L\big) = \bigoplus_{k=0}^{n-1} \big(\mathbf{o}^{A_{r-k}},\, L^{A_{r-k}}\big), \qquad r - k
+\text{ modulo } n.$$
+
+Every rank takes them in another order: its own, then those of the rank before it, and so on. The merge is
+associative and commutative, so all are right [check:test_agrees_with_pytorch], if not to the last bit
+[check:test_every_rank_sums_in_its_own_order].
+
+A share of keys that lies behind a query adds the empty reader, $(0, -\infty)$, which is neutral. It need not be
+looked at: causality costs nothing but a plan, on the next page but one.
+
+## The way back
+
+Lesson 13's backward pass needs no row of weights either. With $L_i$ and $D_i$ of *all* keys, which stay with the
+query, a weight is made anew from one query and one key, and the gradients are sums:
+
+$$d\mathbf{q}_i = \sum_k \sum_{j \in A_{r-k}} \lambda\, dS_{ij}\, \mathbf{k}_j, \qquad
+d\mathbf{k}_j = \sum_{r} \sum_{i \in r} \lambda\, dS_{ij}\, \mathbf{q}_i .$$
+
+The first goes over keys, and they come by. The second goes over queries, which stay where they are: so the *sum*
+travels, together with its keys, and each rank adds its part. Its own part a rank keeps at home. What the others
+have to say sets out at the next rank, empty, and $n - 1$ hops later it is back [check:test_bytes_are_foretold].
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\mathbf{q}_i$ | `query` | `b h t d` | what the positions of this rank ask |
-| $\mathbf{k}_j$ | `key` | `b g s d` | what they offer |
-| $\mathbf{v}_j$ | `value` | `b g s e` | and give |
-"""
+| $\mathbf{q}_i$ | `query` | `b h t d` | what this rank's share of the text asks, |
+| $\mathbf{k}_j$ | `key` | `b g s d` | offers |
+| $\mathbf{v}_j$ | `value` | `b g s e` | and gives |
+| $n$ | `n` | scalar | ranks in the ring |
+| $r$ | `rank` | scalar | this one |
+| $k$ | `step` | scalar | hops that the keys at hand have made |
+| $r - k$ | `source` | scalar | the rank that they come from, modulo $n$ |
+| $\mathbf{o}$ | `output` | `b h t e` | merged so far |
+| $L$ | `lse` | `b h t` | and its logarithm |
+| $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
+| $d\mathbf{q}_i$ | `dq` | `b h t d` | gradient at the queries, |
+| $d\mathbf{k}_j$ | `dk` | `b g s d` | at the keys, |
+| $d\mathbf{v}_j$ | `dv` | `b g s e` | and at the values |
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+**Source.** Liu, Zaharia and Abbeel (2023), arXiv:2310.01889, section 3 and algorithm 1: its hosts are our ranks,
+its block size $c$ is our $t$.
+"""
 
 import torch
 import torch.distributed as dist
@@ -24,85 +78,15 @@ from torch import Tensor
 
 from annotated_attention.flash import flash_forward, merge_attention
 from annotated_attention.flash_backward import flash_backward
-from annotated_attention.ring_zigzag import seen_by, zigzag_shard, zigzag_unshard
+from annotated_attention.ring_travel import Parcel, Ring, check_ranks, pack, unpack
+from annotated_attention.ring_zigzag import check_share, seen_by, zigzag_shard, zigzag_unshard
 from annotated_attention.scaled_dot_product import check_inputs
 
-__all__ = ["Parcel", "Ring", "RingAttention", "ring_attention", "ring_backward"]
+__all__ = ["Ring", "RingAttention", "ring_attention", "ring_backward"]
 __all__ += ["ring_forward", "seen_by", "zigzag_shard", "zigzag_unshard"]
 
-# Queries and keys in a tile, as `flash_attention` has them.
+# Queries and keys in a tile, as in `flash_attention`.
 TILES = 256, 512
-
-
-class Ring:
-    r"""## A place in the ring
-
-    Whom this rank gives to, and whom it takes from.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = dist.group.WORLD if group is None else group
-        self.n = dist.get_world_size(self.group)
-        self.rank = dist.get_rank(self.group)
-        if self.rank < 0:
-            came = f"group has {self.n} ranks and this process is none of them"
-            raise ValueError(f"{came}: a group that it belongs to is wanted")
-        self.left, self.right = (self.rank - 1) % self.n, (self.rank + 1) % self.n
-
-    @contextmanager
-    def naming(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            said = f"ring attention, rank {self.rank} of {self.n}: {what}"
-            raise RuntimeError(f"{said}: lost, or later than the timeout ({error})") from error
-
-
-@dataclass
-class Parcel:
-    r"""## What travels
-
-    Two buffers: one is sent and computed with, in the other the next arrives.
-    """
-
-    ring: Ring
-    what: str
-    full: Tensor
-    empty: Tensor = field(init=False)
-    works: list[dist.Work] = field(init=False)
-    step: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self.empty = torch.empty_like(self.full)
-
-    def label(self) -> str:
-        ring = self.ring
-        said = f"step {self.step} of {ring.n - 1}, {self.what} to rank {ring.right}"
-        return f"{said} and from rank {ring.left}"
-
-    def send(self) -> None:
-        ring = self.ring
-        self.step += 1
-        right, left = (dist.get_global_rank(ring.group, x) for x in (ring.right, ring.left))
-        give = dist.P2POp(dist.isend, self.full, right, ring.group)
-        take = dist.P2POp(dist.irecv, self.empty, left, ring.group)
-        with ring.naming(self.label()):
-            self.works = dist.batch_isend_irecv([give, take])
-
-    def receive(self) -> None:
-        with self.ring.naming(self.label()):
-            for work in self.works:
-                work.wait()
-        self.full, self.empty = self.empty, self.full
-
-
-def pack(key: Tensor, value: Tensor) -> Tensor:
-    return torch.cat([key.flatten(), value.flatten()])
-
-
-def unpack(packed: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    k, v = packed.split([key.numel(), value.numel()])
-    return k.view(key.shape), v.view(value.shape)
 
 
 def ring_forward(
@@ -113,24 +97,38 @@ def ring_forward(
     is_causal: bool,
     scale: float,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## Once round"""
-    t, e = query.shape[2], value.shape[3]
+    r"""## Once round
+
+    `ring` knows its rank and its neighbours; a `Parcel` sends what is in it, and takes the next one (both on the
+    last page of this lesson).
+    """
+    n, rank, t = ring.n, ring.rank, query.shape[2]
     q = query.to(torch.promote_types(query.dtype, torch.float32))
-    output = q.new_zeros(*q.shape[:3], e)
-    lse = q.new_full(q.shape[:3], -torch.inf)
+
+    # What has been merged stays in float32 until the last merge. It begins with a reader of nothing.
+    output = q.new_zeros(*query.shape[:3], value.shape[3])
+    lse = q.new_full(query.shape[:3], -torch.inf)
     keys = Parcel(ring, "keys", pack(key, value))
-    for step in range(ring.n):
-        source = (ring.rank - step) % ring.n
-        if step < ring.n - 1:
+    for step in range(n):
+        source = (rank - step) % n
+
+        # They go on before they are used, not after: sending and computing take place at once. What has been
+        # everywhere goes nowhere.
+        if step < n - 1:
             keys.send()
+
+        # Of the other's keys some may lie behind all queries here, or some queries before them all. What is
+        # left is seen in full, but for the first step, where the keys are this rank's own.
         k, v = unpack(keys.full, key, value)
-        rows, columns = seen_by(ring.rank, source, t, is_causal)
+        rows, columns = seen_by(rank, source, t, is_causal)
         k, v = k[:, :, columns], v[:, :, columns]
-        diagonal = is_causal and source == ring.rank
-        part = flash_forward(q[:, :, rows], k, v, diagonal, scale, *TILES)
+        is_own = is_causal and step == 0
+        part = flash_forward(q[:, :, rows], k, v, is_own, scale, *TILES)
+
         before = output[:, :, rows], lse[:, :, rows]
-        output[:, :, rows], lse[:, :, rows] = merge_attention(*before, *part)
-        if step < ring.n - 1:
+        merged = merge_attention(*before, *part)
+        output[:, :, rows], lse[:, :, rows] = merged
+        if step < n - 1:
             keys.receive()
     return output.to(query.dtype), lse
 
@@ -151,34 +149,54 @@ def ring_backward(
     Float[Tensor, "b g s d"],
     Float[Tensor, "b g s e"],
 ]:
-    r"""## And once more"""
-    t, q = query.shape[2], query.to(lse.dtype)
+    r"""## And once more
+
+    The same walk. Two parcels are under way: the keys, and one hop behind them the sums of their gradients.
+    """
+    n, rank, t = ring.n, ring.rank, query.shape[2]
+    q = query.to(lse.dtype)
     dq = torch.zeros_like(q)
+
+    # Gradients are summed, and sent, in float32 or wider.
     keys = Parcel(ring, "keys", pack(key, value))
     home = torch.zeros_like(keys.full, dtype=lse.dtype)
-    sums = Parcel(ring, "gradients of keys", torch.zeros_like(home))
-    for step in range(ring.n):
-        source = (ring.rank - step) % ring.n
-        if step < ring.n - 1:
+    sums = Parcel(ring, "gradients", torch.zeros_like(home))
+    for step in range(n):
+        source = (rank - step) % n
+        if step < n - 1:
             keys.send()
         k, v = unpack(keys.full, key, value)
-        rows, columns = seen_by(ring.rank, source, t, is_causal)
+        rows, columns = seen_by(rank, source, t, is_causal)
         k, v = k[:, :, columns], v[:, :, columns]
-        of_queries = [x[:, :, rows] for x in (grad_output, grad_lse, q)]
-        results = output[:, :, rows], lse[:, :, rows]
-        diagonal = is_causal and source == ring.rank
-        found = flash_backward(*of_queries, k, v, *results, diagonal, scale, *TILES)
+        is_own = is_causal and step == 0
+        found = flash_backward(
+            grad_output[:, :, rows],
+            grad_lse[:, :, rows],
+            q[:, :, rows],
+            k,
+            v,
+            output[:, :, rows],
+            lse[:, :, rows],
+            is_own,
+            scale,
+            *TILES,
+        )
         dq[:, :, rows] += found[0]
+
+        # What the rank before has sent belongs to the same keys. At step 1 nobody has added to it yet.
         if step > 1:
             sums.receive()
-        dk, dv = unpack(home if step == 0 else sums.full, key, value)
+        total = home if step == 0 else sums.full
+        dk, dv = unpack(total, key, value)
         dk[:, :, columns] += found[1]
         dv[:, :, columns] += found[2]
         if step > 0:
             sums.send()
-        if step < ring.n - 1:
+        if step < n - 1:
             keys.receive()
-    if ring.n > 1:
+
+    # The last hop is home.
+    if n > 1:
         sums.receive()
         home += sums.full
     dk, dv = unpack(home, key, value)
@@ -186,7 +204,11 @@ def ring_backward(
 
 
 class RingAttention(torch.autograd.Function):
-    r"""## What is kept"""
+    r"""## What is kept
+
+    As in lesson 13: the inputs, the output, one number a query. No key of another rank is kept, so memory does not
+    depend on $n$ [check:test_memory_does_not_grow_with_the_ring]; the price is that the keys travel twice.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value, *options):
@@ -207,35 +229,6 @@ class RingAttention(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def check_ranks(ring: Ring, query, key, value, is_causal: bool, scale: float) -> None:
-    r"""## One mind"""
-    try:
-        check_inputs(query, key, value, None, is_causal, enable_gqa=True)
-        t, s = query.shape[2], key.shape[2]
-        if is_causal and (t != s or t % 2):
-            came = f"query has {t} tokens, key has {s}"
-            raise ValueError(f"{came}: with is_causal, two pieces of each text, as many of both, are wanted")
-        grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-        shapes = ", ".join(
-            f"{name} {tuple(x.shape)}" for name, x in (("query", query), ("key", key), ("value", value))
-        )
-        mine = (True, f"{query.dtype}, {shapes}, is_causal={is_causal}, scale={scale}, gradients={grad}")
-    except ValueError as error:
-        mine = (False, str(error))
-    if ring.n == 1:
-        said = [mine]
-    else:
-        said = [mine] * ring.n
-        with ring.naming("comparing the shapes of all ranks"):
-            dist.all_gather_object(said, mine, ring.group)
-    for rank, (sound, message) in enumerate(said):
-        if not sound:
-            raise ValueError(message if rank == ring.rank else f"rank {rank}: {message}")
-    for rank, (_, message) in enumerate(said):
-        if message != said[0][1]:
-            raise ValueError(f"rank 0 has {said[0][1]}, rank {rank} {message}: the same is wanted of all")
-
-
 def ring_attention(
     query: Float[Tensor, "b h t d"],
     key: Float[Tensor, "b g s d"],
@@ -247,14 +240,94 @@ def ring_attention(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## The function
 
-    Each rank brings its share of the text, and has its share of the answer. With `is_causal`, the share is that
-    of `zigzag_shard`.
+    To be called by all ranks of `group` (`None` is the default group), each with its share of one text; each gets
+    its share of the answer, and of its logarithm. Together these are attention to the whole text, in every dtype,
+    in outputs and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]. Alone, a rank sends nothing
+    and computes what `flash_attention` does [check:test_one_rank_is_flash_attention].
+
+    With `is_causal`, the shares must be those of `zigzag_shard`, on the next page. Without, any will do, as long as
+    all are of one length: keys may be more or fewer than queries.
+
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, the same on all ranks, with $h$ a
+    multiple of $g$. The results are `b h t e` and `b h t`.
+
+    **Raises.** `ValueError`, and the same one on all ranks, if what one of them brought is wrong or not what the
+    others brought [check:test_wrong_input_is_refused_by_all]. `RuntimeError` if a rank is lost or late
+    [check:test_a_lost_rank_is_named].
     """
-    ring = Ring(group)
+    ring = Ring.of(group)
+    refusal = None
+    try:
+        check_inputs(query, key, value, None, is_causal, enable_gqa=True)
+        check_share(query.shape[2], key.shape[2], is_causal)
+    except ValueError as error:
+        refusal = str(error)
+
+    # One rank with other shapes, or that alone wants gradients, would leave its neighbours waiting.
+    inputs = {"query": query, "key": key, "value": value}
+    wants_grad = any(x.requires_grad for x in inputs.values())
+    brought = {name: f"{x.dtype} {tuple(x.shape)}" for name, x in inputs.items()}
+    brought |= {"is_causal": f"{is_causal}", "scale": f"{scale}"}
+    brought["requires_grad"] = f"{wants_grad and torch.is_grad_enabled()}"
+    check_ranks(ring, refusal, brought)
+
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    check_ranks(ring, query, key, value, is_causal, scale)
     return RingAttention.apply(query, key, value, ring, is_causal, scale)
 
 
+def held_bytes(
+    b: int,
+    h: int,
+    g: int,
+    t: int,
+    d: int,
+    e: int,
+    *,
+    size: int = 2,
+) -> tuple[int, int]:
+    r"""## What it costs, and when it fails
+
+    Returns the bytes of a rank's queries, keys, values and outputs, in `size` bytes a number, and the bytes of the
+    two rooms in which keys travel. Neither has an $n$ in it: with twice the ranks the text may be twice as long.
+    What travels, and when that takes no time of its own, has a page to itself.
+
+    - *The cut is not looked at.* Under `is_causal` a rank cannot see from its numbers which tokens they are. Shares
+      of another cut give an answer, and a wrong one [check:test_another_cut_gives_another_answer].
+    - *Whatever knows positions must know the cut.* Rotary angles, the labels of the loss, a mask of documents: all
+      are cut the same way; `zigzag_positions` says where a token stands.
+    - *All ranks, or none.* A rank whose loss does not touch its output does not go back, and its neighbours wait
+      until the timeout.
+    - *Bits differ.* With another number of ranks the sums have another order
+      [check:test_every_rank_sums_in_its_own_order]. With the same number, the same bits come again
+      [check:test_the_same_bits_every_time].
+    - *Once only.* As in lesson 13, the gradient has no gradient [check:test_not_twice_differentiable].
+    - *A kernel for the tiles.* Here each pair of shares is lesson 13's PyTorch. On a GPU a kernel that returns its
+      logarithm takes that place, and nothing else changes.
+
+    **In production.** **PyTorch** has `context_parallel(mesh, buffers=..., buffer_seq_dims=...)`, experimental:
+    within it SDPA becomes ring attention, and `set_rotate_method` picks how keys travel. **Megatron Core** splits
+    the text with `context_parallel_size`, **TransformerEngine** offers rings, gathering and all-to-all under
+    `cp_comm_type`. **ring-flash-attention** is closest to this page: its `zigzag_ring_flash_attn_func` has
+    flash-attn's kernels for tiles, and sends the sums of gradients $n$ times, since they set out from home. Llama 3
+    (arXiv:2407.21783, section 3.3.2) was trained without a ring: all keys are gathered first, which is simpler
+    with a mask of documents, and with few key heads it is not much that is gathered.
+    """
+    held = b * t * (h * (d + e) + g * (d + e)) * size
+    return held, 2 * b * g * t * (d + e) * size
+
+
 def example(axes: dict[str, int]) -> None:
-    """The shapes beside the code are read off this run."""
+    """A ring of one, in this process: the shapes beside the code are read off this run."""
+    b, g, r, t, d, e = (axes[letter] for letter in "bgrtde")
+    query = torch.randn(b, g * r, 2 * t, d)
+    key, value = torch.randn(b, g, 2 * t, d), torch.randn(b, g, 2 * t, e)
+    output, lse = ring_forward(query, key, value, Ring(0, 1, None), True, 1.0)
+    kept = query, key, value, output, lse
+    ring_backward(output, lse, *kept, Ring(0, 1, None), True, 1.0)
+    held_bytes(b, g * r, g, t, d, e)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        ring_attention(query, key, value, is_causal=True)
+    finally:
+        dist.destroy_process_group()
