@@ -1,0 +1,249 @@
+r"""# Pages
+
+A cache that is one piece of memory for each text must be given its size before the text is written. It is given
+the longest that may come, and most texts end sooner. What they leave empty nobody else can use, and the number
+of texts that fit on a device is the number of these reservations.
+
+So cut the memory into *pages* of a few tokens each, and hand out a page when a text has filled its last one. A
+text is then no longer one piece. A *table* says where it lies: its key number $j$ is in page
+
+$$p = \mathtt{table}[b,\; \lfloor j / n \rfloor], \qquad \text{slot } j \bmod n .$$
+
+Programs have had their memory in this way since the 1960s, and for the same reason. All that attention needs is
+one look into the table for each tile of keys (the page on decoding in Triton).
+
+## What came before
+
+Serving systems kept a contiguous piece for each request. Kwon et al. (2023, arXiv:2309.06180), who made vLLM,
+measured that 20.4 to 38.2% of that memory held tokens (section 1), and 96.3% with pages (figure 2).
+
+What remains empty with pages is the end of each text's last page, at most $n - 1$ slots, however long the text
+may become [check:test_a_text_wastes_less_than_a_page]. Take texts of 1 to 2,048 tokens, each length as often as
+any other. Reserved in full, half of the slots hold a token, 50.0%; in pages of 16 it is 99.3%
+[check:test_slots_that_hold_a_token|50.0 and 99.3%].
+
+## Two texts, one page
+
+A table may name a page twice. Texts that begin alike, with the same instructions or as several answers to one
+question, need their common keys once. Pages count their readers, and one that nobody reads is free. A text that
+goes on in a page that others read too gets a copy of its own first: *copy on write*
+[check:test_a_shared_page_is_copied_before_it_is_written].
+
+## Notation
+
+| symbol | code | shape | meaning |
+|---|---|---|---|
+| $\mathbf{k}_j$ | `key` | `b g t d` | what the newest positions offer |
+| $\mathbf{v}_j$ | `value` | `b g t e` | what the newest positions give |
+| $n$ | `page_size` | scalar | tokens in a page |
+| $p$ | `page` | `b t` | the page of a token, of `n_pages` |
+| – | `key_pages`, `value_pages` | `p g n d`, `p g n e` | the memory |
+| – | `table` | `b x` | the page of each stretch of $n$ tokens; $-1$ where there is none |
+| – | `lengths` | `b` | how many tokens each text has |
+
+**Source.** Kwon et al. (2023), arXiv:2309.06180, section 4. Their *blocks* are our pages, their *block table* is
+`table`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+from annotated_attention.kv_cache import check_update
+
+__all__ = ["PagedKVCache", "filled", "gather_pages"]
+
+
+class PagedKVCache:
+    r"""## The cache of one layer
+
+    Memory for `n_pages` pages, shared by the texts of a batch. Like every cache of the course it has `update`,
+    `positions` and `nbytes`, and a model with it writes what it writes with lesson 7's
+    [check:test_a_model_writes_the_same].
+    """
+
+    def __init__(self, n_texts: int, n_pages: int, page_size: int = 16) -> None:
+        if min(n_texts, n_pages, page_size) < 1:
+            came = f"n_texts is {n_texts}, n_pages is {n_pages}, page_size is {page_size}"
+            raise ValueError(f"{came}: at least 1 is wanted")
+        self.page_size = page_size
+        self.key_pages = self.value_pages = torch.empty(n_pages, 0, page_size, 0)
+        self.pages: list[list[int]] = [[] for _ in range(n_texts)]
+        self.lengths = torch.zeros(n_texts, dtype=torch.long)
+        self.free, self.readers = list(range(n_pages)), [0] * n_pages
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+    @property
+    def table(self) -> Int[Tensor, "b x"]:
+        r"""Where texts lie. In what order pages are taken does not matter, for nobody looks at a page by its
+        number.
+        """
+        width = max(map(len, self.pages))
+        rows = [[*row, *[-1] * (width - len(row))] for row in self.pages]
+        return torch.tensor(rows, dtype=torch.int32, device=self.lengths.device)
+
+    def append(
+        self,
+        key: Float[Tensor, "b g t d"],
+        value: Float[Tensor, "b g t e"],
+    ) -> None:
+        r"""Every text grows by $t$ tokens. What has no room, is not of the kind that the cache began with, or
+        wants a gradient is a `ValueError`, and changes nothing [check:test_what_is_refused_changes_nothing].
+        """
+        (b, n), t = (len(self.pages), self.page_size), key.shape[2]
+        keys, values = self.key_pages, self.value_pages
+        if not keys.numel():
+            keys = key.new_zeros(len(keys), key.shape[1], n, key.shape[3])
+            values = value.new_zeros(*keys.shape[:3], value.shape[3])
+        held = [x[:1].expand(b, -1, -1, -1) for x in (keys, values)]
+        check_update(key, value, *held)
+
+        # A last page that is not full will be written. Of those who read it, all but one need a copy.
+        lengths, pages = self.lengths.tolist(), self.pages
+        last = [row[-1] for row, m in zip(pages, lengths, strict=True) if m % n]
+        copies = sum(min(k, self.readers[p] - 1) for p, k in Counter(last).items())
+        wanted = [-(-(m + t) // n) for m in lengths]
+        new = sum(wanted) - sum(map(len, pages)) + (copies if t else 0)
+        if new > len(self.free):
+            came = f"cache has {len(self.free)} free pages of {n} tokens"
+            raise ValueError(f"{came}: {new} are wanted")
+        self.key_pages, self.value_pages = keys, values
+        for row, m, count in zip(pages, lengths, wanted, strict=True):
+            if t and m % n and self.readers[row[-1]] > 1:
+                old, row[-1] = row[-1], self.take()
+                self.readers[old] -= 1
+                keys[row[-1]], values[row[-1]] = keys[old], values[old]
+            row += [self.take() for _ in range(count - len(row))]
+
+        # From here on, the table says where a token belongs, as it will say to the kernel.
+        self.lengths = self.lengths.to(key.device)
+        j = self.lengths[:, None] + torch.arange(t, device=key.device)
+        page, slot = self.table.long().gather(1, j // n), j % n
+        keys[page, :, slot] = rearrange(key, "b g t d -> b t g d")
+        values[page, :, slot] = rearrange(value, "b g t e -> b t g e")
+        self.lengths = self.lengths + t
+
+    def take(self) -> int:
+        """A free page, with its first reader."""
+        page = self.free.pop()
+        self.readers[page] = 1
+        return page
+
+    def share(self, source: int, target: int, length: int) -> None:
+        r"""Text `target`, which is empty, begins with the first tokens of text `source`. No key is copied."""
+        held, begun = int(self.lengths[source]), int(self.lengths[target])
+        if begun or not 0 <= length <= held:
+            came = f"text {target} has {begun} tokens, length is {length}"
+            raise ValueError(f"{came}: an empty text and at most {held} are wanted")
+        self.pages[target] = self.pages[source][: -(-length // self.page_size)]
+        self.lengths[target] = length
+        for page in self.pages[target]:
+            self.readers[page] += 1
+
+    def truncate(self, lengths: Sequence[int] | Int[Tensor, "b"]) -> None:
+        r"""Forgets all but the first tokens of each text, as lesson 7's cache does; a text cut to 0 makes room
+        for another. Pages without a reader are free [check:test_pages_come_back].
+        """
+        kept, held = [int(m) for m in lengths], self.lengths.tolist()
+        fits = [0 <= m <= k for m, k in zip(kept, held, strict=False)]
+        if len(kept) != len(held) or not all(fits):
+            raise ValueError(f"lengths is {kept}: of each text, at most {held} is wanted")
+        for row, m in zip(self.pages, kept, strict=True):
+            while len(row) * self.page_size >= m + self.page_size:
+                page = row.pop()
+                self.readers[page] -= 1
+                self.free += [page] * (self.readers[page] == 0)
+        self.lengths = self.lengths.new_tensor(kept)
+
+    def update(
+        self,
+        key: Float[Tensor, "b g t d"],
+        value: Float[Tensor, "b g t e"],
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s e"]]:
+        r"""Takes in the newest and returns all, for attention that wants them in one piece. They are copied
+        together for each step, which is what a kernel that reads the table saves.
+        """
+        self.append(key, value)
+        s = self.longest
+        keys = gather_pages(self.key_pages, self.table, self.lengths)
+        values = gather_pages(self.value_pages, self.table, self.lengths)
+        return keys[:, :, :s], values[:, :, :s]
+
+    @property
+    def positions(self) -> Int[Tensor, "b s"]:
+        """Where those keys stand; -1 where there is none."""
+        slots = torch.arange(self.longest, device=self.lengths.device)
+        return torch.where(slots < self.lengths[:, None], slots, -1)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes taken, by pages in use or free."""
+        return self.key_pages.nbytes + self.value_pages.nbytes
+
+
+def gather_pages(
+    pages: Float[Tensor, "p g n d"],
+    table: Integer[Tensor, "b x"],
+    lengths: Integer[Tensor, "b"],
+) -> Float[Tensor, "b g s d"]:
+    r"""## In one piece
+
+    The keys of each text copied together, with zeros behind its last one. It is what a kernel that reads the
+    table must be equal to.
+    """
+    n = pages.shape[2]
+    stretches = torch.arange(table.shape[1], device=table.device)
+    used = stretches * n < lengths[:, None]
+    found = pages[table.where(used, 0).long()]
+    found = rearrange(found, "b x g n d -> b g (x n) d")
+    slots = torch.arange(found.shape[2], device=table.device)
+    behind = slots >= lengths[:, None]
+    return found.masked_fill(rearrange(behind, "b s -> b 1 s 1"), 0.0)
+
+
+def filled(lengths: Sequence[int], reserved: int, n: int) -> tuple[float, float]:
+    r"""## What it costs, and when it fails
+
+    Returns which share of the slots holds a token: where each text has `reserved` slots of its own, and in pages
+    of $n$ [check:test_a_text_wastes_less_than_a_page].
+
+    - *One number a page more.* The table of a text of 32,768 tokens, in pages of 16, has 2,048 entries of 4 bytes.
+      With 8 key heads of width 128 in bf16, a page's keys and values are 64 KiB: the table is next to nothing.
+    - *A page too small* is read in pieces too small. Here each head's part of a page lies together, $n\,d$ numbers:
+      16 keys of width 128 in bf16 are 4 KiB.
+    - *A page too large* wastes what pages were to save, $n/2$ slots a text if its end falls anywhere.
+    - *When memory is full* somebody has to go. vLLM takes the pages of a text, and later reads that text again, or
+      brings back its pages, which it had put into the CPU's memory. This cache only says that it is full.
+    - *Sharing does not save reading.* A kernel that takes text by text reads a shared page once for each. To read
+      it once for all is a merge of two (the page on many readers).
+
+    **In production.** **vLLM** keeps `num_blocks, block_size, num_kv_heads, head_size` for its Triton kernels, with
+    blocks of a multiple of 16. **flash-attn** takes `k_cache` as `num_blocks, page_block_size, nheads_k, headdim`
+    and a `block_table`, `b x` in int32. **SGLang** finds a text's beginning in a tree of those that it holds
+    (RadixAttention). **FlexAttention** has `torch.nn.attention.experimental._paged_attention.PagedAttention`, which
+    turns a `BlockMask` on texts into one on pages.
+    """
+    if not sum(lengths) or min(lengths) < 0 or max(lengths) > reserved or n < 1:
+        came = f"lengths is {list(lengths)}, reserved is {reserved}, n is {n}"
+        raise ValueError(f"{came}: some tokens, none longer than what is reserved, are wanted")
+    held = sum(lengths)
+    pages = sum(-(-m // n) for m in lengths)
+    return held / (len(lengths) * reserved), held / (pages * n)
+
+
+def example(axes: dict[str, int]) -> None:
+    """Two texts with a common beginning: the shapes beside the code are read off this run."""
+    b, g, t, d, e, n = (axes[letter] for letter in "bgtden")
+    cache = PagedKVCache(b, b * (t + 1), n)
+    cache.update(torch.randn(b, g, t, d), torch.randn(b, g, t, e))
+    cache.truncate([t] + [0] * (b - 1))
+    cache.share(0, 1, t - 1)
+    cache.update(torch.randn(b, g, t, d), torch.randn(b, g, t, e))
+    filled([1, 2, 3], 4, 2)
