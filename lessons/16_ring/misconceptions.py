@@ -71,6 +71,13 @@ def unshard__order_for_its_inverse(pieces):
     return torch.cat(pieces, dim=2)[:, :, order.flatten()]
 
 
+def unshard__late_chunks_in_rank_order(pieces):
+    """You put the second chunks in the order of the ranks. They were given out the other way round: which rank has
+    the very last chunk of the text?"""
+    early, late = zip(*(piece.chunk(2, dim=2) for piece in pieces), strict=True)
+    return torch.cat([*early, *late], dim=2)
+
+
 def _work(order, *, columns="steps", sees=torch.le):
     """A table of pairs with one of its parts done wrong."""
     n = len(order)
@@ -83,6 +90,13 @@ def work__columns_are_pieces(order):
     """Your columns are the pieces: all ranks would have the keys of rank 0 first. Whose keys does rank r hold at
     step k?"""
     return _work(order, columns="pieces")
+
+
+def work__the_other_way(order):
+    """Your ranks have the keys of the rank after them at step 1, and two after them at step 2. Which way do keys
+    travel? Task 1 knows."""
+    pairs = work(order)
+    return torch.cat([pairs[:, :1], pairs[:, 1:].flip(1)], dim=1)
 
 
 def work__blind_to_itself(order):
@@ -101,6 +115,12 @@ def duration__waits_in_the_end(pairs):
     """You let each rank run through all its steps, and wait for the busiest in the end. But a rank cannot begin a
     step before the keys have come. For whom does it wait at each step?"""
     return int(pairs.sum(dim=1).amax())
+
+
+def duration__rows_for_columns(pairs):
+    """You add up the busiest step of each rank: a row is a rank, a column is a step. What are you waiting for at the
+    end of a step?"""
+    return int(pairs.amax(dim=1).sum())
 
 
 def duration__nobody_waits(pairs):
@@ -166,6 +186,13 @@ def merge__two_empties_are_nan(output_a, lse_a, output_b, lse_b):
     return a[..., None] * output_a + b[..., None] * output_b, lse
 
 
+def merge__only_the_output_is_mended(output_a, lse_a, output_b, lse_b):
+    """Where neither side saw anything you put 0 over the NaN of the output, and the lse stays NaN. It would spoil the
+    next merge. Of what is it the logarithm there?"""
+    output, lse = merge(output_a, lse_a, output_b, lse_b)
+    return output, lse.masked_fill(lse == -INF, float("nan"))
+
+
 class PassKeys__sends_its_own(PassKeys):
     """You always send your own piece, so each rank sees two pieces, again and again. What is a rank to hand on
     that has received something?"""
@@ -176,6 +203,26 @@ class PassKeys__sends_its_own(PassKeys):
 
     def send(self):
         return self.own
+
+
+class PassKeys__own_forgotten(PassKeys):
+    """Your rank attends to what it receives, and never to the keys that it had from the beginning. What is step
+    0?"""
+
+    def __init__(self, rank, n, query, key, value):
+        super().__init__(rank, n, query, key, value)
+        self.output, self.lse = 0 * self.output, self.lse - INF
+
+
+class PassKeys__later_ranks_skipped(PassKeys):
+    """You skip what comes from the ranks after yours. That would be right if each had one stretch of the text. In the
+    zigzag, which of their two chunks stand before your second one?"""
+
+    def receive(self, key, value):
+        if held(self.rank, self.step + 1, self.n) > self.rank:
+            self.step, self.key, self.value = self.step + 1, key, value
+        else:
+            super().receive(key, value)
 
 
 class PassKeys__mask_of_its_own(PassKeys):
@@ -226,6 +273,16 @@ class PassQueries__dq_stays_at_home(PassQueries):
     def send(self):
         *rest, dq = super().send()
         return *rest, torch.zeros_like(dq)
+
+
+class PassQueries__dq_starts_anew(PassQueries):
+    """The dq that you send is what your own keys have added, and what came with the queries is lost. Whose dq is it,
+    and who has added to it before you?"""
+
+    def send(self):
+        *came, dq = self.parcel
+        self.parcel = *came, torch.zeros_like(dq)
+        return super().send()
 
 
 class PassQueries__its_own_twice(PassQueries):
