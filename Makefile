@@ -32,7 +32,7 @@ lint: $(STAMP)  ## Check style and types.
 	$(BIN)/pyright
 
 bench: $(STAMP)  ## Measure speed beside the peers; results go to benchmarks/results/.
-	$(BIN)/python -m benchmarks
+	$(BIN)/attn bench --all
 
 clean:  ## Remove what was built (.venv and work/ stay).
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Speed beside the peers, measured in turn in one run and reported as ratios: `python -m benchmarks`."""
+"""Speed and memory beside the peers, measured in turn in one run: `attn bench`."""

@@ -30,6 +30,7 @@ Examples:
   attn check alibi --hint   the same, and one hint more
   attn solution alibi       an answer, after your first attempt
   attn experiment alibi     what a paper claims, measured on this machine
+  attn bench sliding_window speed beside the peers, measured on this machine
   attn serve                read the course in the browser, rebuilt on every edit
   attn new gated            a new mechanism with all its pieces
   attn doctor               what this machine has and lacks
@@ -253,6 +254,37 @@ def experiment(
             results = running.perform(each, size, seeds=seeds, jobs=jobs, again=again, progress=progress)
         say(told.plain(results))
         say(f"{each.results(size).relative_to(each.lesson.root).as_posix()}")
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; without any, the list of them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All but the long ones.")] = False,
+) -> None:
+    """Measure speed and memory beside the peers; results go to benchmarks/results/."""
+    from coursekit import benchmarks
+
+    course = find_course()
+    if not names and not everything:
+        width = max((len(each.name) for each in course.benchmarks), default=0)
+        for each in course.benchmarks:
+            alone = ", runs only by name" if benchmarks.is_long(each) else ""
+            say(f"{each.name:<{width}}  {benchmarks.about(each)} ({benchmarks.age(each)}{alone})")
+        return
+    wanted = [course.benchmark(name) for name in names or []]
+    wanted += [each for each in course.benchmarks if everything and not benchmarks.is_long(each)]
+    failed = []
+    for each in dict.fromkeys(wanted):
+        say(f"{each.name}: {benchmarks.about(each)}")
+        try:
+            with benchmarks.progress(out, PLAIN, benchmarks.last(each)) as seen:
+                result = benchmarks.measure(each, seen)
+        except benchmarks.Failed as error:
+            print(f"attn: {error}; its last result stays", file=sys.stderr)
+            failed.append(each)
+            continue
+        say(f"{each.result.relative_to(course.root).as_posix()}: {result['seconds']:.0f} s")
+    raise typer.Exit(CHECK_FAILED if failed else 0)
 
 
 @app.command()

@@ -15,6 +15,8 @@ A lesson may go on in further files, its parts. Like the mechanism, each has a p
 
     labml_style_src/annotated_attention/slug_suffix.py, tests/annotated_attention/test_slug_suffix.py
 
+What is measured beside the peers belongs to the whole course: `benchmarks/bench_NAME.py`, `benchmarks/results/NAME.json`.
+
 A test file whose suffix no source has is further proof of the mechanism with the longest name that fits, as a
 source belongs to the lesson with the longest slug that fits. Nothing is registered anywhere: a lesson exists
 when its folder does, a part when its file does.
@@ -241,6 +243,27 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """One file that measures, `benchmarks/bench_NAME.py`, and what it found."""
+
+    root: Path
+    name: str
+
+    @property
+    def module(self) -> str:
+        """Its import name, from the course's root."""
+        return f"benchmarks.bench_{self.name}"
+
+    @property
+    def path(self) -> Path:
+        return self.root / "benchmarks" / f"bench_{self.name}.py"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "benchmarks" / "results" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
 class Course:
     """The course whose files lie under `root`."""
 
@@ -292,6 +315,21 @@ class Course:
         if not (found := self.lesson(name).experiments):
             raise CourseError(f"'{name}' has none: try {', '.join(each.name for each in self.experiments)}")
         return found
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        """Every benchmark, by name."""
+        found = sorted((self.root / "benchmarks").glob("bench_*.py"))
+        return [Benchmark(self.root, path.stem.removeprefix("bench_")) for path in found]
+
+    def benchmark(self, name: str) -> Benchmark:
+        """The benchmark with this name. Raises `CourseError`, naming the nearest, if there is none."""
+        names = [each.name for each in self.benchmarks]
+        if name in names:
+            return Benchmark(self.root, name)
+        near = next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.4)), None)
+        hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(names) or 'none'}"
+        raise CourseError(f"no benchmark is called '{name}': {hint}")
 
     def rewrites(self, lesson: Lesson) -> list[Path]:
         """Correct solutions of the exercise in another hand: `tests/lessons/alternatives/SLUG_*.py`."""
@@ -347,7 +385,7 @@ def find_course(start: Path | None = None) -> Course:
     raise CourseError(f"no course here: neither {here} nor a folder above it has {SOURCE_ROOT}/ and lessons/")
 
 
-def environment_of(course: Course) -> dict[str, str]:
+def environment_of(course: Course | Benchmark) -> dict[str, str]:
     """The environment for a Python process that has to see this course's packages, also where another copy of
     them is installed."""
     paths = [str(course.root / SOURCE_ROOT), os.environ.get("PYTHONPATH", "")]

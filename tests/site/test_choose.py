@@ -105,7 +105,7 @@ def sentences() -> dict[str, Callable[[], tuple[str, ...]]]:
         return next((f"{t:,}" for t in lengths if ms(variant, t) < ms("dense", t)), "no number of")
 
     return {
-        "`benchmarks/bench_choose.py`, threads: {}": lambda: (str(RESULT["threads"]),),
+        "`benchmarks/bench_choose.py`, threads: {}": lambda: (str(RESULT["machine"]["threads"]),),
         "dense takes {} ms for 1,024 tokens and {} for 16,384": lambda: (
             shown(ms("dense", 1024)),
             shown(ms("dense", 16384)),

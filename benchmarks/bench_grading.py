@@ -24,6 +24,9 @@ from benchmarks.grading_peers import otter_each, pytest_each
 from benchmarks.processes import Watch, tree, wait_gone
 from coursekit.course import Lesson, environment_of, find_course
 
+# Half an hour: it runs only when it is named.
+LONG = True
+
 SLUG = "alibi"
 MEDIAN = "longformer"
 STUDENTS = 1000
