@@ -258,7 +258,9 @@ def experiment(
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks; without any, the list of them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Benchmarks; without any, the list of them.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All but the long ones.")] = False,
 ) -> None:
     """Measure speed and memory beside the peers; results go to benchmarks/results/."""

@@ -15,7 +15,9 @@ A lesson may go on in further files, its parts. Like the mechanism, each has a p
 
     labml_style_src/annotated_attention/slug_suffix.py, tests/annotated_attention/test_slug_suffix.py
 
-What is measured beside the peers belongs to the whole course: `benchmarks/bench_NAME.py`, `benchmarks/results/NAME.json`.
+What is measured beside the peers belongs to the whole course:
+
+    benchmarks/bench_NAME.py, benchmarks/results/NAME.json
 
 A test file whose suffix no source has is further proof of the mechanism with the longest name that fits, as a
 source belongs to the lesson with the longest slug that fits. Nothing is registered anywhere: a lesson exists

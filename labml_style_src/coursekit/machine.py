@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import platform
 import threading
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -40,12 +40,7 @@ def cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")}
-    try:
-        found["triton"] = version("triton")
-    except PackageNotFoundError:
-        pass  # an extra
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")}
 
 
 def die_with_parent() -> None:

@@ -183,6 +183,19 @@ def cost():
     cases = json.loads((RESULTS / "gated.json").read_text("utf-8"))["cases"]
     return f'<svg viewBox="0 0 9 9"><title>{len(cases)} cases</title></svg>'
 """
+MEASURED = """import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def many():
+    return str(len(json.loads((RESULTS / "gated.json").read_text("utf-8"))["cases"]))
+
+
+def table():
+    return "| a |\\n|---|\\n| b |"
+"""
 
 
 def test_a_hand_written_page_has_figures_of_what_was_measured_and_claims_with_their_records(warm_course):
@@ -191,8 +204,10 @@ def test_a_hand_written_page_has_figures_of_what_was_measured_and_claims_with_th
     results.parent.mkdir(parents=True)
     results.write_text('{"cases": [1, 2]}', "utf-8")
     (root / "docs" / "figures.py").write_text(FIGURES, "utf-8")
+    (root / "docs" / "measured.py").write_text(MEASURED, "utf-8")
     claim = "It agrees [check:gated.test_agrees_with_pytorch]."
     text = f"# More\n\n{claim}\n\n![A $t$](figure:cost)\n\nWritten `![a](figure:b)` and `[check:c]`.\n"
+    text += "\nOf [measured:many] cases, `[measured:d]`:\n\n[measured:table]\n"
     (root / "docs" / "more.md").write_text(text, "utf-8")
     site.build(Course(root))
     page = built(warm_course, "more/index.html")
@@ -201,15 +216,20 @@ def test_a_hand_written_page_has_figures_of_what_was_measured_and_claims_with_th
     assert "<title>2 cases</title>" in page
     assert "![a](figure:b)" in page
     assert "[check:c]" in page
+    assert "Of 2 cases, <code>[measured:d]</code>:" in page
+    assert "<td>b</td>" in page
     assert not (root / "build" / "site" / "figures.py").exists()
     results.write_text('{"cases": [1, 2, 3]}', "utf-8")
     site.build(Course(root))
     assert "<title>3 cases</title>" in built(warm_course, "more/index.html")
+    assert "Of 3 cases" in built(warm_course, "more/index.html")
     edit(root / "docs" / "more.md", "gated.test_agrees", "gated.test_disagrees")
     edit(root / "docs" / "more.md", "figure:cost", "figure:price")
+    edit(root / "docs" / "more.md", "[measured:many]", "[measured:few]")
     said = "\n".join(faults(warm_course))
     assert "docs/more.md:3: unknown check 'gated.test_disagrees_with_pytorch': did you mean" in said
     assert "docs/more.md:5: unknown figure 'price': figures.py has cost" in said
+    assert "docs/more.md:9: unknown 'few': docs/measured.py has many, table" in said
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,14 @@ from coursekit.pages.worker import Worker
 @dataclass
 class Material:
     """By slug: the shapes that were seen in each mechanism (as JSON), each lesson's figures (SVG by name) and its
-    executed notebook; and the drawings of the hand-written pages. What failed is its `PageError`."""
+    executed notebook; and of the hand-written pages the drawings, and the words for what was measured. What failed is
+    its `PageError`."""
 
     shapes: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, str] | PageError] = field(default_factory=dict)
     notebooks: dict[str, NotebookNode | PageError] = field(default_factory=dict)
     drawings: dict[str, str] | PageError = field(default_factory=dict)
+    measured: dict[str, str] | PageError = field(default_factory=dict)
 
     @property
     def all_drawings(self) -> dict[str, str] | PageError:
@@ -66,6 +68,7 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
             material.figures[lesson.slug] = drawn(course, worker, lesson.figures, lesson.slug, lesson.results)
         measured = sorted((course.root / "benchmarks" / "results").glob("*.json"))
         material.drawings = drawn(course, worker, course.root / "docs" / "figures.py", "docs", measured)
+        material.measured = drawn(course, worker, course.root / "docs" / "measured.py", "measured", measured)
         for slug, future in running.items():
             try:
                 material.notebooks[slug] = future.result()
@@ -88,7 +91,8 @@ def seen(course: Course, worker: Worker, mechanism: Mechanism) -> Any:
 def drawn(
     course: Course, worker: Worker, path: Path, owner: str, measured: Sequence[Path]
 ) -> dict[str, str] | PageError:
-    """The figures in a file that belongs to a lesson or to the hand-written pages; they may draw what was measured."""
+    """What the functions of a file make, which belongs to a lesson or to the hand-written pages: figures or Markdown,
+    also of what was measured."""
     if not path.exists():
         return {}
     texts = [each.read_text("utf-8") for each in (path, *measured)]

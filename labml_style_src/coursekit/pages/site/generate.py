@@ -45,7 +45,7 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
     problems: list[Problem | str] = list(course.problems())
     proofs = records.load(course)
     makers: list[Callable[[], Page]] = [
-        lambda path=path: hand_written_page(course, path, material.all_drawings, proofs)
+        lambda path=path: hand_written_page(course, path, material, proofs)
         for path in sorted((course.root / "docs").glob("*.md"))
     ]
     roles = settings(course).get("extra", {}).get("roles", {})
@@ -122,10 +122,8 @@ def _source(course: Course, path: Path) -> tuple[str, str]:
     return path.relative_to(course.root).as_posix(), path.read_text("utf-8")
 
 
-def hand_written_page(
-    course: Course, path: Path, drawings: dict[str, str] | PageError, proofs: records.Records
-) -> Page:
-    markdown = hand_written.render(course, path, drawings, proofs)
+def hand_written_page(course: Course, path: Path, material: Material, proofs: records.Records) -> Page:
+    markdown = hand_written.render(course, path, material.all_drawings, material.measured, proofs)
     return Page(path.relative_to(course.root / "docs").as_posix(), markdown, [_source(course, path)])
 
 

@@ -3,7 +3,8 @@ tests of mechanisms prove.
 
 `![caption](figure:name)` is what `name()` in `docs/figures.py` returns, and `figure:slug.name` a figure of that
 lesson; `[check:slug.test_name]` is the record of a test in the proof of that mechanism; a line `[results:name]` the
-table of that experiment, `[results:name.full]` that of its run on a GPU, and `[results]` how many claims of each hold.
+table of that experiment, `[results:name.full]` that of its run on a GPU, and `[results]` how many claims of each hold. `[measured:name]`, also
+inside a sentence, is the Markdown that `name()` in `docs/measured.py` makes of what was measured.
 """
 
 import re
@@ -13,27 +14,34 @@ from pathlib import Path
 from coursekit.course import Course, CourseError
 from coursekit.experiments import load, told
 from coursekit.pages import formulas
-from coursekit.pages.inserts import Figures
+from coursekit.pages.inserts import CODE, Figures
 from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.proofs.checks import Checks
 from coursekit.pages.proofs.records import Record, Records, known_tests
 
 RESULTS = re.compile(r"^\[results(?::(?P<name>\w+)(?:\.(?P<size>\w+))?)?\]$", re.MULTILINE)
+MEASURED = re.compile(rf"{CODE} | \[measured:(?P<name>[^\]]*)\]", re.DOTALL | re.MULTILINE | re.VERBOSE)
+
+Made = Mapping[str, str] | PageError
 
 
-def render(course: Course, path: Path, drawings: Mapping[str, str] | PageError, proofs: Records) -> str:
+def render(course: Course, path: Path, drawings: Made, measured: Made, proofs: Records) -> str:
     """The page's Markdown. Raises `PageError` with every fault of its formulas, figures and claims."""
     name, text = path.relative_to(course.root).as_posix(), path.read_text("utf-8")
     problems = formulas.faults(text, name, 1)
     if isinstance(drawings, PageError):
         problems += drawings.problems
         drawings = {}
+    if isinstance(measured, PageError):
+        problems += measured.problems
+        measured = {}
     figures = Figures(name, drawings)
     figures.check(text, 1)
     checks = claims(course, name, text, proofs, "" if path.stem == "index" else "../")
     text, faults = with_results(course, name, checks.replace(text, 1))
+    text, unknown = with_measured(name, text, measured)
     markdown = figures.replace(text)
-    problems += figures.problems + checks.problems + faults
+    problems += figures.problems + checks.problems + faults + unknown
     if problems:
         raise PageError(problems)
     return markdown
@@ -57,6 +65,22 @@ def with_results(course: Course, name: str, text: str) -> tuple[str, list[Proble
             return ""
 
     return RESULTS.sub(table, text), faults
+
+
+def with_measured(name: str, text: str, measured: Mapping[str, str]) -> tuple[str, list[Problem]]:
+    """The text with what was measured in its places, and a problem for each name that `docs/measured.py` lacks."""
+    faults = []
+
+    def words(match: re.Match[str]) -> str:
+        if match["code"]:
+            return match["code"]
+        if match["name"] not in measured:
+            message = f"unknown '{match['name']}': docs/measured.py has {', '.join(measured) or 'none'}"
+            faults.append(Problem(name, text.count("\n", 0, match.start()) + 1, message))
+            return ""
+        return measured[match["name"]].strip()
+
+    return MEASURED.sub(words, text), faults
 
 
 def claims(course: Course, name: str, text: str, proofs: Records, up: str) -> Checks:

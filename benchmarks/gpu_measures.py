@@ -1,0 +1,439 @@
+"""What `benchmarks/gpu.py` measures: our Triton kernels beside SDPA's backends, FlexAttention and whoever is installed.
+
+Run as a program it calls every kernel once, at small sizes, for `compute-sanitizer` to watch.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import sdpa_kernel
+
+from annotated_attention.bigbird import bigbird_attention, bigbird_plan
+from annotated_attention.flash_triton import flash_attention_triton
+from annotated_attention.linear import linear_attention
+from annotated_attention.longformer import longformer_attention
+from benchmarks import peers, roofline
+from benchmarks.growth import exponent
+from benchmarks.measure import Function, device, medians
+from benchmarks.roofline import Roof, Work
+
+Cases = Iterator[dict[str, Any]]
+Prepared = Callable[[Function], Callable[[], Any]]
+
+ROUNDS = 5
+# A backward pass multiplies five times where a forward one does twice.
+BACKWARD = 2.5
+SOFT_CAP, BLOCK = 30.0, 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large: lengths, heads and widths."""
+
+    lengths: tuple[int, ...]
+    aimed: tuple[int, ...]  # the lengths of the aims, which come first
+    naive: int  # the longest whose weights are written out
+    tokens: int  # in a batch, at least
+    m: int  # width of all heads together
+    widths: tuple[int, ...]
+    window: int
+    cache: int
+    cache_heads: tuple[int, int]
+    page: int
+    growing: tuple[int, ...]
+    dtype: torch.dtype
+
+
+WHOLE = Sizes(
+    lengths=(1024, 2048, 4096, 8192, 16384, 32768), aimed=(8192, 16384, 32768), naive=4096, tokens=16384, m=2048,
+    widths=(128, 64), window=1024, cache=32768, cache_heads=(32, 8), page=16,
+    growing=(8192, 16384, 32768, 65536, 131072), dtype=torch.bfloat16,
+)  # fmt: skip
+REHEARSAL = Sizes(
+    lengths=(64,), aimed=(64,), naive=64, tokens=64, m=32, widths=(16,), window=24, cache=96,
+    cache_heads=(4, 2), page=16, growing=(128, 256), dtype=torch.float32,
+)  # fmt: skip
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    return flash_attention_triton(query, key, value, **options)[0]
+
+
+def forward_of(inputs: Sequence[Tensor]) -> Prepared:
+    def prepared(function: Function) -> Callable[[], Any]:
+        def call() -> Any:
+            with torch.no_grad():
+                return function(*inputs)
+
+        return call
+
+    return prepared
+
+
+def backward_of(inputs: Sequence[Tensor]) -> Prepared:
+    """The backward pass alone: the graph is made once, and kept."""
+
+    def prepared(function: Function) -> Callable[[], Any]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        output = function(*leaves)
+        grad = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True)
+
+    return prepared
+
+
+def replayed(inputs: Sequence[Tensor]) -> Prepared:
+    """The forward pass recorded once, and replayed: no time of Python's, as in a server."""
+
+    def prepared(function: Function) -> Callable[[], Any]:
+        call = forward_of(inputs)(function)
+        if device() == "cpu":
+            return call
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+    return prepared
+
+
+def most_mib(call: Callable[[], Any]) -> float | None:
+    """The most memory that a call adds."""
+    if device() == "cpu":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+class Measures:
+    """The phases. Each stops before a case for which its time is up."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.best: Roof | None = None
+        torch.manual_seed(0)
+        # Graphs are kept, so that backward passes can be timed alone.
+        torch._functorch.config.donated_buffer = False
+
+    def random(self, b: int, h: int, t: int, d: int, n: int = 3) -> tuple[Tensor, ...]:
+        return torch.randn(n, b, h, t, d, device=device(), dtype=self.sizes.dtype).unbind()
+
+    def roof(self, end: float) -> Cases:
+        n, mib = (256, 1) if device() == "cpu" else (None, None)
+        self.best = roofline.roof(self.sizes.dtype, n, mib)
+        for name in ("flops", "bandwidth"):
+            yield {
+                "what": "roof",
+                "of": name,
+                "a_second": getattr(self.best, name),
+                "dtype": str(self.sizes.dtype),
+            }
+
+    def beside(
+        self,
+        about: dict[str, Any],
+        makers: Mapping[str, peers.Maker],
+        prepared: Prepared,
+        work: Work | None = None,
+    ) -> Cases:
+        """A case for each of them: milliseconds, times as fast as ours, MiB; or why it is absent. Ours comes first."""
+        found = peers.tried(makers, prepared)
+        times = medians(found.calls, ROUNDS)
+        ours = times.get(next(iter(makers)))
+        for name, ms in times.items():
+            case = {**about, "peer": name, "ms": ms, "ratio": ours / ms if ours else None}
+            case["mib"] = most_mib(found.calls[name])
+            if work:
+                case |= {"tflops": work.flops / ms / 1e9}
+                if self.best:
+                    case |= {"times_predicted": ms / self.best.predicted_ms(work)}
+            yield case
+        for name, why in found.absent.items():
+            yield {**about, "peer": name, "absent": why}
+        if device() == "cuda":
+            found.calls.clear()
+            torch.cuda.empty_cache()
+
+    def dense(self, end: float) -> Cases:
+        """Forward, and backward alone, beside every backend: first the lengths and the width of the aims."""
+        size = self.sizes
+        settings = [
+            (d, is_causal, t) for d in size.widths for is_causal in (True, False) for t in size.lengths
+        ]
+        settings.sort(key=lambda each: (each[0] != size.widths[0], not each[1], each[2] not in size.aimed))
+        for d, is_causal, t in settings:
+            if time.monotonic() > end:
+                yield {"what": "dense", "skipped": "the time was up", "t": t, "d": d, "is_causal": is_causal}
+                continue
+            b, h = max(1, size.tokens // t), size.m // d
+            inputs = self.random(b, h, t, d)
+            makers = {"ours": lambda is_causal=is_causal: partial(flash, is_causal=is_causal)}
+            makers |= peers.dense(t, is_causal)
+            del makers["Transformers"]  # it calls SDPA
+            if t > size.naive:
+                makers = {name: make for name, make in makers.items() if name not in ("naive", "SDPA, math")}
+            # Each length is compiled anew, which takes longer than to measure it.
+            if t != max(size.aimed) or d != size.widths[0]:
+                del makers[peers.FLEX]
+            scores = roofline.causal_scores(t) if is_causal else t * t
+            flops = b * roofline.products(scores, h, d)
+            moved = b * roofline.once_each(t, t, h, h, d, inputs[0].element_size())
+            about = {"what": "dense", "b": b, "h": h, "t": t, "d": d, "is_causal": is_causal}
+            yield from self.beside(
+                {**about, "pass": "forward"}, makers, forward_of(inputs), Work(flops, moved)
+            )
+            # Back come the output, its gradient and three more.
+            work = Work(BACKWARD * flops, 2 * moved)
+            yield from self.beside({**about, "pass": "backward"}, makers, backward_of(inputs), work)
+
+    def variants(self, end: float) -> Cases:
+        """Causal, with a window, slopes, sinks or a soft cap, beside FlexAttention with the same."""
+        size = self.sizes
+        d = size.widths[0]
+        h = size.m // d
+        slopes = torch.linspace(0.01, 0.5, h, device=device())
+        logits = torch.randn(h, device=device())
+        for t in sorted({min(size.aimed), max(size.aimed)}):
+            inputs = self.random(max(1, size.tokens // t), h, t, d)
+            kinds = {
+                "window": ({"window": size.window}, peers.window(t, size.window)),
+                "ALiBi": ({"alibi_slopes": slopes}, peers.alibi(t, slopes)),
+                "sinks": ({"sink_logits": logits}, peers.sinks(t, logits)),
+                "soft cap": ({"soft_cap": SOFT_CAP}, peers.soft_cap(t, SOFT_CAP)),
+            }
+            for what, (options, others) in kinds.items():
+                if time.monotonic() > end:
+                    yield {"what": what, "skipped": "the time was up", "t": t}
+                    continue
+                # A mask of all pairs takes too much memory for long texts.
+                others.pop("SDPA, mask", None)
+                makers = {"ours": lambda options=options: partial(flash, is_causal=True, **options), **others}
+                about = {"what": what, "t": t, "d": d, "h": h, "b": len(inputs[0])}
+                yield from self.beside({**about, "pass": "forward"}, makers, forward_of(inputs))
+                yield from self.beside({**about, "pass": "backward"}, makers, backward_of(inputs))
+
+    def decoding(self, end: float) -> Cases:
+        """One query of each text behind a long cache, called and replayed; then the cache in pages."""
+        from annotated_attention.flash_triton_decoding import flash_decoding_triton, paged_attention_triton
+
+        size = self.sizes
+        (h, g), s, d, n = size.cache_heads, size.cache, size.widths[0], size.page
+        for b in (1, 8):
+            if time.monotonic() > end:
+                yield {"what": "a step", "skipped": "the time was up", "b": b}
+                continue
+            (query,), (key, value) = self.random(b, h, 1, d, 1), self.random(b, g, s, d, 2)
+            table = torch.randperm(b * (s // n), device=device()).view(b, -1).int()
+            pages = [x.new_empty(b * (s // n), g, n, d) for x in (key, value)]
+            for x, held in zip((key, value), pages, strict=True):
+                held[table.long()] = x.unflatten(2, (-1, n)).transpose(1, 2)
+            lengths = torch.full((b,), s, device=device(), dtype=torch.int32)
+
+            def paged(query: Tensor, *_: Tensor, pages=pages, table=table, lengths=lengths) -> Tensor:
+                return paged_attention_triton(query, *pages, table, lengths)[0]
+
+            def as_rows(query: Tensor, key: Tensor, value: Tensor, g: int = g, **options: Any) -> Tensor:
+                """A group of heads as one with more queries: each key is read once."""
+                return F.scaled_dot_product_attention(query.unflatten(1, (g, -1)).squeeze(3), key, value)
+
+            def backend(which: Any, function: Function) -> Function:
+                def attend(*inputs: Tensor) -> Tensor:
+                    with sdpa_kernel(which):
+                        return function(*inputs)
+
+                return attend
+
+            shared = partial(F.scaled_dot_product_attention, enable_gqa=True)
+            makers: dict[str, peers.Maker] = {
+                "ours": lambda: lambda *inputs: flash_decoding_triton(*inputs)[0],
+                "ours, in pages": lambda paged=paged: paged,
+            }
+            for name, which in peers.BACKENDS.items():
+                makers[name] = partial(backend, which, shared)
+                makers[f"{name}, groups as rows"] = partial(backend, which, as_rows)
+            work = Work(
+                b * roofline.products(s, h, d), b * roofline.once_each(1, s, h, g, d, key.element_size())
+            )
+            about = {"what": "a step", "b": b, "h": h, "g": g, "s": s, "d": d}
+            inputs = (query, key, value)
+            yield from self.beside({**about, "how": "called"}, makers, forward_of(inputs), work)
+            yield from self.beside({**about, "how": "replayed"}, makers, replayed(inputs), work)
+
+    def growth(self, end: float) -> Cases:
+        """One text that gets longer; then the exponents that fit the last three lengths."""
+        from annotated_attention.linear_triton import linear_attention_triton
+
+        size = self.sizes
+        d = size.widths[0]
+        rows: list[dict[str, Any]] = []
+        for t in size.growing:
+            if time.monotonic() > end:
+                yield {"what": "growth", "skipped": "the time was up", "t": t}
+                continue
+            inputs = self.random(1, size.m // d, t, d)
+            first = torch.arange(t, device=device())[None] == 0
+            plan = (
+                bigbird_plan(t // BLOCK, n_window=3, n_global=2, n_random=3, seed=0)
+                if t >= 8 * BLOCK
+                else None
+            )
+            functions: dict[str, Function] = {
+                "window": partial(flash, is_causal=True, window=size.window),
+                "longformer": partial(longformer_attention, window=size.window // 2, global_mask=first),
+                "linear": linear_attention_triton,
+            }
+            if plan:
+                functions["bigbird"] = partial(bigbird_attention, block_size=BLOCK, plan=plan)
+            makers = {name: (lambda function=function: function) for name, function in functions.items()}
+            for which, prepare in (("forward", forward_of), ("backward", backward_of)):
+                for case in self.beside({"what": "growth", "pass": which, "t": t}, makers, prepare(inputs)):
+                    rows.append(case)
+                    yield case
+        for which in ("forward", "backward"):
+            for name in ("window", "longformer", "bigbird", "linear"):
+                mine = [row for row in rows if row["pass"] == which and row["peer"] == name and "ms" in row]
+                if len(mine) > 1:
+                    yield {"what": "exponent", "pass": which, "mechanism": name, "ms": exponent(mine, "ms")}
+
+    def linear(self, end: float) -> Cases:
+        """Chunks in Triton, in PyTorch, and in flash-linear-attention if it is installed."""
+        from annotated_attention.linear_triton import linear_attention_triton
+
+        size = self.sizes
+        for t in sorted({min(size.aimed), max(size.aimed)}):
+            if time.monotonic() > end:
+                yield {"what": "linear", "skipped": "the time was up", "t": t}
+                continue
+            d = size.widths[-1]
+            inputs = self.random(max(1, size.tokens // t), size.m // d, t, d)
+            makers = {
+                "ours": lambda: linear_attention_triton,
+                "PyTorch": lambda: linear_attention,
+                **peers.linear(),
+            }
+            for which, prepare in (("forward", forward_of), ("backward", backward_of)):
+                yield from self.beside(
+                    {"what": "linear", "pass": which, "t": t, "d": d}, makers, prepare(inputs)
+                )
+
+    def tiles(self, end: float) -> Cases:
+        """Other tiles, warps and stages than those of the kernels' tables, for whoever tunes them."""
+        from annotated_attention import flash_triton_kernels, flash_triton_kernels_backward
+
+        tables = {
+            "forward": [flash_triton_kernels.TILES],
+            "backward": [flash_triton_kernels_backward.QUERIES, flash_triton_kernels_backward.KEYS],
+        }
+        others = {
+            "forward": [(128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 4, 4)],
+            "backward": [(64, 64, 4, 2), (64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2), (32, 128, 4, 3)],
+        }
+        size = self.sizes
+        d, t = size.widths[0], min(size.aimed)
+        inputs = self.random(max(1, size.tokens // t), size.m // d, t, d)
+        entry = inputs[0].element_size(), max(64, d)
+        for which, prepare in (("forward", forward_of), ("backward", backward_of)):
+            for table in tables[which]:
+                name = "forward" if which == "forward" else "queries" if table is tables[which][0] else "keys"
+                for tile in [table[entry], *others[which]]:
+                    if time.monotonic() > end:
+                        return
+                    about = {"what": "tiles", "of": name, "d": d, "t": t, "tile": list(tile)}
+                    with patch.dict(table, {entry: tile}):
+                        makers = {"ours": lambda: partial(flash, is_causal=True)}
+                        yield from self.beside(about, makers, prepare(inputs))
+
+
+def aims(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is aimed at, the worst that was measured for it, and whether it holds (`None`: it was not measured)."""
+    found = []
+
+    def aim(says: str, wanted: float, measured: Sequence[float], at_least: bool = True) -> None:
+        worst = (min if at_least else max)(measured, default=None)
+        holds = None if worst is None else worst >= wanted if at_least else worst <= wanted
+        found.append({"aim": says, "wanted": wanted, "measured": worst, "holds": holds})
+
+    dense = [case for case in cases if case.get("what") == "dense" and case.get("is_causal")]
+    for which, wanted in (("forward", 0.7), ("backward", 0.6)):
+        rows = [case for case in dense if case.get("pass") == which and case["d"] == WHOLE.widths[0]]
+        aim(f"{which}, of the best SDPA backend's speed", wanted, speeds(rows, "SDPA"))
+    for what in ("window", "ALiBi", "sinks", "soft cap"):
+        for which in ("forward", "backward"):
+            rows = [case for case in cases if case.get("what") == what and case.get("pass") == which]
+            aim(f"{what}, {which}, of FlexAttention's speed", 1.0, speeds(rows, peers.FLEX))
+    for how in ("called", "replayed"):
+        rows = [case for case in cases if case.get("what") == "a step" and case.get("how") == how]
+        aim(f"a step behind {WHOLE.cache:,} tokens, {how}, of SDPA's speed", 1.0, speeds(rows, "SDPA"))
+    for name in ("window", "longformer", "bigbird", "linear"):
+        rows = [case for case in cases if case.get("what") == "exponent" and case["mechanism"] == name]
+        aim(f"exponent of growth, {name}", 1.1, [case["ms"] for case in rows], at_least=False)
+    return found
+
+
+def speeds(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
+    """In each setting: our speed over that of the fastest of these peers."""
+    settings: dict[tuple[Any, ...], dict[str, float]] = {}
+    for case in rows:
+        if "ms" in case and (case["peer"] == "ours" or case["peer"].startswith(peer)):
+            settings.setdefault((case.get("t"), case.get("b")), {})[case["peer"]] = case["ms"]
+    return [
+        min(ms for name, ms in times.items() if name != "ours") / times["ours"]
+        for (t, _), times in settings.items()
+        if "ours" in times and len(times) > 1 and (t is None or t >= min(WHOLE.aimed))
+    ]
+
+
+def every_kernel() -> None:
+    """Each kernel once: odd lengths, all options, forward and backward."""
+    from annotated_attention.flash_triton_decoding import flash_decoding_triton, paged_attention_triton
+    from annotated_attention.linear_triton import linear_attention_triton
+
+    torch.manual_seed(0)
+    options: list[dict[str, Any]] = [
+        {"is_causal": True},
+        {
+            "is_causal": True,
+            "window": 70,
+            "soft_cap": SOFT_CAP,
+            "sink_logits": torch.zeros(4, device=device()),
+        },
+        {"alibi_slopes": torch.full((4,), 0.1, device=device())},
+        {"is_causal": True, "documents": [60, 73]},
+    ]
+    for option in options:
+        leaves = [torch.randn(1, h, 133, 64, device=device(), dtype=torch.bfloat16) for h in (4, 2, 2)]
+        leaves = [x.requires_grad_() for x in leaves]
+        output, lse = flash_attention_triton(*leaves, **option)
+        torch.autograd.grad(output.float().sum() + lse.sum(), leaves)
+    leaves = [torch.randn(1, 4, 133, 64, device=device(), dtype=torch.bfloat16) for _ in range(3)]
+    leaves = [x.requires_grad_() for x in leaves]
+    torch.autograd.grad(linear_attention_triton(*leaves).float().sum(), leaves)
+    query = torch.randn(2, 4, 1, 64, device=device(), dtype=torch.bfloat16)
+    key, value = torch.randn(2, 2, 2, 133, 64, device=device(), dtype=torch.bfloat16)
+    flash_decoding_triton(query, key, value)
+    pages = torch.randn(2, 20, 2, 16, 64, device=device(), dtype=torch.bfloat16)
+    table = torch.randperm(20, device=device())[:18].view(2, 9).int()
+    paged_attention_triton(query, *pages, table, torch.tensor([133, 70], device=device()))
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    every_kernel()
