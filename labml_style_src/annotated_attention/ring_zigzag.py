@@ -34,6 +34,9 @@ lie in the order of the text, so the causal mask of the share is the right one
 [check:test_own_keys_need_no_other_mask]. That makes $2n - 1$ full squares and two triangles for every rank
 [check:test_squares_and_triangles].
 
+![What rank 1 of four computes, piece by piece, and in which step. From step 1 on it is two squares. The colour says
+whose keys they are.](figure:plan)
+
 Stripes are nearly as even, but there every step has a diagonal. Tiles on it are computed in full and half of that
 is thrown away; with folding they are met once a round, not $n$ times [check:test_stripes_cross_more_tiles].
 
