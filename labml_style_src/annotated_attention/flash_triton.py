@@ -47,8 +47,10 @@ class TritonFlashAttention(torch.autograd.Function):
             came = "create_graph=True asks for a gradient of the gradient"
             raise RuntimeError(f"{came}, which flash_attention_triton lacks")
         saved = ctx.saved_tensors
+        wants_slopes = ctx.needs_input_grad[4]
+        options = *ctx.options, wants_slopes
         with torch.cuda.device_of(saved[0]):
-            gradients = launch_backward(*grad_outputs, *saved, *ctx.options)
+            gradients = launch_backward(*grad_outputs, *saved, *options)
         return *gradients, None, None, None, None, None, None
 
 

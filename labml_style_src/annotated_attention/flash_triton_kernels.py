@@ -1,6 +1,80 @@
 r"""# The kernel
 
-Forward kernel and seam.
+This lesson's loop goes over the queries outside and the keys inside, tile by tile. On a GPU the outer loop is
+gone: each tile of queries is a program of its own, all of them run the same text, and what is left is the inner
+loop. That text is this page, in Triton, and runs as it stands.
+
+## A GPU in a few lines
+
+An H100 has 132 *multiprocessors*. Each works through programs that know nothing of each other, and has
+
+- *registers*, 256 KiB: what a thread calculates with. A program of 4 or 8 *warps* of 32 threads shares them, and
+  no thread gets more than 255 of 32 bits;
+- *shared memory*, up to 227 KiB a program: where tiles wait that all of its warps read;
+- *tensor cores*, which multiply tiles: 989 TFLOP/s in bf16 from all of them, and only they come near it;
+- *special function units*, which make $2^x$: 3.9 T/s. At $d = 128$, 512 operations of tensor cores go with each
+  exponential, and at these rates it takes half as long as they do (FlashAttention-3, section 3.1).
+
+Outside is the chip's common memory, 3.35 TB/s. Triton leaves to us what a program computes, and decides which
+thread does it. `tl.load` of a tile becomes instructions that copy to shared memory while the last tile is still
+being computed (`num_stages` of them under way), `tl.dot` becomes `wgmma` on an H100, `mma` on an A100
+[check:test_kernels_compile_for_gpus|wgmma and mma].
+
+![Which program does what. Forward and for $d\mathbf{q}$ a program has a row of tiles, for $d\mathbf{k}$ and
+$d\mathbf{v}$ a column; no two write to the same place. Dark: no mask is needed. Light: it is. None: never
+visited.](figure:visited)
+
+## An interval of keys
+
+Causality, a window to one side or to both, documents packed into one text, and all of them at once: whatever is
+asked for, what query $i$ may see is an *interval* of keys. It reaches $\beta$ back and $\alpha$ ahead, and ends
+where the keys or the document $[\delta, \epsilon)$ do:
+
+$$\text{low}_i = \max(i - \beta,\ 0,\ \delta_i), \qquad \text{high}_i = \min(i + \alpha + 1,\ s,\ \epsilon_i).$$
+
+| mask | $\beta$ | $\alpha$ |
+|---|---|---|
+| none | $t + s$ | $t + s$ |
+| causal | $t + s$ | 0 |
+| window $w$, causal | $w - 1$ | 0 |
+| window $w$, both sides | $w - 1$ | $w - 1$ |
+
+Two facts make a kernel of it. Both ends only ever grow with $i$: so of a tile of queries, the first has the
+lowest key and the last the highest, and these two decide which tiles of keys are *visited*. And a key is seen by
+an interval of queries, which the same formula gives, with $\alpha$ and $\beta$ exchanged: so the backward pass
+needs nothing of its own [check:test_intervals_are_the_masks].
+
+## Two loops
+
+Between the lowest key of the *last* query and the highest of the *first* lie the tiles that every query sees
+whole. They need no mask and no look at where the text ends, and in a long text they are nearly all. So the
+kernel has two loops with the same body: first those tiles, then the others, at either edge
+[check:test_tiles_are_what_is_seen]. The order does not matter, as the merge has shown. Triton makes two copies
+of the body and drops the mask from one.
+
+## Powers of two
+
+The hardware has $2^x$, not $e^x$. Scores are multiplied by $\lambda \log_2 e$, where $\lambda$ had to be multiplied
+anyway, and everything else is as before. The product is not even made: it is fused with the subtraction of the
+maximum, $2^{x c - m}$, one instruction a score.
+
+## Notation
+
+| symbol | code | shape | meaning |
+|---|---|---|---|
+| $\beta$ | `before` | scalar | how many keys a query sees before its own position |
+| $\alpha$ | `after` | scalar | and after it |
+| $\delta$, $\epsilon$ | `starts`, `ends` | `t` | where the document of a position starts and ends |
+| $\text{low}$, $\text{high}$ | `low`, `high` | a query | the keys that it sees, the last not included |
+| $u$, $a$ | `U`, `A` | scalar | queries and keys in a tile |
+| $m$, $\ell$, $\mathbf{o}$ | `m`, `l`, `o` | a query | as on the first page, $m$ in powers of two |
+| $m_h/\lambda$ | `slope` | scalar | ALiBi's slope, in units of $1/\lambda$ |
+| $c/\lambda$ | `cap` | scalar | the cap, likewise |
+| $z_h$ | `sinks` | `h` | sink logits |
+| $L_i$ | `lse` | `b h t` | logarithm of the sum, to base $e$ |
+
+**Source.** Dao (2023), arXiv:2307.08691, algorithm 1 and section 3.3; Shah et al. (2024), arXiv:2407.08608. The
+plan of Triton's tutorial *Fused Attention*: two phases, $2^x$.
 """
 
 import os
@@ -13,11 +87,12 @@ try:
     import triton.language as tl
 except ImportError as error:
     wanted = 'pip install "annotated-attention[triton]"'
-    came = "the kernels are written in Triton, which is not installed"
+    came = "Triton is not installed, in which the kernels are written"
     raise ImportError(f"{came}: {wanted} (Linux only)") from error
 
 __all__ = ["interval", "launch_forward", "load_tile", "score"]
-__all__ += ["score_gradient", "tanh", "tile_range", "tiles_of"]
+__all__ += ["score_gradient", "strided", "tanh", "tile_at", "tile_range"]
+__all__ += ["store_tile", "tiles_of"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -26,7 +101,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def interval(x, n, before, after, starts, ends):
-    r"""## Who sees whom"""
+    r"""## Who sees whom
+
+    The interval of each position `x`, among `n`. For keys, `before` and `after` change places.
+    """
     low = tl.maximum(x - before, 0)
     high = tl.minimum(x + after + 1, n)
     if starts is not None:
@@ -36,63 +114,119 @@ def interval(x, n, before, after, starts, ends):
 
 
 @triton.jit
-def tile_range(first, last, n, before, after, starts, ends, BLOCK: tl.constexpr):
+def tile_range(
+    first, last, n, before, after, starts, ends, SIZE: tl.constexpr
+):
+    r"""### The tiles of a tile
+
+    Where the first tile begins that positions `first` to `last` see anything of, where the first begins that
+    they see whole, how many of these there are, and how many others.
+    """
     low, high = interval(first, n, before, after, starts, ends)
     last_low, last_high = interval(last, n, before, after, starts, ends)
-    start = low // BLOCK * BLOCK
-    whole = (last_low + BLOCK - 1) // BLOCK * BLOCK
-    n_whole = tl.maximum(high // BLOCK - whole // BLOCK, 0)
-    n_all = tl.maximum((last_high - start + BLOCK - 1) // BLOCK, 0)
+    start = low // SIZE * SIZE
+    whole = tl.cdiv(last_low, SIZE) * SIZE
+    n_whole = tl.maximum(high // SIZE - whole // SIZE, 0)
+    n_all = tl.maximum(tl.cdiv(last_high - start, SIZE), 0)
     return start, whole, n_whole, n_all - n_whole
 
 
 @triton.jit
+def tile_at(
+    n, start, whole, n_whole, SIZE: tl.constexpr, EDGE: tl.constexpr
+):
+    r"""The place of tile `n`: of the whole ones, or of those at the edges, which skip the whole ones."""
+    if EDGE:
+        place = start + n * SIZE
+        place += tl.where(place >= whole, n_whole * SIZE, 0)
+    else:
+        place = whole + n * SIZE
+    return place
+
+
+@triton.jit
 def tanh(x):
+    r"""## What a score is
+
+    Two formulas and one division: near 0 a fraction of polynomials (Lambert's), since $1 - e^{-2x}$ would lose
+    digits there. Exact to two units in the last place or so [check:test_tanh_is_exact].
+    """
     square = x * x
     near = tl.abs(x) < 0.5
     small = tl.exp2(tl.abs(x) * (-2 * LOG2E))
     far = tl.where(x < 0, small - 1, 1 - small)
     top = x * (945 + square * (105 + square))
-    bottom = 945 + square * (420 + 15 * square)
+    bottom = 945 + square * (420 + square * 15)
     return tl.where(near, top, far) / tl.where(near, bottom, 1 + small)
 
 
 @triton.jit
 def score(products, i, j, slope, cap):
-    scores = products
+    r"""The scores of a tile, up to the factor $\lambda$, so that the plain ones cost nothing:
+
+    $$S_{ij} = \lambda \Big( \tfrac{c}{\lambda} \tanh\frac{\mathbf{q}_i^\top \mathbf{k}_j}{c/\lambda}
+    - \tfrac{m_h}{\lambda}\, |i - j| \Big).$$
+
+    Another score is another line here, and its derivative below.
+    """
     if cap is not None:
-        scores = cap * tanh(scores / cap)
+        products = cap * tanh(products / cap)
     if slope is not None:
-        scores -= slope * tl.abs(i - j)
-    return scores
+        # Positions become floats before they meet: $u + a$ conversions and not $u\,a$. Exact up to $2^{24}$.
+        distance = tl.abs(i.to(tl.float32) - j.to(tl.float32))
+        products -= slope * distance
+    return products
 
 
 @triton.jit
 def score_gradient(ds, products, cap):
+    r"""Back to the products: $\tanh' = 1 - \tanh^2$. (The compiler sees that it has this $\tanh$ already.)"""
     if cap is not None:
         capped = tanh(products / cap)
-        ds = ds * (1 - capped * capped)
+        ds *= 1 - capped * capped
     return ds
 
 
 @triton.jit
 def load_tile(
-    base, first, n, stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    base, first, n, stride, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DOT: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    base += first.to(tl.int64) * stride
-    places = base + rows[:, None] * stride + columns[None, :]
-    if EDGE and width < COLUMNS:
-        inside = (rows[:, None] < n - first) & (columns[None, :] < width)
-        tile = tl.load(places, mask=inside, other=0.0)
-    elif EDGE:
-        tile = tl.load(places, mask=rows[:, None] < n - first, other=0.0)
-    elif width < COLUMNS:
-        tile = tl.load(places, mask=columns[None, :] < width, other=0.0)
-    else:
-        tile = tl.load(places)
+    r"""## Tiles come and go
+
+    Rows from `first`, in the dtype `DOT` of the products. A tile has a power of two of columns, and zeros where
+    it is wider than the heads. Rows behind the last are zeros too, but only at an edge does anybody look.
+    Addresses are 64 bits wide: $b\,h\,t\,d$ need not fit 32.
+    """
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    base += tl.cast(first, tl.int64) * stride
+    inside = rows < n - first if EDGE else None
+    if width < COLUMNS:
+        narrow = columns < width
+        inside = narrow & inside if EDGE else narrow
+    other = None if inside is None else 0.0
+    places = base + rows * stride + columns
+    tile = tl.load(places, inside, other)
     return tile.to(DOT)
+
+
+@triton.jit
+def store_tile(
+    base, tile, first, n, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    r"""Rounded once, here, to the dtype of the result."""
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    base += tl.cast(first, tl.int64) * width
+    inside = first + rows < n
+    if width < COLUMNS:
+        inside &= columns < width
+    tile = tile.to(base.dtype.element_ty)
+    places = base + rows * width + columns
+    tl.store(places, tile, inside)
 
 
 @triton.jit
@@ -104,9 +238,16 @@ def forward_kernel(
     d: tl.constexpr, e: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     U: tl.constexpr, A: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
+    r"""## One tile of queries
+
+    The first page's loop. `query_b` and its like are strides. Programs begin with the last queries: with a
+    causal mask these have the most keys, and the short ones fill the gaps at the end.
+    """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * U
-    bh = tl.program_id(1).to(tl.int64)
+    bh = tl.cast(tl.program_id(1), tl.int64)
     batch, head = bh // h, bh % h
+
+    # Head $h$ reads the keys of its group, $\lfloor h/r \rfloor$: nothing is repeated (lesson 8).
     query += batch * query_b + head * query_h
     key += batch * key_b + head // r * key_g
     value += batch * value_b + head // r * value_g
@@ -116,59 +257,63 @@ def forward_kernel(
     i = tl.minimum(first + tl.arange(0, U), t - 1)
     low, high = interval(i, s, before, after, starts, ends)
     last = tl.minimum(first + U, t) - 1
-    start, whole, n_whole, n_edge = tile_range(first, last, s, before, after, starts, ends, A)
+    start, whole, n_whole, n_edge = tile_range(
+        first, last, s, before, after, starts, ends, A
+    )
 
+    # $m$ begins at the lowest of all float32.
     m = tl.full([U], -3.4028235e38, tl.float32)
     l = tl.zeros([U], tl.float32)
     o = tl.zeros([U, E], tl.float32)
     for EDGE in tl.static_range(2):
         for n in range(n_edge if EDGE else n_whole):
-            a = whole + n * A
-            if EDGE:
-                a = start + n * A
-                a += tl.where(a >= whole, n_whole * A, 0)
-            k = load_tile(key, a, s, key_s, d, A, D, DOT, EDGE)
-            v = load_tile(value, a, s, value_s, e, A, E, DOT, EDGE)
-            j = a + tl.arange(0, A)
-            products = tl.dot(q, tl.trans(k), input_precision="ieee")
-            scores = score(products, i[:, None], j[None, :], slope, cap)
+            left = tile_at(n, start, whole, n_whole, A, EDGE)
+            k = load_tile(key, left, s, key_s, d, A, D, DOT, EDGE)
+            v = load_tile(value, left, s, value_s, e, A, E, DOT, EDGE)
+            j = left + tl.arange(0, A)
+
+            # "ieee": Triton would round float32 to TF32, ten bits.
+            x = tl.dot(q, tl.trans(k), input_precision="ieee")
+            x = score(x, i[:, None], j[None, :], slope, cap)
             if EDGE:
                 seen = (j[None, :] >= low[:, None]) & (j < high[:, None])
-                scores = tl.where(seen, scores, float("-inf"))
+                x = tl.where(seen, x, float("-inf"))
 
-            larger = tl.maximum(m, tl.max(scores, 1) * (scale * LOG2E))
-            weights = tl.exp2(scores * (scale * LOG2E) - larger[:, None])
+            # The three lines. The weights are rounded to the dtype of the values, all sums are float32.
+            larger = tl.maximum(m, tl.max(x, 1) * (scale * LOG2E))
+            weights = tl.exp2(x * (scale * LOG2E) - larger[:, None])
             shrink = tl.exp2(m - larger)
             l = l * shrink + tl.sum(weights, 1)
             o = o * shrink[:, None]
             o = tl.dot(weights.to(DOT), v, o, input_precision="ieee")
             m = larger
 
+    # A sink is one more score, and no value: it enters once, at the end of the row (lesson 10).
     if sinks is not None:
-        z = tl.load(sinks + head).to(tl.float32) * LOG2E
+        z = tl.load(sinks + head) * LOG2E
         larger = tl.maximum(m, z)
         shrink = tl.exp2(m - larger)
         l = l * shrink + tl.exp2(z - larger)
         o = o * shrink[:, None]
         m = larger
 
-    total = tl.where(l == 0, 1, l)
-    o = o / total[:, None]
-    logs = tl.where(l == 0, float("-inf"), (m + tl.log2(total)) * LN2)
-    rows, columns = first + tl.arange(0, U), tl.arange(0, E)
-    output += (bh * t + first) * e
-    places = output + tl.arange(0, U)[:, None] * e + columns[None, :]
-    inside = (rows < t)[:, None] & (columns < e)[None, :]
-    tl.store(places, o.to(output.dtype.element_ty), mask=inside)
-    tl.store(lse + bh * t + rows, logs, mask=rows < t)
+    # Where there was no key, $0/1$ and $-\infty$.
+    is_empty = l == 0
+    l = tl.where(is_empty, 1, l)
+    o = o / l[:, None]
+    store_tile(output + bh * t * e, o, first, t, e, U, E)
+    logarithm = (m + tl.log2(l)) * LN2
+    logarithm = tl.where(is_empty, float("-inf"), logarithm)
+    rows = first + tl.arange(0, U)
+    tl.store(lse + bh * t + rows, logarithm, rows < t)
 
 
-# width: queries, keys, warps, stages
-TILES = {
+# What a tile may hold. Bytes of an element and width of a head: queries, keys, warps, stages.
+FORWARD_TILES = {
     (2, 64): (128, 64, 4, 3),
     (2, 128): (128, 64, 8, 3),
-    (2, 256): (128, 32, 8, 2),
-    (4, 64): (64, 32, 4, 2),
+    (2, 256): (64, 32, 4, 2),
+    (4, 64): (64, 32, 8, 2),
     (4, 128): (64, 32, 8, 2),
     (4, 256): (32, 16, 8, 2),
 }
@@ -176,53 +321,57 @@ TILES = {
 
 def tiles_of(
     table: dict[tuple[int, int], tuple[int, int, int, int]],
-    query: Tensor,
-    value: Tensor,
+    d: int,
+    e: int,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, object], dict[str, int]]:
-    d, e = query.shape[3], value.shape[3]
-    widths = [max(16, triton.next_power_of_2(n)) for n in (d, e)]
-    size = query.element_size()
-    u, a, warps, stages = table[size, max(64, *widths)]
-    dot = {
-        torch.float32: tl.float32,
-        torch.float16: tl.float16,
-        torch.bfloat16: tl.float32 if INTERPRETED else tl.bfloat16,
-    }[query.dtype]
+    r"""## How large a tile
+
+    Large, for then the keys are read less often; as large as registers and shared memory allow. With 128
+    queries and 64 keys of width 128 in bf16, $\mathbf{o}$ takes 64 registers of each of 256 threads and the
+    scores 32, three stages of keys and values take 96 KiB and the queries 32. No register spills into memory, and
+    every row of the table fits the 99 KiB of a small GPU's programs [check:test_kernels_compile_for_gpus|sm_80].
+    Nothing is tried out when a program starts: the same tiles, the same bits, every time.
+    """
+    D, E = (max(16, triton.next_power_of_2(n)) for n in (d, e))
+    u, a, warps, stages = table[dtype.itemsize, max(64, D, E)]
+    dot = getattr(tl, str(dtype).removeprefix("torch."))
+
+    # The interpreter is NumPy, which has no bf16, and takes its time.
     if INTERPRETED:
         u, a = 32, 16
-    sizes = dict(zip("dDeE", (d, widths[0], e, widths[1]), strict=True))
-    launch = {"num_warps": warps, "num_stages": stages}
-    return {**sizes, "U": u, "A": a, "DOT": dot}, launch
+        dot = tl.float32 if dtype == torch.bfloat16 else dot
+    sizes = {"d": d, "e": e, "D": D, "E": E, "U": u, "A": a, "DOT": dot}
+    return sizes, {"num_warps": warps, "num_stages": stages}
 
 
 def strided(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A tensor whose rows are dense, and its other strides: most views need no copy."""
     x = x if x.stride(3) == 1 else x.contiguous()
     return x, x.stride()[:3]
 
 
 def launch_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sinks: Tensor | None,
-    slopes: Tensor | None,
-    before: int,
-    after: int,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    scale: float,
-    cap: float | None,
-) -> tuple[Tensor, Tensor]:
-    (b, h, t, _), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
+    query: Tensor, key: Tensor, value: Tensor,
+    sinks: Tensor | None, slopes: Tensor | None,
+    before: int, after: int, starts: Tensor | None, ends: Tensor | None,
+    scale: float, cap: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    r"""## The launch
+
+    One program for each tile of queries of each head of each text.
+    """
+    (b, h, t, d), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
     output = query.new_empty(b, h, t, e)
     lse = query.new_empty(b, h, t, dtype=torch.float32)
-    sizes, launch = tiles_of(TILES, query, value)
+    sizes, launch = tiles_of(FORWARD_TILES, d, e, query.dtype)
     (q, q_at), (k, k_at), (v, v_at) = map(strided, (query, key, value))
     if lse.numel():
-        grid = (triton.cdiv(t, sizes["U"]), b * h)
+        grid = triton.cdiv(t, sizes["U"]), b * h
         forward_kernel[grid](
             q, k, v, sinks, slopes, starts, ends, output, lse,
             *q_at, *k_at, *v_at, h, h // g, t, s, before, after,
-            scale, None if cap is None else cap / scale, **sizes, **launch,
+            scale, None if cap is None else cap / scale,
+            **sizes, **launch,
         )  # fmt: skip
     return output, lse
