@@ -20,37 +20,37 @@ from torch import Tensor
 def held(rank: int, step: int, n: int) -> int:
     """Task 1: who holds what.
 
-    The text is cut into `n` pieces, and piece p is that of rank p. Keys travel: at step 0 each rank holds the
-    keys of its own piece, and after each step it sends what it holds to the next rank, that is rank + 1, and
-    the last rank to rank 0. Which piece does a rank hold at a step?
+    The text is cut into `n` shares, and share p is that of rank p. Keys travel: at step 0 each rank holds the
+    keys of its own share, and after each step it sends what it holds to the next rank, that is rank + 1, and
+    the last rank to rank 0. Which share does a rank hold at a step?
 
-    Three ranks, by hand: rank 1 holds its own piece first, then what rank 0 has sent, its piece 0, and
+    Three ranks, by hand: rank 1 holds its own share first, then what rank 0 has sent, its share 0, and
     then what rank 0 got from rank 2. That makes 1, 0, 2.
 
-    **Returns** the number of the piece. At step n all are at home again.
+    **Returns** the number of the share. At step n all are at home again.
     """
     ### BEGIN SOLUTION
     return (rank - step) % n
     ### END SOLUTION
 
 
-def arrives(rank: int, piece: int, n: int) -> int:
+def arrives(rank: int, share: int, n: int) -> int:
     """Task 1, continued: and when.
 
-    The other way round: at which of the steps 0 to n - 1 does `rank` hold `piece`? By hand, as above: rank 1
-    holds piece 2 at step 2.
+    The other way round: at which of the steps 0 to n - 1 does `rank` hold `share`? By hand, as above: rank 1
+    holds share 2 at step 2.
     """
     ### BEGIN SOLUTION
-    return (rank - piece) % n
+    return (rank - share) % n
     ### END SOLUTION
 
 
 def zigzag(n: int, t: int) -> Tensor:
     """Task 2: a fair cut.
 
-    In a causal text late queries see more than early ones, so who has the last piece of the text has the most
-    to do. Cut the text into 2n chunks of the same size instead. The first n go to rank 0, 1, ..., n - 1, and
-    the other n to the ranks in the opposite order: n - 1, ..., 1, 0. Within its chunks each rank keeps
+    In a causal text late queries see more than early ones, so who has the last share of the text has the most
+    to do. Cut the text into 2n pieces of the same size instead. The first n go to rank 0, 1, ..., n - 1, and
+    the other n to the ranks in the opposite order: n - 1, ..., 1, 0. Within its pieces each rank keeps
     the order of the text.
 
     Two ranks and 8 tokens, by hand; row r says at which positions the tokens of rank r stand:
@@ -60,28 +60,28 @@ def zigzag(n: int, t: int) -> Tensor:
 
     **Returns** a tensor of whole numbers, `n u`.
 
-    **Raises** `ValueError` if `t` tokens cannot be cut into 2n chunks of one size.
+    **Raises** `ValueError` if `t` tokens cannot be cut into 2n pieces of one size.
     """
     ### BEGIN SOLUTION
     if t % (2 * n):
-        raise ValueError(f"t is {t}: a multiple of {2 * n} is wanted, two chunks for each of {n} ranks")
-    chunks = torch.arange(t).view(2 * n, -1)
-    return torch.cat([chunks[:n], chunks[n:].flip(0)], dim=1)
+        raise ValueError(f"t is {t}: a multiple of {2 * n} is wanted, two pieces for each of {n} ranks")
+    pieces = torch.arange(t).view(2 * n, -1)
+    return torch.cat([pieces[:n], pieces[n:].flip(0)], dim=1)
     ### END SOLUTION
 
 
-def unshard(pieces: list[Tensor]) -> Tensor:
+def unshard(shares: list[Tensor]) -> Tensor:
     """Task 2, continued: back to the text.
 
     Each of n ranks has computed something for its tokens of the zigzag. Put the text together again.
 
-    Two ranks, by hand: the pieces A B G H and C D E F make A B C D E F G H.
+    Two ranks, by hand: the shares A B G H and C D E F make A B C D E F G H.
 
-    **Shapes.** Each piece is `b h u e`, that of rank 0 first; the result is `b h n*u e`.
+    **Shapes.** Each share is `b h u e`, that of rank 0 first; the result is `b h n*u e`.
     """
     ### BEGIN SOLUTION
-    order = zigzag(len(pieces), len(pieces) * pieces[0].shape[2])
-    return torch.cat(pieces, dim=2)[:, :, order.flatten().argsort()]
+    order = zigzag(len(shares), len(shares) * shares[0].shape[2])
+    return torch.cat(shares, dim=2)[:, :, order.flatten().argsort()]
     ### END SOLUTION
 
 
@@ -101,11 +101,11 @@ def work(order: Tensor) -> Tensor:
     **Shapes.** `order` is `n u`. The result is `n n`: a row for each rank, a column for each step.
     """
     ### BEGIN SOLUTION
-    # Of each rank and each piece; the ranks' rows are then turned so that the columns are steps.
+    # Of each rank and each share; the ranks' rows are then turned so that the columns are steps.
     n = len(order)
     pairs = (order[None, :, None, :] <= order[:, None, :, None]).sum(dim=(2, 3))
-    pieces = torch.tensor([[held(rank, step, n) for step in range(n)] for rank in range(n)])
-    return pairs.gather(1, pieces)
+    shares = torch.tensor([[held(rank, step, n) for step in range(n)] for rank in range(n)])
+    return pairs.gather(1, shares)
     ### END SOLUTION
 
 
@@ -183,12 +183,12 @@ class PassKeys:
 
     - `send()` returns (key, value): what the rank holds, in the dtype in which it came. What travels in
       float32 takes twice as long.
-    - `receive(key, value)` takes in what the rank before has sent. What was held is gone: two pieces of keys at
+    - `receive(key, value)` takes in what the rank before has sent. What was held is gone: two shares of keys at
       a time are one too many.
     - `result()` returns (output, lse) of attention to all that the queries of this rank see: `b h u e`, in the
       dtype of the query and rounded once, and `b h u`, in float32 or wider.
 
-    The cut is fair only if what is hidden is not computed. Of the pairs with a piece that has come from another
+    The cut is fair only if what is hidden is not computed. Of the pairs with a share that has come from another
     rank half are hidden, and in zigzag they are a whole side of the table of scores: all queries and half of the
     keys, or half of the queries and all keys. So of what comes, let no query read what stands behind it: a NaN
     there does no harm.
@@ -246,7 +246,7 @@ class PassQueries:
         dS = P · (dP - D)
         dv = Pᵀ grad_output,   dk = dSᵀ query / √d,   dq = dS key / √d
 
-    This time all is sent n times, so that each piece comes home. Before it sends, a rank adds what its own keys
+    This time all is sent n times, so that each share comes home. Before it sends, a rank adds what its own keys
     and values have to add: to the dq that it holds, and to the dk and dv that it keeps.
 
     - `send()` returns (query, grad_output, lse, delta, dq): `delta` is D, `b h u`, and stands for the output,

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Ring, hands on
 #
-# A text that fits on no single device is shared out among several, and every token still sees all before it.
+# A text that fits on no single device is dealt out to several, and every token still sees all before it.
 # Here is the ring, first in one process, where the network is a list, then in two real ones.
 
 # %% jupyter={"source_hidden": true}
@@ -82,10 +82,10 @@ from annotated_attention.rotary import apply_rotary, rotary_angles
 # %% [markdown]
 # ## 1. Who holds what
 #
-# Each of 8 ranks has a piece of the text. Queries stay. Keys and values go round: after each step every rank
+# Each of 8 ranks has a share of the text. Queries stay. Keys and values go round: after each step every rank
 # sends what it holds to the next, and the last one to the first.
 #
-# **Predict.** Which keys does rank 2 hold at step 3? How often does each piece travel until all have met all?
+# **Predict.** Which keys does rank 2 hold at step 3? How often does each share travel until all have met all?
 
 # %%
 n, u, held = 8, 64, list(range(8))
@@ -96,7 +96,7 @@ for step in range(n):
 
 # %% [markdown]
 # Those of rank 7: $(r - k) \bmod n$ for rank $r$ at step $k$. And $n - 1$ times, for the first step needs no
-# message. No rank ever holds more than its own piece and the one that is passing through.
+# message. No rank ever holds more than its own share and the one that is passing through.
 #
 # ## 2. Waiting
 #
@@ -113,7 +113,7 @@ for step in range(n):
 #
 # </details>
 #
-# Now cut it into 16 chunks, and give rank $r$ the chunks $r$ and $15 - r$, one early and one late. Is that fair *at
+# Now cut it into 16 pieces, and give rank $r$ the pieces $r$ and $15 - r$, one early and one late. Is that fair *at
 # every step*, or only in the sum?
 
 
@@ -142,7 +142,7 @@ axes[-1].set(xlabel="time, in pairs of a query and a key; the step with its own 
 plt.show()
 
 # %% [markdown]
-# At every step: 8.00, with no gap at all. Of the keys of another rank $r'$ all queries see the early chunk and none
+# At every step: 8.00, with no gap at all. Of the keys of another rank $r'$ all queries see the early piece and none
 # sees the late one if $r' < r$; if $r' > r$, the late queries see both and the early ones neither. Either way it is
 # half of the table, and a rectangle. To deal tokens out one by one (*striped attention*) is almost as even.
 #
@@ -174,7 +174,7 @@ query, key, value = torch.randn(3, 1, 2, 512, 32)
 whole, _ = flash_attention(query, key, value, is_causal=True)
 
 # %% [markdown]
-# **Predict.** Rank 0 meets the pieces in the order 0, 7, 6, ..., and rank 7 in the order 7, 6, 5, ... By how much
+# **Predict.** Rank 0 meets the shares in the order 0, 7, 6, ..., and rank 7 in the order 7, 6, 5, ... By how much
 # do their results differ from those of one device, in float32? And does the error grow with the number of ranks?
 
 # %%
@@ -198,8 +198,8 @@ for n in (1, 2, 4, 8, 16):
 #
 # <details markdown="1"><summary>Answer</summary>
 #
-# The first only in the two chunks of rank 1: what it believes stays with it. The second and the third everywhere but
-# in the first chunk of all: whoever sees one part only needs no weights, and distances within a chunk are right
+# The first only in the two pieces of rank 1: what it believes stays with it. The second and the third everywhere but
+# in the first piece of all: whoever sees one part only needs no weights, and distances within a piece are right
 # wherever it begins. A test with one rank, or of the first tokens, finds none of the three.
 #
 # </details>
@@ -233,7 +233,7 @@ for ax, (name, off) in zip(axes, wrong.items(), strict=True):
     ax.semilogy(off.abs().amax(dim=(0, 1, 3)) + 1e-8, color=BIAS, linewidth=0.8)
     ax.set(title=name, ylim=(1e-8, 9), yticks=(1e-8, 1e-4, 1), xticks=range(0, 513, 64))
 axes[1].set(ylabel="largest error of a token")
-axes[2].set(xlabel="position; rank 0 has the first and the last chunk of 64")
+axes[2].set(xlabel="position; rank 0 has the first and the last piece of 64")
 plt.show()
 
 # %% [markdown]

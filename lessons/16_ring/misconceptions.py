@@ -18,63 +18,63 @@ def held__no_ring(rank, step, n):
     return rank - step
 
 
-def arrives__the_other_way(rank, piece, n):
-    """You count the hops from `rank` to the home of the piece, against the ring. In which direction does it
+def arrives__the_other_way(rank, share, n):
+    """You count the hops from `rank` to the home of the share, against the ring. In which direction does it
     travel?"""
-    return (piece - rank) % n
+    return (share - rank) % n
 
 
 def zigzag__in_text_order(n, t):
     """You give each rank one stretch of the text. How many keys do the tokens of rank 0 see, and how many those
-    of the last rank? Two chunks each are wanted."""
+    of the last rank? Two pieces each are wanted."""
     zigzag(n, t)
     return torch.arange(t).view(n, -1)
 
 
 def zigzag__in_stripes(n, t):
     """You deal the tokens out one by one. That is fair too (it is called striped attention), but not the zigzag:
-    how long are the chunks of which each rank has two?"""
+    how long are the pieces of which each rank has two?"""
     zigzag(n, t)
     return torch.arange(t).view(-1, n).T.contiguous()
 
 
 def zigzag__zig_without_zag(n, t):
-    """Your second chunks go to the ranks in the same order as the first: rank 0 has the earliest of both, and the
-    last rank the latest. Which second chunk makes up for the first chunk of all?"""
+    """Your second pieces go to the ranks in the same order as the first: rank 0 has the earliest of both, and the
+    last rank the latest. Which second piece makes up for the first piece of all?"""
     zigzag(n, t)
     return torch.arange(t).view(2, n, -1).transpose(0, 1).flatten(1)
 
 
 def zigzag__tokens_run_backwards(n, t):
-    """Your second chunks are the right ones, and their tokens run backwards. It is the chunks that go to the
+    """Your second pieces are the right ones, and their tokens run backwards. It is the pieces that go to the
     ranks in the opposite order: in which order do the tokens stay?"""
     first, second = zigzag(n, t).chunk(2, dim=1)
     return torch.cat([first, second.flip(1)], dim=1)
 
 
 def zigzag__rest_is_lost(n, t):
-    """You round the size of a chunk down, and tokens at the end of the text belong to nobody. What is to be done
+    """You round the size of a piece down, and tokens at the end of the text belong to nobody. What is to be done
     with a text that cannot be cut evenly?"""
     return zigzag(n, t - t % (2 * n))
 
 
-def unshard__only_joined(pieces):
-    """You join the pieces as they are: after the first chunk comes the last one. Which position has the token
+def unshard__only_joined(shares):
+    """You join the shares as they are: after the first piece comes the last one. Which position has the token
     that stands at place k of what is joined?"""
-    return torch.cat(pieces, dim=2)
+    return torch.cat(shares, dim=2)
 
 
-def unshard__order_for_its_inverse(pieces):
+def unshard__order_for_its_inverse(shares):
     """You index what is joined with the zigzag once more, which shuffles it again. The zigzag says which position
     stands at a place; what you need is at which place a position stands. How does one turn a list around?"""
-    order = zigzag(len(pieces), len(pieces) * pieces[0].shape[2])
-    return torch.cat(pieces, dim=2)[:, :, order.flatten()]
+    order = zigzag(len(shares), len(shares) * shares[0].shape[2])
+    return torch.cat(shares, dim=2)[:, :, order.flatten()]
 
 
-def unshard__late_chunks_in_rank_order(pieces):
-    """You put the second chunks in the order of the ranks. They were given out the other way round: which rank has
-    the very last chunk of the text?"""
-    early, late = zip(*(piece.chunk(2, dim=2) for piece in pieces), strict=True)
+def unshard__late_pieces_in_rank_order(shares):
+    """You put the second pieces in the order of the ranks. They were given out the other way round: which rank has
+    the very last piece of the text?"""
+    early, late = zip(*(share.chunk(2, dim=2) for share in shares), strict=True)
     return torch.cat([*early, *late], dim=2)
 
 
@@ -82,14 +82,14 @@ def _work(order, *, columns="steps", sees=torch.le):
     """A table of pairs with one of its parts done wrong."""
     n = len(order)
     pairs = sees(order[None, :, None, :], order[:, None, :, None]).sum(dim=(2, 3))
-    pieces = [[held(r, k, n) if columns == "steps" else k for k in range(n)] for r in range(n)]
-    return pairs.gather(1, torch.tensor(pieces))
+    shares = [[held(r, k, n) if columns == "steps" else k for k in range(n)] for r in range(n)]
+    return pairs.gather(1, torch.tensor(shares))
 
 
 def work__columns_are_pieces(order):
-    """Your columns are the pieces: all ranks would have the keys of rank 0 first. Whose keys does rank r hold at
+    """Your columns are the shares: all ranks would have the keys of rank 0 first. Whose keys does rank r hold at
     step k?"""
-    return _work(order, columns="pieces")
+    return _work(order, columns="shares")
 
 
 def work__the_other_way(order):
@@ -124,19 +124,19 @@ def duration__rows_for_columns(pairs):
 
 
 def duration__nobody_waits(pairs):
-    """You share the pairs of a step out evenly, whatever the cut. Who does the work of a step, and who only
+    """You spread the pairs of a step evenly over the ranks, whatever the cut. Who does the work of a step, and who only
     waits?"""
     return int(pairs.sum()) // len(pairs)
 
 
 def attend__places_for_positions(query, key, value, i, j):
-    """Your mask compares places in the piece, as if both pieces began at 0 and had no gaps. Where do the queries
+    """Your mask compares places in the share, as if both shares began at 0 and had no gaps. Where do the queries
     and the keys stand in the text?"""
     return attend(query, key, value, torch.arange(len(i)), torch.arange(len(j)))
 
 
 def attend__everything(query, key, value, i, j):
-    """Your queries see every key of the piece, and some of these stand behind them. What are `i` and `j` for?"""
+    """Your queries see every key of the share, and some of these stand behind them. What are `i` and `j` for?"""
     return attend(query, key, value, torch.full_like(i, 10**6), j)
 
 
@@ -159,8 +159,8 @@ def attend__rounds(query, key, value, i, j):
 
 
 def merge__adds(output_a, lse_a, output_b, lse_b):
-    """You add the two outputs up, and each is a mean already: of the keys of its own part. What share of all has
-    each part?"""
+    """You add the two outputs up, and each is a mean already: of the keys of its own part. How much does each
+    part stand for?"""
     return output_a + output_b, torch.logaddexp(lse_a, lse_b)
 
 
@@ -172,7 +172,7 @@ def merge__mean(output_a, lse_a, output_b, lse_b):
 
 def merge__not_shifted(output_a, lse_a, output_b, lse_b):
     """exp of an lse of 10,000 is infinite, and of -10,000 it is 0. What can be taken off both lse first, and
-    changes no share?"""
+    changes no weight?"""
     a, b = torch.exp(lse_a), torch.exp(lse_b)
     total = (a + b).masked_fill(a + b == 0, 1.0)
     return (a / total)[..., None] * output_a + (b / total)[..., None] * output_b, torch.log(a + b)
@@ -194,7 +194,7 @@ def merge__only_the_output_is_mended(output_a, lse_a, output_b, lse_b):
 
 
 class PassKeys__sends_its_own(PassKeys):
-    """You always send your own piece, so each rank sees two pieces, again and again. What is a rank to hand on
+    """You always send your own share, so each rank sees two shares, again and again. What is a rank to hand on
     that has received something?"""
 
     def __init__(self, rank, n, query, key, value):
@@ -216,7 +216,7 @@ class PassKeys__own_forgotten(PassKeys):
 
 class PassKeys__later_ranks_skipped(PassKeys):
     """You skip what comes from the ranks after yours. That would be right if each had one stretch of the text. In the
-    zigzag, which of their two chunks stand before your second one?"""
+    zigzag, which of their two pieces stand before your second one?"""
 
     def receive(self, key, value):
         if held(self.rank, self.step + 1, self.n) > self.rank:
@@ -310,7 +310,7 @@ class PassQueries__positions_exchanged(PassQueries):
 
 class PassQueries__softmax_of_its_own(PassQueries):
     """You compute weights anew, from your own keys alone: they add up to 1 at every rank. Over which keys did the
-    query share out its attention, and which number remembers that?"""
+    query spread its attention, and which number remembers that?"""
 
     def send(self):
         query, grad, lse, delta, dq = self.parcel

@@ -30,8 +30,8 @@ each_ring = each("n u", {"1 rank": (1, 6), "2 ranks": (2, 6), "4 ranks": (4, 4)}
 
 def cut(n, t):
     """Row r: where the tokens of rank r stand, in zigzag."""
-    chunks = torch.arange(t).chunk(2 * n)
-    return torch.stack([torch.cat([chunks[r], chunks[2 * n - 1 - r]]) for r in range(n)])
+    pieces = torch.arange(t).chunk(2 * n)
+    return torch.stack([torch.cat([pieces[r], pieces[2 * n - 1 - r]]) for r in range(n)])
 
 
 CUTS = {
@@ -92,23 +92,23 @@ class TestWho:
     @pytest.mark.parametrize("n", [1, 3, 4])
     def test_held(self, student, expect, n):
         for rank, step in product(range(n), range(n + 1)):
-            what = f"the piece that rank {rank} of {n} holds at step {step}"
+            what = f"the share that rank {rank} of {n} holds at step {step}"
             expect.equal(student.call("held", rank, step, n), (rank - step) % n, what=what)
 
     @pytest.mark.parametrize("n", [1, 3, 4])
     def test_arrives(self, student, expect, n):
-        for rank, piece in product(range(n), range(n)):
-            what = f"the step at which rank {rank} of {n} holds piece {piece}"
-            expect.equal(student.call("arrives", rank, piece, n), (rank - piece) % n, what=what)
+        for rank, share in product(range(n), range(n)):
+            what = f"the step at which rank {rank} of {n} holds share {share}"
+            expect.equal(student.call("arrives", rank, share, n), (rank - share) % n, what=what)
 
 
 @pytest.mark.task(
     "A fair cut",
     hints=[
-        "`torch.arange(t).view(2 * n, -1)` has a chunk in each row. Which two of its rows are those of rank 0, and "
+        "`torch.arange(t).view(2 * n, -1)` has a piece in each row. Which two of its rows are those of rank 0, and "
         "which those of the last rank?",
-        "The second chunks are the rows from n on, from the last to the first: `flip(0)`.",
-        "Joined, the pieces are the text in the order of `zigzag(n, t).flatten()`. Which index puts an order "
+        "The second pieces are the rows from n on, from the last to the first: `flip(0)`.",
+        "Joined, the shares are the text in the order of `zigzag(n, t).flatten()`. Which index puts an order "
         "right again? `argsort` knows.",
     ],
 )
@@ -117,7 +117,7 @@ class TestZigzag:
     def test_zigzag(self, student, expect, n, t):
         def explain(index):
             r = index["rank"]
-            return f"rank {r} has the chunks {r} and {2 * n - 1 - r}, of {t // (2 * n)} tokens each"
+            return f"rank {r} has the pieces {r} and {2 * n - 1 - r}, of {t // (2 * n)} tokens each"
 
         what = f"the zigzag of {t} tokens (n = {n})"
         expect.close(student.call("zigzag", n, t), cut(n, t), axes="rank token", what=what, explain=explain)
@@ -125,14 +125,14 @@ class TestZigzag:
     def test_what_cannot_be_cut(self, student, expect):
         for n, t in ((2, 6), (3, 16)):
             call = partial(student.call, "zigzag", n, t)
-            expect.raises("ValueError", call, what=f"{t} tokens in {2 * n} chunks")
+            expect.raises("ValueError", call, what=f"{t} tokens in {2 * n} pieces")
 
     @pytest.mark.points(2)
     @each("n u", {"one rank": (1, 4), "two": (2, 6), "four": (4, 4)})
     def test_unshard(self, student, expect, draw, n, u):
         text = draw(2, 3, n * u, 5)
         answer = student.call("unshard", [text[:, :, row] for row in cut(n, n * u)])
-        expect.close(answer, text, axes="batch head token width", what=f"the text of {n} pieces")
+        expect.close(answer, text, axes="batch head token width", what=f"the text of {n} shares")
 
 
 @pytest.mark.task(
@@ -168,11 +168,11 @@ class TestWork:
 @pytest.mark.task(
     "A part of the answer",
     hints=[
-        "The mask compares where things stand, `j > i[:, None]`, and not which place they have in their piece. What "
+        "The mask compares where things stand, `j > i[:, None]`, and not which place they have in their share. What "
         "is hidden has the score -inf.",
         "exp(score - lse) is a weight. Where the lse is -inf, take 0 away instead: `logsumexp` of nothing is -inf, "
         "while `amax` of nothing is an error.",
-        "exp(lse) is how much there was to attend to. Each part has its share of the sum, exp(lse_part - lse), "
+        "exp(lse) is how much there was to attend to. Each part has the weight exp(lse_part - lse), "
         "and `torch.logaddexp` makes the new lse without overflow.",
     ],
 )
@@ -232,7 +232,7 @@ class TestParts:
         "When a rank is made it can attend to its own keys at once. Each `receive` then is one `attend` to what has "
         "come and one `merge` with what there is. Count the steps: `held` says whose keys these are.",
         "The positions of the queries are those of this rank and stay. Those of the keys are of the rank whose "
-        "piece it is: another row of the zigzag.",
+        "share it is: another row of the zigzag.",
         "`seen = j <= i[:, None]` is the whole table. `seen.any(dim=1)` says which queries see anything, "
         "`seen.any(dim=0)` which keys are seen: attend with these alone, and merge into those rows.",
     ],
@@ -241,19 +241,19 @@ class TestKeysTravel:
     def run(self, student, text, n, check=lambda *_: None):
         """Carry keys and values round the ring; `check` sees all that is sent, and what should be."""
         order, results = cut(n, text[0].shape[2]), []
-        pieces = [[x[:, :, row] for x in text] for row in order]
+        shares = [[x[:, :, row] for x in text] for row in order]
         for rank in range(n):
-            ours = student.new("PassKeys", rank, n, *pieces[rank])
+            ours = student.new("PassKeys", rank, n, *shares[rank])
             for step in range(n - 1):
-                check(rank, step, ours.call("send"), pieces[(rank - step) % n][1:])
-                ours.call("receive", *pieces[(rank - step - 1) % n][1:])
+                check(rank, step, ours.call("send"), shares[(rank - step) % n][1:])
+                ours.call("receive", *shares[(rank - step - 1) % n][1:])
             results.append((rank, order[rank], ours.call("result")))
         return results
 
     def demand(self, student, expect, text, n, told=""):
-        def check(rank, step, sent, piece):
-            after = f"sent by rank {rank} of {n} after step {step}, when it holds piece {(rank - step) % n}"
-            agree(expect, sent, piece, KEYS, after)
+        def check(rank, step, sent, share):
+            after = f"sent by rank {rank} of {n} after step {step}, when it holds share {(rank - step) % n}"
+            agree(expect, sent, share, KEYS, after)
 
         wanted = plain(*text)
         for rank, row, answer in self.run(student, text, n, check):
@@ -271,7 +271,7 @@ class TestKeysTravel:
         self.demand(student, expect, self.text(draw, n * u), n)
 
     @pytest.mark.points(2)
-    @pytest.mark.parametrize("place", [0, 2], ids=["of an early chunk", "of a late chunk"])
+    @pytest.mark.parametrize("place", [0, 2], ids=["of an early piece", "of a late piece"])
     def test_what_is_hidden_is_not_read(self, student, expect, draw, place):
         text, owner = self.text(draw, 16), 2
         wanted, at = plain(*text), int(cut(4, 16)[owner, place])
@@ -284,7 +284,7 @@ class TestKeysTravel:
 
     @pytest.mark.points(2)
     def test_half_precision(self, student, expect, draw):
-        def check(rank, step, sent, piece):
+        def check(rank, step, sent, share):
             what = f"the dtypes of what rank {rank} sends after step {step}, for float16"
             expect.equal(dtypes_of(expect, sent, KEYS), ("float16", "float16"), what=what)
 
@@ -319,10 +319,10 @@ class TestQueriesTravel:
         delta = (grad * output).sum(dim=-1)
         ds = p * (grad @ value.mT - delta[..., None]) * c
 
-        def parcel(piece, last):
-            """What travels with the queries of a piece once `last` has added its own."""
-            rows = order[piece]
-            ranks = [(piece + k) % n for k in range((last - piece) % n + 1)]
+        def parcel(share, last):
+            """What travels with the queries of a share once `last` has added its own."""
+            rows = order[share]
+            ranks = [(share + k) % n for k in range((last - share) % n + 1)]
             dq = sum(ds[:, :, rows][..., order[r]] @ key[:, :, order[r]] for r in ranks)
             return *(x[:, :, rows] for x in (query, grad, lse, delta)), dq
 
@@ -331,10 +331,10 @@ class TestQueriesTravel:
             given = [x[:, :, rows] for x in (query, key, value, output, lse, grad)]
             ours = student.new("PassQueries", rank, n, *given)
             for step in range(n):
-                piece = (rank - step) % n
-                after = f"sent by rank {rank} of {n} at step {step}, when it holds the queries of piece {piece}{told}"
-                agree(expect, ours.call("send"), parcel(piece, rank), PARCEL, after, factor=3)
-                ours.call("receive", *parcel((piece - 1) % n, (rank - 1) % n))
+                share = (rank - step) % n
+                after = f"sent by rank {rank} of {n} at step {step}, when it holds the queries of share {share}{told}"
+                agree(expect, ours.call("send"), parcel(share, rank), PARCEL, after, factor=3)
+                ours.call("receive", *parcel((share - 1) % n, (rank - 1) % n))
             own = [x[:, :, rows] for x in wanted]
             agree(expect, ours.call("result"), own, GRADS, f"of rank {rank} of {n}{told}", factor=3)
 

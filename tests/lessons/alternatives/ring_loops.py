@@ -14,9 +14,9 @@ def held(rank, step, n):
     return rank
 
 
-def arrives(rank, piece, n):
+def arrives(rank, share, n):
     step = 0
-    while held(rank, step, n) != piece:
+    while held(rank, step, n) != share:
         step += 1
     return step
 
@@ -24,23 +24,23 @@ def arrives(rank, piece, n):
 def zigzag(n, t):
     size, rest = divmod(t, 2 * n)
     if rest:
-        raise ValueError(f"{t} tokens do not make {2 * n} chunks of the same size")
+        raise ValueError(f"{t} tokens do not make {2 * n} pieces of the same size")
     rows = []
     for rank in range(n):
         row = []
-        for chunk in (rank, 2 * n - 1 - rank):
+        for piece in (rank, 2 * n - 1 - rank):
             for token in range(size):
-                row.append(chunk * size + token)
+                row.append(piece * size + token)
         rows.append(row)
     return torch.tensor(rows)
 
 
-def unshard(pieces):
-    b, h, u, e = pieces[0].shape
-    text = torch.empty(b, h, len(pieces) * u, e, dtype=pieces[0].dtype)
-    for rank, row in enumerate(zigzag(len(pieces), len(pieces) * u).tolist()):
+def unshard(shares):
+    b, h, u, e = shares[0].shape
+    text = torch.empty(b, h, len(shares) * u, e, dtype=shares[0].dtype)
+    for rank, row in enumerate(zigzag(len(shares), len(shares) * u).tolist()):
         for place, position in enumerate(row):
-            text[:, :, position] = pieces[rank][:, :, place]
+            text[:, :, position] = shares[rank][:, :, place]
     return text
 
 
@@ -86,7 +86,7 @@ def merge(output_a, lse_a, output_b, lse_b):
 
 
 class PassKeys:
-    """Half a piece at a time: an early chunk and a late chunk of queries meet one of keys, or do not."""
+    """Half a share at a time: an early piece and a late piece of queries meet one of keys, or do not."""
 
     def __init__(self, rank, n, query, key, value):
         self.rank, self.n = rank, n
@@ -99,16 +99,16 @@ class PassKeys:
 
     def look(self):
         u = self.query.shape[2]
-        half, piece = u // 2, held(self.rank, self.step, self.n)
+        half, share = u // 2, held(self.rank, self.step, self.n)
         order = zigzag(self.n, self.n * u)
-        mine, theirs = (self.rank, 2 * self.n - 1 - self.rank), (piece, 2 * self.n - 1 - piece)
+        mine, theirs = (self.rank, 2 * self.n - 1 - self.rank), (share, 2 * self.n - 1 - share)
         for a in (0, 1):
             for b in (0, 1):
                 if theirs[b] > mine[a]:
                     continue
                 rows, columns = slice(a * half, (a + 1) * half), slice(b * half, (b + 1) * half)
                 key, value = (x[:, :, columns] for x in self.holds)
-                i, j = order[self.rank, rows], order[piece, columns]
+                i, j = order[self.rank, rows], order[share, columns]
                 part = attend(self.query[:, :, rows], key, value, i, j)
                 output, lse = merge(self.output[:, :, rows], self.lse[:, :, rows], *part)
                 self.output[:, :, rows], self.lse[:, :, rows] = output, lse

@@ -10,19 +10,19 @@ def held(rank, step, n):
     return int(torch.arange(n).roll(step)[rank])
 
 
-def arrives(rank, piece, n):
-    return rank - piece + n * (rank < piece)
+def arrives(rank, share, n):
+    return rank - share + n * (rank < share)
 
 
 def zigzag(n, t):
     if t % (2 * n):
         raise ValueError(f"t = {t} is no multiple of {2 * n}")
-    chunk, u = torch.arange(t) // (t // (2 * n)), t // n
-    return torch.minimum(chunk, 2 * n - 1 - chunk).argsort(stable=True).view(n, u)
+    piece, u = torch.arange(t) // (t // (2 * n)), t // n
+    return torch.minimum(piece, 2 * n - 1 - piece).argsort(stable=True).view(n, u)
 
 
-def unshard(pieces):
-    early, late = torch.stack(pieces, 2).chunk(2, 3)
+def unshard(shares):
+    early, late = torch.stack(shares, 2).chunk(2, 3)
     return torch.cat([early, late.flip(2)], 2).flatten(2, 3)
 
 
@@ -68,11 +68,11 @@ class PassKeys:
         return list(self.pair)
 
     def receive(self, key, value):
-        piece, half = held(self.rank, len(self.parts), self.n), self.query.size(2) // 2
+        share, half = held(self.rank, len(self.parts), self.n), self.query.size(2) // 2
         self.pair = key, value
-        rows = slice(half, None) if piece > self.rank else slice(None)
-        columns = slice(half) if piece < self.rank else slice(None)
-        i, j = self.order[self.rank, rows], self.order[piece, columns]
+        rows = slice(half, None) if share > self.rank else slice(None)
+        columns = slice(half) if share < self.rank else slice(None)
+        i, j = self.order[self.rank, rows], self.order[share, columns]
         output, lse = attend(self.query[:, :, rows], key[:, :, columns], value[:, :, columns], i, j)
         missing = self.query.size(2) - output.size(2)
         pad = torch.nn.functional.pad
@@ -96,11 +96,11 @@ class PassQueries:
 
     def send(self):
         query, grad, lse, delta, dq = self.parcel
-        piece = held(self.rank, self.turns, self.n)
+        share = held(self.rank, self.turns, self.n)
         with torch.enable_grad():
             q = query.clone().requires_grad_()
             scores = q @ self.key.mT / q.size(-1) ** 0.5
-            mask = hidden(self.order[piece], self.order[self.rank])
+            mask = hidden(self.order[share], self.order[self.rank])
             p = torch.exp(scores.detach() - lse.unsqueeze(-1)).masked_fill(mask, 0)
             (scores * p * (grad @ self.value.mT - delta.unsqueeze(-1))).sum().backward()
         self.dv = self.dv + p.mT @ grad
