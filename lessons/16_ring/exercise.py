@@ -48,8 +48,8 @@ def arrives(rank: int, share: int, n: int) -> int:
 def zigzag(n: int, t: int) -> Tensor:
     """Task 2: a fair cut.
 
-    In a causal text late queries see more than early ones, so who has the last share of the text has the most
-    to do. Cut the text into 2n pieces of the same size instead. The first n go to rank 0, 1, ..., n - 1, and
+    In a causal text late queries see more than early ones, so whoever has the end of the text has the most to
+    do. So do not cut it into n stretches, but into 2n pieces of the same size. The first n go to rank 0, 1, ..., n - 1, and
     the other n to the ranks in the opposite order: n - 1, ..., 1, 0. Within its pieces each rank keeps
     the order of the text.
 
@@ -116,7 +116,8 @@ def duration(pairs: Tensor) -> int:
     done this one: each waits for the keys. When is the last step done?
 
     The example, by hand: the first step takes 3 and the second 4, which makes 7. A rank alone with all 10 pairs
-    takes 10, so the second rank is worth little. Zigzag has 3 2 in both rows: it takes 5, half as long.
+    takes 10, so the second rank is worth little. With the zigzag there is 3 2 in both rows: that takes 5, and
+    two ranks are worth two.
 
     **Shapes.** `pairs` is `n n`, what `work` returns; the result is a whole number.
     """
@@ -183,8 +184,8 @@ class PassKeys:
 
     - `send()` returns (key, value): what the rank holds, in the dtype in which it came. What travels in
       float32 takes twice as long.
-    - `receive(key, value)` takes in what the rank before has sent. What was held is gone: two shares of keys at
-      a time are one too many.
+    - `receive(key, value)` takes in what the rank before has sent. What was held is given away: a rank has room
+      for one share of keys, not for all that come by.
     - `result()` returns (output, lse) of attention to all that the queries of this rank see: `b h u e`, in the
       dtype of the query and rounded once, and `b h u`, in float32 or wider.
 
@@ -194,8 +195,8 @@ class PassKeys:
     there does no harm.
 
     Two ranks and 4 tokens, all queries 0, values 1 2 3 6, by hand. Rank 0 has the positions 0 and 3. Of its own
-    it takes 1 and (1 + 6) / 2 = 3.5, with the lse ln 1 and ln 2. Then it receives 1 and 2. Query 0 sees neither,
-    query 3 sees both: (3.5 + 2.5) / 2 = 3. The result is 1 and 3, with the lse ln 1 and ln 4.
+    it takes 1 and (1 + 6) / 2 = 3.5, with the lse ln 1 and ln 2. Then those at 1 and 2 come. Query 0 sees
+    neither, query 3 both: (3.5 + 2.5) / 2 = 3. The result is 1 and 3, with the lse ln 1 and ln 4.
     """
 
     def __init__(self, rank: int, n: int, query: Tensor, key: Tensor, value: Tensor):
