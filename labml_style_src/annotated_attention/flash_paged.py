@@ -1,33 +1,45 @@
 r"""# Pages
 
-A cache that is one piece of memory for each text must be given its size before the text is written. It is given
-the longest that may come, and most texts end sooner. What they leave empty nobody else can use, and the number
-of texts that fit on a device is the number of these reservations.
+A cache in one piece has to be given its size before the text is written. It is given the longest that may
+come, and most texts end sooner. What a text leaves empty no other can use, and how many texts fit on a device
+is decided by what was reserved, not by what was written.
 
-So cut the memory into *pages* of a few tokens each, and hand out a page when a text has filled its last one. A
-text is then no longer one piece. A *table* says where it lies: its key number $j$ is in page
+So cut the memory into *pages* of a few tokens, and give a text a new one when its last is full. Then a text
+is no longer one piece, and a *table* says where it lies. Its key $j$ is
 
-$$p = \mathtt{table}[b,\; \lfloor j / n \rfloor], \qquad \text{slot } j \bmod n .$$
+$$\text{in page } \mathtt{table}\big[b,\, \lfloor j/n \rfloor\big], \quad \text{slot } j \bmod n .$$
 
-Programs have had their memory in this way since the 1960s, and for the same reason. All that attention needs is
-one look into the table for each tile of keys (the page on decoding in Triton).
+Here are *the cat sat on the mat* and *the cat sat down*, in pages of two
+[check:test_the_cat_sat_down|the cat]:
+
+| page | 0 | 1 | 2 | 3 | 4 |
+|---|---|---|---|---|---|
+| holds | – | the mat | sat down | sat on | the cat |
+
+| text | its row of the table |
+|---|---|
+| the cat sat on the mat | 4, 3, 1 |
+| the cat sat down | 4, 2, – |
+
+Page 4 is there once and in both rows.
 
 ## What came before
 
-Serving systems kept a contiguous piece for each request. Kwon et al. (2023, arXiv:2309.06180), who made vLLM,
-measured that 20.4 to 38.2% of that memory held tokens (section 1), and 96.3% with pages (figure 2).
+This is how an operating system gives memory to programs, and it was taken from there: Kwon et al. (2023), who
+made vLLM. Of the caches in one piece that they measured, 20.4 to 38.2% of the memory held tokens (section 1),
+of those in pages 96.3% (figure 2).
 
-What remains empty with pages is the end of each text's last page, at most $n - 1$ slots, however long the text
-may become [check:test_a_text_wastes_less_than_a_page]. Take texts of 1 to 2,048 tokens, each length as often as
-any other. Reserved in full, half of the slots hold a token, 50.0%; in pages of 16 it is 99.3%
+What stays empty is the end of a text's last page, at most $n - 1$ slots, however long the text may become
+[check:test_a_text_wastes_less_than_a_page]. Take texts of 1 to 2,048 tokens, each length as often as any
+other: with 2,048 slots reserved for each, 50.0% of the slots hold a token; in pages of 16, 99.3%
 [check:test_slots_that_hold_a_token|50.0 and 99.3%].
 
 ## Two texts, one page
 
-A table may name a page twice. Texts that begin alike, with the same instructions or as several answers to one
-question, need their common keys once. Pages count their readers, and one that nobody reads is free. A text that
-goes on in a page that others read too gets a copy of its own first: *copy on write*
-[check:test_a_shared_page_is_copied_before_it_is_written].
+Texts that begin alike, with the same instructions or as several answers to one question, need their common
+keys once, and the table may name a page as often as it likes. Each page counts its readers. One that nobody
+reads is free. A text that wants to write into a page that others read gets a copy of its own, and not before:
+*copy on write* [check:test_a_shared_page_is_copied_before_it_is_written].
 
 ## Notation
 
@@ -35,14 +47,15 @@ goes on in a page that others read too gets a copy of its own first: *copy on wr
 |---|---|---|---|
 | $\mathbf{k}_j$ | `key` | `b g t d` | what the newest positions offer |
 | $\mathbf{v}_j$ | `value` | `b g t e` | what the newest positions give |
-| $n$ | `page_size` | scalar | tokens in a page |
-| $p$ | `page` | `b t` | the page of a token, of `n_pages` |
-| – | `key_pages`, `value_pages` | `p g n d`, `p g n e` | the memory |
+| $n$ | `page_size` | scalar | tokens in a page, also `n` |
+| $j$ | `j` | `b t` | where the newest tokens stand in their texts |
+| – | `page`, `slot` | `b t` | where they are written |
+| – | `key_pages` | `p g n d` | the memory, of `n_pages` pages; so is `value_pages`, `p g n e` |
 | – | `table` | `b x` | the page of each stretch of $n$ tokens; $-1$ where there is none |
 | – | `lengths` | `b` | how many tokens each text has |
 
-**Source.** Kwon et al. (2023), arXiv:2309.06180, section 4. Their *blocks* are our pages, their *block table* is
-`table`.
+**Source.** Kwon et al. (2023), arXiv:2309.06180, section 4. Their *blocks* are our pages, their *block table*
+is our `table`.
 """
 
 from collections import Counter
@@ -61,8 +74,8 @@ __all__ = ["PagedKVCache", "filled", "gather_pages"]
 class PagedKVCache:
     r"""## The cache of one layer
 
-    Memory for `n_pages` pages, shared by the texts of a batch. Like every cache of the course it has `update`,
-    `positions` and `nbytes`, and a model with it writes what it writes with lesson 7's
+    Memory for `n_pages` pages, shared by the texts of a batch. Like every cache of the course it has
+    `update`, `positions` and `nbytes`, and a model with it writes what it writes with lesson 7's
     [check:test_a_model_writes_the_same].
     """
 
@@ -82,9 +95,7 @@ class PagedKVCache:
 
     @property
     def table(self) -> Int[Tensor, "b x"]:
-        r"""Where texts lie. In what order pages are taken does not matter, for nobody looks at a page by its
-        number.
-        """
+        r"""Where the texts lie, for `paged_attention_triton` [check:test_the_kernel_reads_the_cache]."""
         width = max(map(len, self.pages))
         rows = [[*row, *[-1] * (width - len(row))] for row in self.pages]
         return torch.tensor(rows, dtype=torch.int32, device=self.lengths.device)
@@ -148,7 +159,7 @@ class PagedKVCache:
             self.readers[page] += 1
 
     def truncate(self, lengths: Sequence[int] | Int[Tensor, "b"]) -> None:
-        r"""Forgets all but the first tokens of each text, as lesson 7's cache does; a text cut to 0 makes room
+        r"""Forgets all but the first tokens of each text, as lesson 7's cache. A text cut to 0 makes room
         for another. Pages without a reader are free [check:test_pages_come_back].
         """
         kept, held = [int(m) for m in lengths], self.lengths.tolist()
@@ -211,24 +222,24 @@ def gather_pages(
 def filled(lengths: Sequence[int], reserved: int, n: int) -> tuple[float, float]:
     r"""## What it costs, and when it fails
 
-    Returns which share of the slots holds a token: where each text has `reserved` slots of its own, and in pages
-    of $n$ [check:test_a_text_wastes_less_than_a_page].
+    Returns which share of the slots holds a token, where each text has `reserved` slots to itself and in
+    pages of $n$.
 
-    - *One number a page more.* The table of a text of 32,768 tokens, in pages of 16, has 2,048 entries of 4 bytes.
-      With 8 key heads of width 128 in bf16, a page's keys and values are 64 KiB: the table is next to nothing.
-    - *A page too small* is read in pieces too small. Here each head's part of a page lies together, $n\,d$ numbers:
-      16 keys of width 128 in bf16 are 4 KiB.
-    - *A page too large* wastes what pages were to save, $n/2$ slots a text if its end falls anywhere.
-    - *When memory is full* somebody has to go. vLLM takes the pages of a text, and later reads that text again, or
-      brings back its pages, which it had put into the CPU's memory. This cache only says that it is full.
-    - *Sharing does not save reading.* A kernel that takes text by text reads a shared page once for each. To read
-      it once for all is a merge of two (the page on many readers).
+    - *A small page* is read in small pieces, for neighbours in a text are strangers in memory. Here each
+      head's keys of a page lie together: 16 of width 128 in bf16 are 4 KiB.
+    - *A large page* wastes what pages were to save, about $n/2$ slots a text.
+    - *The table* is next to nothing: with 8 key heads of that width, 4 bytes for 64 KiB of keys and values.
+    - *Memory may be full* in the middle of a text. vLLM then takes the pages of some text, and later reads
+      that text again or fetches its pages back from the CPU's memory. This cache only says that it is full.
+    - *Sharing saves memory, not reading.* A kernel that takes text by text reads a shared page once for each.
+      Once for all is `shared_prefix_attention`, on the page of [many readers](../flash_decoding/index.md).
 
-    **In production.** **vLLM** keeps `num_blocks, block_size, num_kv_heads, head_size` for its Triton kernels, with
-    blocks of a multiple of 16. **flash-attn** takes `k_cache` as `num_blocks, page_block_size, nheads_k, headdim`
-    and a `block_table`, `b x` in int32. **SGLang** finds a text's beginning in a tree of those that it holds
-    (RadixAttention). **FlexAttention** has `torch.nn.attention.experimental._paged_attention.PagedAttention`, which
-    turns a `BlockMask` on texts into one on pages.
+    **In production.** **vLLM**'s Triton backend keeps `num_blocks, block_size, num_kv_heads, head_size`, with
+    a block size that is a multiple of 16. **flash-attn** takes
+    `num_blocks, page_block_size, nheads_k, headdim` and a `block_table`, `b x` in int32. **SGLang** keeps the
+    texts that it has read in a tree by their tokens, to find the pages of a beginning that comes again
+    (RadixAttention). **FlexAttention** has a `PagedAttention` in `torch.nn.attention.experimental`, which
+    turns a `BlockMask` of texts into one of pages.
     """
     if not sum(lengths) or min(lengths) < 0 or max(lengths) > reserved or n < 1:
         came = f"lengths is {list(lengths)}, reserved is {reserved}, n is {n}"

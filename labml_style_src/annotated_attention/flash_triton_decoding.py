@@ -1,48 +1,52 @@
 r"""# Many readers on a GPU
 
-An H100 has 132 multiprocessors, and a text of Llama-3-8B that is being written has 8 key heads. With one program
-a head, 124 of 132 stand idle [check:test_what_splitting_wins_and_costs|8 of 132] while 8 read a cache of 32,768
-keys, and the device's memory could have served them all. So the keys of each head are dealt out, 1,024 a program
-here, and 256 programs are at work.
+An H100 has 132 multiprocessors, and a model like Llama-3-8B has 8 key heads. If each head is one program's
+job, writing one text keeps 8 of 132 busy [check:test_what_splitting_wins_and_costs|8 of 132]. So a text's
+keys are dealt out as well: of 32,768 keys, 1,024 to a program, and 256 programs are at work
+[check:test_what_splitting_wins_and_costs|256].
 
-That would win nothing if decoding waited for arithmetic. It waits for bytes. A key and a value are $d + e$ numbers,
-and each of the $r\,t$ queries that share them does $2(d + e)$ operations with them. With $u$ bytes a number that is
+It pays because decoding waits for bytes. A key and its value are $d + e$ numbers of $u$ bytes, read once and
+met by the queries of $r$ heads at $t$ positions, each with $2(d + e)$ operations. So there are
 
 $$\frac{2\,(d + e)\, r\, t}{(d + e)\, u} = \frac{2\,r\,t}{u}$$
 
-operations for each byte of cache: 4 for Llama-3-8B in bf16, where 4 query heads share a key head and $t = 1$. An
-H100 could do 295 while it reads a byte (lesson 7). Even the 16 rows that a tensor core takes at least are 16
-[check:test_what_splitting_wins_and_costs|4 and 16]: filling up a tile with padding costs nothing that is scarce,
-and reading a key once for each query head, four times in all, would cost four times the time.
+operations to a byte of cache, whatever the length, the batch and the width. Here $r = 4$, $t = 1$ and
+$u = 2$: 4 operations [check:test_what_splitting_wins_and_costs|4], where an H100 does 295 while it reads a
+byte (lesson 7). Two things follow. A key is not read anew for each query head, which would be 4 times the
+bytes: a group of heads is one program's. And where a tensor core wants 16 rows at least, 4 are filled up with
+padding: at 16 operations to a byte [check:test_what_splitting_wins_and_costs|16] there is still time to
+spare.
 
-This page has what one calls: attention of the newest queries to a cache, contiguous or in pages, with what models
-add to scores. [The kernels](flash_triton_decoding_kernels.md) have a page of their own.
+This page is what one calls, on a cache in one piece or [in pages](../flash_paged/index.md), with all that
+models do to scores. [The kernels](../flash_triton_decoding_kernels/index.md) have the next.
 
 ## What came before
 
-The idea, its formula and its history are on the page of [many readers](flash_decoding.md), in PyTorch, where the
-readers come one after another. Flash-Decoding (2023) is two kernels, as here: one for the parts, one for the merge.
+The idea, its formula and its history are on the page of [many readers](../flash_decoding/index.md), in
+PyTorch, where readers come one after another. Flash-Decoding (2023) is two kernels, as here, one for the
+parts and one for the merge.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $\mathbf{q}_i$ | `query` | `b h t d` | the newest tokens: one, or some that were drafted |
-| $\mathbf{k}_j$ | `key` | `b g s d` | the cache, or `key_pages`, `p g n d` |
-| $\mathbf{v}_j$ | `value` | `b g s e` | the cache, or `value_pages`, `p g n e` |
-| $s_b$ | `lengths` | `b` | how many keys each text has |
-| $i$ | `i` | `b t` | where queries stand: $s_b - t, \dots, s_b - 1$ |
+| $\mathbf{k}_j$ | `key` | `b g s d` | a cache; in pages, `key_pages`, `p g n d` |
+| $\mathbf{v}_j$ | `value` | `b g s e` | a cache; in pages, `value_pages`, `p g n e` |
+| $s_b$ | `lengths` | `b` | how many tokens text $b$ has |
+| $i$ | `i` | `b t` | where queries stand: from $s_b - t$ to $s_b - 1$ |
 | $j$ | `j` | `s` | where keys stand |
 | $r$ | `r` | scalar | query heads to a key head, $h/g$ |
-| $n$ | `n_splits` | scalar | parts of each text |
-| $w$ | `window` | scalar | query $i$ sees the keys with $0 \le i - j < w$ |
+| $n$ | `n_splits` | scalar | parts of each text, `n` where they are chosen |
+| $a$ | `a` | scalar | keys in a tile |
+| $w$ | `window` | scalar | query $i$ sees keys with $0 \le i - j < w$ |
 | $c$ | `soft_cap` | scalar | scores become $c \tanh(S/c)$ |
-| $z_h$ | `sink_logits` | `h` | lesson 10's score of nothing, not scaled |
-| $m_h$ | `alibi_slopes` | `h` | lesson 6's price of a step |
-| $L_i$ | `lse` | `b h t` | logarithm of the sum, with the sink's share if there is one |
+| $z_h$ | `sink_logits` | `h` | the score of nothing (lesson 10), not scaled |
+| $m_h$ | `alibi_slopes` | `h` | the price of a step (lesson 6) |
+| $L_i$ | `lse` | `b h t` | logarithm of the sum, that of nothing included |
 
-**Source.** As for [many readers](flash_decoding.md); pages: Kwon et al. (2023), arXiv:2309.06180. The numbers of an
-H100 (SXM): 132 multiprocessors, 989 TFLOP/s in bf16, 3.35 TB/s.
+**Source.** As for the page of many readers; for pages Kwon et al. (2023), arXiv:2309.06180. An H100 (SXM) has
+132 multiprocessors, 989 TFLOP/s in bf16 and 3.35 TB/s.
 """
 
 import torch
@@ -72,27 +76,28 @@ def flash_decoding_triton(
     soft_cap: float | None = None,
     n_splits: int | None = None,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## With a contiguous cache
+    r"""## A cache in one piece
 
-    The queries are the newest tokens of their texts: of a text of $s_b$ tokens, query $i$ stands at $s_b - t + i$ and
-    sees the keys up to its own. That is aligned at the *end*, as flash-attn's `causal=True`, and not top-left as
-    the course's `is_causal`: for $t = 1$ it is no mask at all, and several queries are drafted tokens that are
-    checked at once as if they had been written one by one [check:test_drafted_tokens_are_steps_taken_at_once].
+    The queries are the newest tokens of their text. In a text of $s_b$ tokens they stand at its end and see
+    the keys up to their own: causal and aligned bottom-right, as flash-attn has it, not top-left as
+    `is_causal`. One query sees all. Several are tokens that were drafted, and are answered as if they had
+    been written one by one [check:test_drafted_tokens_are_steps_taken_at_once].
 
-    It is the plain formula with every option, alone and together [check:test_agrees_with_the_plain_formula], for any
-    number of parts [check:test_any_number_of_parts_is_one]; without options, it is PyTorch's attention over the
-    text so far [check:test_a_step_is_sdpa_over_the_text_so_far]. The scale comes first, then the soft cap, then
-    ALiBi's bias.
+    It is the plain formula, with each option and all of them [check:test_agrees_with_the_plain_formula] and
+    any number of parts [check:test_any_number_of_parts_is_one]; without options, it is PyTorch's attention to
+    the text so far [check:test_a_step_is_sdpa_over_the_text_so_far]. First comes the scale, then the soft
+    cap, then the bias.
 
-    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, of any strides
-    [check:test_strides_may_be_any]; `lengths` is `b`, $s$ unless given. What lies behind a text may be anything
-    [check:test_what_lies_behind_a_text_moves_nothing]. The results are `b h t e` and `b h t`. A query that stands
-    before its text's first key, as in a text shorter than $t$, gets 0 and $-\infty$, or $z_h$ if there is a sink.
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, with any strides
+    [check:test_strides_may_be_any] and anything behind the texts
+    [check:test_what_lies_behind_a_text_moves_nothing]; `lengths` is `b`, and $s$ unless given. The results
+    are `b h t e` and `b h t`. A query without a key, as in a text shorter than $t$, gets 0 and $-\infty$, or
+    $z_h$ where there is a sink.
 
     **Raises.** `ValueError` if something does not fit [check:test_wrong_input_is_refused] or wants a gradient
-    [check:test_a_gradient_is_refused]: who decodes does not train, and a graph that silently lacks an edge is worse
-    than none. Lengths are looked at where that is free, on a CPU. On a GPU it would make Python wait for the device
-    in every step; there the kernel takes a length above $s$ for $s$.
+    [check:test_a_gradient_is_refused]. There is none here, and to leave it out silently would be worse.
+    Lengths are looked at on a CPU only. On a GPU that would make Python wait in each step; there, more than
+    $s$ counts as $s$.
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     if lengths is None:
@@ -116,17 +121,16 @@ def paged_attention_triton(
     soft_cap: float | None = None,
     n_splits: int | None = None,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## With a cache in pages
+    r"""## A cache in pages
 
-    Pages are `p g n d`: each is a small cache of $n$ slots in the course's layout, so a head's keys of one page lie
-    together, and `PagedKVCache` is full of them. The table is `b x`: key $j$ of text $b$ is in page
-    `block_table[b, j // n]`, slot `j % n`.
+    Key $j$ of text $b$ is in page `block_table[b, j // n]`, slot `j % n`. A page is `g n d`, a small cache in
+    the layout of all caches, so what a program reads of it, one head's keys, lies together.
 
-    Pages may come in any order, and what no text has reached is never read, neither slots nor entries of the table:
-    the result is that of the contiguous cache, to the last bit [check:test_pages_are_the_text]. Texts may name the
-    same page [check:test_texts_may_share_pages].
+    The order of pages does not matter, and what no text has reached is not looked at, in pages or in the
+    table: it is the answer of the cache in one piece, to the last bit [check:test_pages_are_the_text]. Texts
+    may share pages [check:test_texts_may_share_pages].
 
-    **Raises.** As above, and if the table names a page that does not exist, which again only a CPU finds out.
+    **Raises.** As above, and if a page is named that does not exist, which is looked at on a CPU only, too.
     """
     # A page is a small cache, of no text in particular.
     check_inputs(query[:0], key_pages[:0], value_pages[:0], None, False, enable_gqa=True)
@@ -166,11 +170,11 @@ def decode(
     soft_cap: float | None,
     n_splits: int | None,
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
-    r"""## Both
+    r"""## Parts, and their merge
 
-    The parts, and their merge. Nothing here asks the device for a number, so that Python runs ahead of it and a
-    step can be recorded in a CUDA graph. That is why the number of parts goes by the size of the cache or of the
-    table, not by the lengths: a short text in a large cache is cut into shorter parts, and some may be empty.
+    Nothing here asks the device for a number. Python runs ahead of it, and a step can be recorded in a CUDA
+    graph. So how many parts there are is decided by the room in the cache, not by the lengths, which only the
+    device knows. Each text deals out what it has; if that is little, some parts are empty.
     """
     (b, h, t, d), g, n = query.shape, *key.shape[1:3]
     s = n if table is None else n * table.shape[1]
@@ -200,11 +204,12 @@ def decode(
 
 
 def number_of_parts(programs: int, longest: int, a: int, n_processors: int) -> int:
-    r"""### How many parts
+    r"""### How many
 
-    As many as give every multiprocessor two programs, one to load while the other computes, but no part of less
-    than four tiles, or the merge and the start of a program cost more than a part. Rounded so that no part of the
-    longest text is empty [check:test_parts_fill_the_device_and_are_not_too_short].
+    Two programs to a multiprocessor, so that one loads while the other computes; no part below four tiles,
+    for a program and its share of the merge have a price; and, rounded down, none without work
+    [check:test_parts_fill_the_device_and_are_not_too_short]. From 133 programs on, an H100 has one part to a
+    text.
     """
     tiles = -(-longest // a)
     n = min(2 * n_processors // programs, tiles // 4)
@@ -213,7 +218,7 @@ def number_of_parts(programs: int, longest: int, a: int, n_processors: int) -> i
 
 
 def processors(query: Tensor) -> int:
-    """Of a GPU, its multiprocessors. On a CPU the interpreter runs programs one after another: 8, to have parts."""
+    """A GPU's multiprocessors. On a CPU programs run one after another: 8, so that there are parts."""
     if not query.is_cuda:
         return 8
     return torch.cuda.get_device_properties(query.device).multi_processor_count
@@ -232,9 +237,10 @@ def decode_plainly(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## Where there is no kernel
 
-    Without a GPU or Triton, in float64, and for heads wider than 256, the formula is computed by PyTorch, with the
-    same results [check:test_falls_back_without_a_kernel] [check:test_wide_heads_fall_back]. All $t\,s$ scores of a
-    head at once are no more than a few rows as long as the cache. A cache in pages is gathered first.
+    Without a GPU or without Triton, in float64, and for heads wider than 256, PyTorch computes the formula,
+    and a cache in pages is first gathered into one piece. The results are the same
+    [check:test_falls_back_without_a_kernel] [check:test_wide_heads_fall_back], and memory is as linear: a few
+    rows of scores are no longer than the cache.
     """
     (h, t), (g, s) = query.shape[1:3], key.shape[1:3]
     r = h // g
@@ -267,7 +273,7 @@ def decode_plainly(
 
 
 def check_decoding(query, key, value, s, lengths, *options) -> None:
-    """### What is refused"""
+    """## What is refused"""
     _, window, alibi_slopes, sink_logits, soft_cap, n_splits = options
     check_options(query, key, window, alibi_slopes, sink_logits, soft_cap)
     b = len(query)
@@ -288,36 +294,42 @@ def check_decoding(query, key, value, s, lengths, *options) -> None:
 
 
 def decoding_cost(
-    b: int, g: int, r: int, t: int, s: int, d: int, e: int, n: int, *, dtype: torch.dtype = torch.bfloat16
+    b: int,
+    g: int,
+    r: int,
+    t: int,
+    s: int,
+    d: int,
+    e: int,
+    n: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[int, int, int]:
     r"""## What it costs, and when it fails
 
-    Returns the operations of one call, the bytes of cache that it reads, and the bytes of partial results that it
-    writes and reads again:
+    Returns the operations of one call, the bytes of cache that it reads, and the bytes of partial results
+    that it writes and reads again:
 
     $$2\,b\,g\,r\,t\,s\,(d + e), \qquad b\,g\,s\,(d + e)\,u, \qquad 2 \cdot 4\,n\,b\,g\,r\,t\,(e + 1).$$
 
-    With 32,768 keys, 32 parts add 0.8% to the bytes. With 2,048 keys there are 8 parts of 256 keys, and they add
-    3.1% [check:test_what_splitting_wins_and_costs|0.8 and 3.1%]: the shorter the part, the dearer.
+    With 32,768 keys, 32 parts add 0.8% to the bytes. With 2,048 keys there are 8 parts of 256 keys, and they
+    add 3.1% [check:test_what_splitting_wins_and_costs|0.8 and 3.1%]: the shorter the part, the dearer.
 
-    - *A batch may fill the device by itself.* From $b\,g = 133$ on, on an H100, there is one part, and the merge
-      only rounds.
-    - *Many rows* are more arithmetic. At 295 operations a byte, $r\,t$ may be 295 in bf16 before it limits. A tile
-      has 64 rows at most; with more, the keys are read once for each tile, mostly from the cache of the chip.
-    - *Bits depend on* $n$, and $n$ on the batch and the device: see the page on many readers.
-    - *Prompts* belong to the kernels for training, which cut them into tiles of queries.
+    - *A large batch fills the device by itself.* Then there is one part, and a merge that only rounds.
+    - *Many rows make it arithmetic.* In bf16 and at 295 operations to a byte that is from $r\,t = 295$ on. A
+      tile has at most 64 rows; where a group has more, its keys are read for each tile.
+    - *Bits depend on* $n$, and so on the device and on what else is in the batch: see many readers.
+    - *Prompts* are for the kernel that cuts queries into tiles too.
 
-    **In production.** **flash-attn** does all of this but sinks, with the new keys' writing and their rotation in the same
-    kernel: `flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=..., block_table=..., num_splits=0)`,
-    where 0 lets it choose and pages are of a multiple of 256 tokens. **vLLM** has Triton kernels of this kind in
-    `triton_decode_attention` (two stages, `num_kv_splits`, pages of any size). **SGLang** runs FlashInfer, FA3 and a
-    Triton backend on a pool of tokens. **FlexAttention** splits too when there are few queries.
+    **In production.** **flash-attn**'s
+    `flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=..., block_table=..., num_splits=0)`
+    does this, chooses the parts itself at 0, and in the same kernel writes the new keys and rotates them; in
+    version 2, pages are of a multiple of 256 tokens. **vLLM** has two such kernels in
+    `triton_decode_attention`, with `num_kv_splits` and a table of tokens or pages. **SGLang** can run
+    FlashInfer, FlashAttention 3 or Triton. **FlexAttention** splits where queries are few.
     """
-    return (
-        2 * b * g * r * t * s * (d + e),
-        b * g * s * (d + e) * dtype.itemsize,
-        2 * n * b * g * r * t * (e + 1) * torch.float32.itemsize,
-    )
+    rows, cache = b * g * r * t, b * g * s * (d + e) * dtype.itemsize
+    return 2 * rows * s * (d + e), cache, 2 * 4 * n * rows * (e + 1)
 
 
 def example(axes: dict[str, int]) -> None:

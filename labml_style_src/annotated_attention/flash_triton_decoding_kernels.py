@@ -1,21 +1,21 @@
 r"""# Kernels for decoding
 
-One query a head, a cache of many keys, and a device that wants hundreds of programs at once. The page on many
-readers has the mathematics: deal the keys out to $n$ readers, merge what they bring. Here the readers are
-programs. Two kernels do it. In the first, each program attends to one part of one text's keys, for all $r$ query
-heads that share a key head, and writes $(\mathbf{o}_n, L_n)$ in float32. In the second, each program merges the
-$n$ answers of one query.
+One query a head, a cache of many keys, and a device that wants hundreds of programs at once. The page on
+[many readers](../flash_decoding/index.md) has the mathematics: deal the keys out to $n$ readers, merge what
+they bring. Here the readers are programs. Two kernels do it. In the first, each program attends to one part
+of one text's keys, for all $r$ query heads that share a key head, and writes $(\mathbf{o}_n, L_n)$ in
+float32. In the second, each program merges the $n$ answers of one query.
 
 Why one program takes a whole group: the keys are what must be read, and so they are read once for all the
-queries that want them. With $r$ heads and $t$ queries that is $r\,t$ rows, and a tensor core multiplies 16 rows
-at a time anyway. A step with fewer rows pads them, which costs arithmetic that decoding has to spare
-([the public page](flash_triton_decoding.md) counts it), and not a byte.
+queries that want them. With $r$ heads and $t$ queries that is $r\,t$ rows, and a tensor core multiplies 16
+rows at a time anyway. A step with fewer rows pads them, which costs arithmetic that decoding has to spare
+([the page before](../flash_triton_decoding/index.md) counts it), and not a byte.
 
 ## One kernel, two kinds of memory
 
-A contiguous cache and a paged one differ in a single point, where key $j$ of text $b$ lies. That question is a
-function of its own, `place_of_keys`, and the rest of the kernel does not know what was answered. A contiguous
-cache is the paged one whose only page is the text: both give the same, to the last bit
+A contiguous cache and a paged one differ in a single point, where key $j$ of text $b$ lies. That question is
+a function of its own, `place_of_keys`, and the rest of the kernel does not know what was answered. A
+contiguous cache is the paged one whose only page is the text: both give the same, to the last bit
 [check:test_a_contiguous_cache_is_one_page].
 
 ## Notation
@@ -33,8 +33,8 @@ cache is the paged one whose only page is the text: both give the same, to the l
 | $z_h$ | `z` | scalar | the head's sink logit, if there is one |
 | $u$, $a$ | `U`, `A` | scalar | rows and keys of a tile; `D`, `E` its widths, powers of two |
 
-**Source.** As for *Many readers*. The tile of grouped queries is how flash-attn and vLLM's Triton kernels read a
-key head once.
+**Source.** As for the page on many readers. The tile of grouped queries is how flash-attn and vLLM's Triton
+kernels read a key head once.
 """
 
 from typing import Any
@@ -53,7 +53,8 @@ except ImportError as error:
 
 from annotated_attention.flash_triton_kernels import INTERPRETED, interval, score
 
-__all__ = ["attend_to_parts", "attention_kernel", "merge_kernel", "merge_parts", "tile_sizes"]
+__all__ = ["attend_to_parts", "attention_kernel", "merge_kernel"]
+__all__ += ["merge_parts", "place_of_keys", "tile_sizes"]
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -86,8 +87,8 @@ def attention_kernel(
 ):  # fmt: skip
     r"""## Attention to a part
 
-    The first axis of programs is that of texts, key heads and, should a group have more rows than a tile, tiles
-    of rows; the second is that of parts.
+    The first axis of programs is that of texts, key heads and, should a group have more rows than a tile,
+    tiles of rows; the second is that of parts.
     """
     n_rows = r * t
     n_tiles = tl.cdiv(n_rows, U)
@@ -104,22 +105,22 @@ def attention_kernel(
     # Heads of a group are neighbours, so the rows of `b h t d` that a program wants are too.
     columns, places = tl.arange(0, D), tl.arange(0, E)
     rows = group.to(tl.int64) * n_rows + row
-    whole = inside[:, None] & (columns < d)[None, :]
-    at = query + rows[:, None] * d + columns[None, :]
-    q = tl.load(at, mask=whole, other=0.0).to(DOT)
+    q_held = inside[:, None] & (columns < d)[None, :]
+    q_at = query + rows[:, None] * d + columns[None, :]
+    q = tl.load(q_at, mask=q_held, other=0.0).to(DOT)
     slope = None
     if slopes is not None:
-        mine = slopes + head * r + row // t
-        slope = tl.load(mine, mask=inside, other=0.0)[:, None]
+        slope = slopes + head * r + row // t
+        slope = tl.load(slope, mask=inside, other=0.0)[:, None]
 
     # Which keys do any of these queries see? From the first that the first query sees to the end of the text.
     # *These* are dealt out, in whole tiles. Had the cache been dealt out instead, a window would leave most
     # readers without work [check:test_a_window_is_dealt_out_not_the_cache].
     low, high = interval(i, n_keys, before, 0, None, None)
     oldest = tl.maximum(n_keys - t - before, 0)
-    n = tl.num_programs(1)
+    part, n = tl.program_id(1), tl.num_programs(1)
     share = tl.cdiv(tl.cdiv(n_keys - oldest, A), n) * A
-    start = oldest + tl.program_id(1) * share
+    start = oldest + part * share
     stop = tl.minimum(start + share, n_keys)
 
     m = tl.full([U], LOWEST, tl.float32)
@@ -131,12 +132,14 @@ def attention_kernel(
         j = tile + tl.arange(0, A)
         held = j < stop
         place, slot = place_of_keys(table, b, j, held, n_columns, PAGE)
-        k_at = (place * key_b + slot * key_s)[None, :] + columns[:, None] * key_d
+        at = (place * key_b + slot * key_s)[None, :]
         k_held = held[None, :] & (columns < d)[:, None]
-        k = tl.load(key + k_at, mask=k_held, other=0.0).to(DOT)
-        v_at = (place * value_b + slot * value_s)[:, None] + places[None, :] * value_e
+        k_at = key + at + columns[:, None] * key_d
+        k = tl.load(k_at, mask=k_held, other=0.0).to(DOT)
+        at = (place * value_b + slot * value_s)[:, None]
         v_held = held[:, None] & (places < e)[None, :]
-        v = tl.load(value + v_at, mask=v_held, other=0.0).to(DOT)
+        v_at = value + at + places[None, :] * value_e
+        v = tl.load(v_at, mask=v_held, other=0.0).to(DOT)
 
         # Scale, soft cap and bias are those of the kernel for training: one function for both.
         products = tl.dot(q, k, input_precision="ieee") * scale
@@ -158,9 +161,11 @@ def attention_kernel(
     # $-\infty$.
     total = tl.maximum(l, 1.0)
     logs = tl.where(l == 0.0, float("-inf"), m + tl.log(total))
-    rows += tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // n_tiles * n_rows)
-    at = outputs + rows[:, None] * e + places[None, :]
-    tl.store(at, o / total[:, None], mask=inside[:, None] & (places < e)[None, :])
+    n_groups = tl.num_programs(0) // n_tiles
+    rows += part.to(tl.int64) * n_groups * n_rows
+    o_held = inside[:, None] & (places < e)[None, :]
+    o_at = outputs + rows[:, None] * e + places[None, :]
+    tl.store(o_at, o / total[:, None], mask=o_held)
     tl.store(lses + rows, logs, mask=inside)
 
 
@@ -171,9 +176,9 @@ def merge_kernel(
 ):  # fmt: skip
     r"""## The merge
 
-    One program a query. The merge is once more attention, with the $L_n$ for scores and the $\mathbf{o}_n$ for
-    values, so its lines are those above, over tiles of $N$ parts. It computes what `merge_attention` computes, one
-    part after another [check:test_the_kernel_merges_as_the_lesson_does].
+    One program a query. The merge is once more attention, with the $L_n$ for scores and the $\mathbf{o}_n$
+    for values, so its lines are those above, over tiles of $N$ parts. It computes what `merge_attention`
+    computes, one part after another [check:test_the_kernel_merges_as_the_lesson_does].
     """
     row = tl.program_id(0).to(tl.int64)
     n_rows = tl.num_programs(0)
@@ -181,8 +186,8 @@ def merge_kernel(
     l = tl.full([], 0.0, tl.float32)
     o = tl.zeros([E], tl.float32)
 
-    # A sink logit is a reader who counts for $e^{z_h}$ and brings nothing. The parts know nothing of it: there
-    # it would be counted $n$ times.
+    # A sink logit is a reader who counts for $e^{z_h}$ and brings nothing. The parts know nothing of it:
+    # there it would be counted $n$ times.
     if sink_logits is not None:
         z = tl.load(sink_logits + row // t % h).to(tl.float32)
         m = tl.maximum(m, z)
@@ -193,9 +198,9 @@ def merge_kernel(
         part = first + tl.arange(0, N)
         rows = part.to(tl.int64) * n_rows + row
         lse_n = tl.load(lses + rows, mask=part < n, other=float("-inf"))
-        at = outputs + rows[:, None] * e + places[None, :]
-        here = (part < n)[:, None] & (places < e)[None, :]
-        o_n = tl.load(at, mask=here, other=0.0)
+        o_held = (part < n)[:, None] & (places < e)[None, :]
+        o_at = outputs + rows[:, None] * e + places[None, :]
+        o_n = tl.load(o_at, mask=o_held, other=0.0)
 
         larger = tl.maximum(m, tl.max(lse_n, 0))
         shrink = tl.exp(m - larger)
@@ -214,9 +219,9 @@ def merge_kernel(
 def tile_sizes(n_rows: int, width: int, dtype: torch.dtype) -> tuple[int, int]:
     r"""## Rows and keys of a tile
 
-    Some 16 KiB of keys, and as much of values: a few such tiles on their way at a time keep the memory busy, and
-    two programs still fit on a multiprocessor [check:test_kernels_compile_for_two_generations]. In float32, where
-    products run without tensor cores, tiles are small so that they stay in registers.
+    Some 16 KiB of keys, and as much of values: a few such tiles on their way at a time keep the memory busy,
+    and two programs still fit on a multiprocessor [check:test_kernels_compile_for_two_generations]. In
+    float32, where products run without tensor cores, tiles are small so that they stay in registers.
     """
     if dtype == torch.float32:
         return 16, 16
@@ -243,11 +248,11 @@ def attend_to_parts(
 ) -> tuple[Float[Tensor, "n b h t e"], Float[Tensor, "n b h t"]]:
     r"""## The launch
 
-    Without a table, `key` and `value` are `b g s d` and `b g s e`. They may have any strides: a copy would cost as
-    much as attention itself.
+    Without a table, `key` and `value` are `b g s d` and `b g s e`. They may have any strides: a copy would
+    cost as much as attention itself.
 
-    Loads of later tiles are begun while a tile is computed, three tiles deep. With pages, the table has to be read
-    before it is known what to load, which takes two stages more to reach the same depth.
+    Loads of later tiles are begun while a tile is computed, three tiles deep. With pages, the table has to be
+    read before it is known what to load, which takes two stages more to reach the same depth.
     """
     (b, h, t, d), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
     r, page = h // g, 0 if table is None else s
@@ -261,13 +266,15 @@ def attend_to_parts(
     slopes = None if slopes is None else slopes.float().contiguous()
     outputs = query.new_empty(n_splits, b, h, t, e, dtype=torch.float32)
     lses = query.new_empty(n_splits, b, h, t, dtype=torch.float32)
-    strides = dict(zip(("key_b", "key_g", "key_s", "key_d"), key.stride(), strict=True))
-    names = "value_b", "value_g", "value_s", "value_e"
-    strides |= dict(zip(names, value.stride(), strict=True))
+    strides = [*key.stride(), *value.stride()]
+    names = [f"key_{axis}" for axis in "bgsd"]
+    names += [f"value_{axis}" for axis in "bgse"]
+    strides = dict(zip(names, strides, strict=True))
     sizes: dict[str, Any] = {"d": d, "e": e, "PAGE": page, "U": u, "A": a}
     sizes |= {"D": max(16, power_of_two(d)), "E": max(16, power_of_two(e))}
     sizes["DOT"] = tl.float32 if exact else half[query.dtype]
-    launch: dict[str, Any] = {"num_warps": 4, "num_stages": 3 if table is None else 5}
+    stages = 3 if table is None else 5
+    launch: dict[str, Any] = {"num_warps": 4, "num_stages": stages}
     grid = b * g * -(-r * t // u), n_splits
     attention_kernel[grid](
         query.contiguous(), key, value, table, lengths, slopes, outputs, lses,
@@ -291,5 +298,6 @@ def merge_parts(
     sink_logits = None if sink_logits is None else sink_logits.contiguous()
     sizes: dict[str, Any] = {"e": e, "N": 16, "E": power_of_two(e)}
     grid = (b * h * t,)
-    merge_kernel[grid](outputs, lses, sink_logits, output, lse, n, h, t, **sizes)
+    given = outputs, lses, sink_logits
+    merge_kernel[grid](*given, output, lse, n, h, t, **sizes)
     return output, lse

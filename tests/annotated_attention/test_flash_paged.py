@@ -79,6 +79,24 @@ def test_a_shared_page_is_copied_before_it_is_written(device: str) -> None:
     assert [len(column.unique()) for column in cache.table.T] == [1, 1, 3]
 
 
+def test_the_cat_sat_down() -> None:
+    """The page's example: two texts with two words in common, in pages of two words."""
+    mat, down = "the cat sat on the mat".split(), "the cat sat down once more".split()
+    words = sorted({*mat, *down})
+    key = torch.tensor([[words.index(word) + 1.0 for word in text] for text in (mat, down)])[:, None, :, None]
+    cache = PagedKVCache(2, 5, 2)
+    cache.append(key[:, :, :2], key[:, :, :2])
+    cache.truncate([2, 0])
+    cache.share(0, 1, 2)
+    for word in range(2, 6):
+        cache.append(key[:, :, word : word + 1], key[:, :, word : word + 1])
+    cache.truncate([6, 4])
+    assert cache.table.tolist() == [[4, 3, 1], [4, 2, -1]]
+    held = [[words[int(x) - 1] for x in page] for page in cache.key_pages[1:, 0, :, 0]]
+    assert [" ".join(page) for page in held] == ["the mat", "sat down", "sat on", "the cat"]
+    assert cache.free == [0]
+
+
 def test_pages_come_back(device: str) -> None:
     key = torch.ones(2, 1, 5, 1, device=device)
     cache = PagedKVCache(2, 6, 2)

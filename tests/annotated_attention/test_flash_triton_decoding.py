@@ -167,7 +167,7 @@ def test_what_lies_behind_a_text_moves_nothing(device: str) -> None:
 
 def test_strides_may_be_any(device: str) -> None:
     inputs = CACHE.inputs(torch.float32, device)
-    lengths = torch.tensor(LENGTHS, device=device)
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
     whole = flash_decoding_triton(*inputs, lengths=lengths, **options("all", device))
     spread = {
         name: torch.stack([x, x], 1)[:, 0] if isinstance(x, Tensor) else x
@@ -248,6 +248,7 @@ def test_what_splitting_wins_and_costs() -> None:
     assert operations / cache == 4
     assert decoding_cost(1, 8, 16, 1, 32768, 128, 128, n)[0] / cache == 16
     assert (cache, round(parts / cache, 3)) == (2**27, 0.008)
+    assert [number_of_parts(programs, 32768, 64, 132) for programs in (132, 133, 1000)] == [2, 1, 1]
     n = number_of_parts(8, 2048, 64, 132)
     _, cache, parts = decoding_cost(1, 8, 4, 1, 2048, 128, 128, n)
     assert (n, 2048 // n, round(parts / cache, 3)) == (8, 256, 0.031)
