@@ -49,9 +49,9 @@ def zigzag(n: int, t: int) -> Tensor:
     """Task 2: a fair cut.
 
     In a causal text late queries see more than early ones, so whoever has the end of the text has the most to
-    do. So do not cut it into n stretches, but into 2n pieces of the same size. The first n go to rank 0, 1, ..., n - 1, and
-    the other n to the ranks in the opposite order: n - 1, ..., 1, 0. Within its pieces each rank keeps
-    the order of the text.
+    do. So do not cut it into n stretches, but into 2n pieces of the same size. The first n go to rank 0, 1, ...,
+    n - 1, and the other n to the ranks in the opposite order: n - 1, ..., 1, 0. Within its pieces each rank
+    keeps the order of the text.
 
     Two ranks and 8 tokens, by hand; row r says at which positions the tokens of rank r stand:
 

@@ -184,7 +184,7 @@ for n in (1, 2, 4, 8, 16):
     print(f"{n:2} ranks:   off by {(ring(query, key, value, n) - exact).abs().max():.1e}")
 
 # %% [markdown]
-# By rounding, as one device does, and it does not grow. A merge is a sum, which has no order; its weights are at most 1.
+# By rounding, as one device does, and it does not grow: a merge is a sum, has no order, and weighs by at most 1.
 #
 # ## 4. Three ways to get it wrong
 #
