@@ -13,13 +13,14 @@ from annotated_attention.flash_triton_decoding import flash_decoding_triton, pag
 from annotated_attention.kv_cache import KVCache, make_caches, prefill
 from annotated_attention.language_model import Cache, causal_attention, generate
 
+shares = st.sampled_from([0.0, 0.4, 0.8, 1.0])
 steps = st.lists(
     st.one_of(
         st.integers(0, 7),
-        st.lists(st.floats(0, 1), min_size=3, max_size=3),
-        st.tuples(st.integers(0, 2), st.integers(0, 2), st.floats(0, 1)),
+        st.lists(shares, min_size=3, max_size=3),
+        st.tuples(st.integers(0, 2), st.integers(0, 2), shares),
     ),
-    max_size=12,
+    max_size=20,
 )
 
 
@@ -77,11 +78,12 @@ def test_a_shared_page_is_copied_before_it_is_written(device: str) -> None:
     assert torch.equal(keys, torch.cat([key[:1].expand(3, -1, -1, -1), more], 2))
     assert len(cache.free) == 4
     assert [len(column.unique()) for column in cache.table.T] == [1, 1, 3]
+    consistent(cache, [[0.0] * 11] * 3)
 
 
 def test_the_cat_sat_down() -> None:
     """The page's example: two texts with two words in common, in pages of two words."""
-    mat, down = "the cat sat on the mat".split(), "the cat sat down once more".split()
+    mat, down = (text.split() for text in ("the cat sat on the mat", "the cat sat down once more"))
     words = sorted({*mat, *down})
     key = torch.tensor([[words.index(word) + 1.0 for word in text] for text in (mat, down)])[:, None, :, None]
     cache = PagedKVCache(2, 5, 2)
@@ -114,7 +116,7 @@ def test_pages_come_back(device: str) -> None:
 
 
 def test_the_last_copy_needs_no_page(device: str) -> None:
-    """Two texts read one page that is not full. One copy is enough, and one free page."""
+    """Two texts read one page that is not full. One copy is enough, and one free page; for three it is not."""
     key = torch.ones(2, 1, 1, 1, device=device)
     cache = PagedKVCache(2, 2, 3)
     cache.append(key, key)
@@ -123,6 +125,18 @@ def test_the_last_copy_needs_no_page(device: str) -> None:
     assert len(cache.free) == 1
     keys, _ = cache.update(2 * key, 2 * key)
     assert keys.flatten().tolist() == [1.0, 2.0] * 2
+    key = torch.ones(3, 1, 1, 1, device=device)
+    cache = PagedKVCache(3, 3, 3)
+    cache.append(key, key)
+    cache.truncate([1, 0, 0])
+    cache.share(0, 1, 1)
+    cache.share(0, 2, 1)
+    cache.free = cache.free[:1]
+    with pytest.raises(ValueError, match="cache has 1 free pages of 3 tokens: 2 are wanted"):
+        cache.append(key, key)
+    cache.free = []
+    cache.append(key[:, :, :0], key[:, :, :0])
+    assert cache.lengths.tolist() == [1, 1, 1]
 
 
 def test_what_is_refused_changes_nothing() -> None:

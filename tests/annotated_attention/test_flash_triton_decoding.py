@@ -149,9 +149,10 @@ def test_drafted_tokens_are_steps_taken_at_once(device: str) -> None:
         assert_close(found[1][:, :, i : i + 1], lse, exact[1])
 
 
-def test_what_lies_behind_a_text_moves_nothing(device: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_what_lies_behind_a_text_moves_nothing(dtype: torch.dtype, device: str) -> None:
     """A key behind a text moves nothing, and a key that only the last query sees moves only that one."""
-    query, key, value = CACHE.inputs(torch.float32, device)
+    query, key, value = CACHE.inputs(dtype, device)
     lengths = torch.tensor(LENGTHS, device=device)
     before = flash_decoding_triton(query, key, value, lengths=lengths)
     changed = [x.clone() for x in (key, value)]
