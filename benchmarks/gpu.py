@@ -77,7 +77,7 @@ def phases(rehearse: bool) -> list[Phase]:
 def run(chosen: list[str], path: Path, rehearse: bool, minutes: float) -> dict[str, Any]:
     """Every phase that is wanted, as far as the time goes. The file is written again after each case."""
     from benchmarks import peers
-    from benchmarks.gpu_measures import aims
+    from benchmarks.gpu_aims import aims
     from coursekit.files import write_text
     from coursekit.machine import machine, versions
 
@@ -234,7 +234,9 @@ def main() -> int:
         kept = ROOT / "benchmarks" / "results" / "gpu.json"
     path = options.out or kept
     result = run(options.phases, path, options.rehearse, options.minutes)
-    for aim in result["aims"]:
+    if options.rehearse:
+        print("A rehearsal: it ran, and its times mean nothing.")
+    for aim in [] if options.rehearse else result["aims"]:
         verdict = {True: "holds", False: "does not hold", None: "not measured"}[aim["holds"]]
         print(f"{aim['aim']}: {short({'wanted': aim['wanted'], 'measured': aim['measured']})}: {verdict}")
     print(f"{path}: {result['seconds']:.0f} s")

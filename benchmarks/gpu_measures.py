@@ -11,9 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
+import torch._functorch.config as functorch
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
 from annotated_attention.bigbird import bigbird_attention, bigbird_plan
 from annotated_attention.flash_triton import flash_attention_triton
@@ -27,7 +26,6 @@ from benchmarks.roofline import Roof, Work
 Cases = Iterator[dict[str, Any]]
 Prepared = Callable[[Function], Callable[[], Any]]
 
-ROUNDS = 5
 # A backward pass multiplies five times where a forward one does twice.
 BACKWARD = 2.5
 SOFT_CAP, BLOCK = 30.0, 64
@@ -47,19 +45,37 @@ class Sizes:
     cache: int
     cache_heads: tuple[int, int]
     page: int
+    batches: tuple[int, ...]  # of a step
+    rounds: int
     growing: tuple[int, ...]
     dtype: torch.dtype
 
 
 WHOLE = Sizes(
     lengths=(1024, 2048, 4096, 8192, 16384, 32768), aimed=(8192, 16384, 32768), naive=4096, tokens=16384, m=2048,
-    widths=(128, 64), window=1024, cache=32768, cache_heads=(32, 8), page=16,
+    widths=(128, 64), window=1024, cache=32768, cache_heads=(32, 8), page=16, batches=(1, 8), rounds=5,
     growing=(8192, 16384, 32768, 65536, 131072), dtype=torch.bfloat16,
 )  # fmt: skip
 REHEARSAL = Sizes(
     lengths=(64,), aimed=(64,), naive=64, tokens=64, m=32, widths=(16,), window=24, cache=96,
-    cache_heads=(4, 2), page=16, growing=(128, 256), dtype=torch.float32,
+    cache_heads=(4, 2), page=16,
+    batches=(1,), rounds=1, growing=(128, 256), dtype=torch.float32,
 )  # fmt: skip
+
+
+def first_of(function: Callable[..., tuple[Tensor, ...]]) -> Function:
+    """Without the logsumexp."""
+    return lambda *inputs: function(*inputs)[0]
+
+
+def of_query(function: Callable[..., tuple[Tensor, ...]]) -> Function:
+    """It has its keys and values already."""
+    return lambda query, *_: function(query)[0]
+
+
+def groups_as_rows(attend: Function, g: int) -> Function:
+    """A group of heads as one head with more queries: then each key is read once."""
+    return lambda query, key, value: attend(query.unflatten(1, (g, -1)).squeeze(3), key, value)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
@@ -130,7 +146,7 @@ class Measures:
         self.best: Roof | None = None
         torch.manual_seed(0)
         # Graphs are kept, so that backward passes can be timed alone.
-        torch._functorch.config.donated_buffer = False
+        functorch.donated_buffer = False
 
     def random(self, b: int, h: int, t: int, d: int, n: int = 3) -> tuple[Tensor, ...]:
         return torch.randn(n, b, h, t, d, device=device(), dtype=self.sizes.dtype).unbind()
@@ -155,7 +171,7 @@ class Measures:
     ) -> Cases:
         """A case for each of them: milliseconds, times as fast as ours, MiB; or why it is absent. Ours comes first."""
         found = peers.tried(makers, prepared)
-        times = medians(found.calls, ROUNDS)
+        times = medians(found.calls, self.sizes.rounds)
         ours = times.get(next(iter(makers)))
         for name, ms in times.items():
             case = {**about, "peer": name, "ms": ms, "ratio": ours / ms if ours else None}
@@ -235,39 +251,25 @@ class Measures:
 
         size = self.sizes
         (h, g), s, d, n = size.cache_heads, size.cache, size.widths[0], size.page
-        for b in (1, 8):
+        for b in size.batches:
             if time.monotonic() > end:
                 yield {"what": "a step", "skipped": "the time was up", "b": b}
                 continue
             (query,), (key, value) = self.random(b, h, 1, d, 1), self.random(b, g, s, d, 2)
             table = torch.randperm(b * (s // n), device=device()).view(b, -1).int()
             pages = [x.new_empty(b * (s // n), g, n, d) for x in (key, value)]
-            for x, held in zip((key, value), pages, strict=True):
-                held[table.long()] = x.unflatten(2, (-1, n)).transpose(1, 2)
+            for x, page in zip((key, value), pages, strict=True):
+                page[table.long()] = x.unflatten(2, (-1, n)).transpose(1, 2)
             lengths = torch.full((b,), s, device=device(), dtype=torch.int32)
 
-            def paged(query: Tensor, *_: Tensor, pages=pages, table=table, lengths=lengths) -> Tensor:
-                return paged_attention_triton(query, *pages, table, lengths)[0]
-
-            def as_rows(query: Tensor, key: Tensor, value: Tensor, g: int = g, **options: Any) -> Tensor:
-                """A group of heads as one with more queries: each key is read once."""
-                return F.scaled_dot_product_attention(query.unflatten(1, (g, -1)).squeeze(3), key, value)
-
-            def backend(which: Any, function: Function) -> Function:
-                def attend(*inputs: Tensor) -> Tensor:
-                    with sdpa_kernel(which):
-                        return function(*inputs)
-
-                return attend
-
-            shared = partial(F.scaled_dot_product_attention, enable_gqa=True)
+            held = {"key_pages": pages[0], "value_pages": pages[1], "block_table": table, "lengths": lengths}
             makers: dict[str, peers.Maker] = {
-                "ours": lambda: lambda *inputs: flash_decoding_triton(*inputs)[0],
-                "ours, in pages": lambda paged=paged: paged,
+                "ours": lambda: first_of(flash_decoding_triton),
+                "ours, in pages": partial(of_query, partial(paged_attention_triton, **held)),
             }
             for name, which in peers.BACKENDS.items():
-                makers[name] = partial(backend, which, shared)
-                makers[f"{name}, groups as rows"] = partial(backend, which, as_rows)
+                makers[name] = partial(peers.sdpa, which, enable_gqa=True)
+                makers[f"{name}, groups as rows"] = partial(groups_as_rows, peers.sdpa(which), g)
             work = Work(
                 b * roofline.products(s, h, d), b * roofline.once_each(1, s, h, g, d, key.element_size())
             )
@@ -359,45 +361,6 @@ class Measures:
                     with patch.dict(table, {entry: tile}):
                         makers = {"ours": lambda: partial(flash, is_causal=True)}
                         yield from self.beside(about, makers, prepare(inputs))
-
-
-def aims(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What is aimed at, the worst that was measured for it, and whether it holds (`None`: it was not measured)."""
-    found = []
-
-    def aim(says: str, wanted: float, measured: Sequence[float], at_least: bool = True) -> None:
-        worst = (min if at_least else max)(measured, default=None)
-        holds = None if worst is None else worst >= wanted if at_least else worst <= wanted
-        found.append({"aim": says, "wanted": wanted, "measured": worst, "holds": holds})
-
-    dense = [case for case in cases if case.get("what") == "dense" and case.get("is_causal")]
-    for which, wanted in (("forward", 0.7), ("backward", 0.6)):
-        rows = [case for case in dense if case.get("pass") == which and case["d"] == WHOLE.widths[0]]
-        aim(f"{which}, of the best SDPA backend's speed", wanted, speeds(rows, "SDPA"))
-    for what in ("window", "ALiBi", "sinks", "soft cap"):
-        for which in ("forward", "backward"):
-            rows = [case for case in cases if case.get("what") == what and case.get("pass") == which]
-            aim(f"{what}, {which}, of FlexAttention's speed", 1.0, speeds(rows, peers.FLEX))
-    for how in ("called", "replayed"):
-        rows = [case for case in cases if case.get("what") == "a step" and case.get("how") == how]
-        aim(f"a step behind {WHOLE.cache:,} tokens, {how}, of SDPA's speed", 1.0, speeds(rows, "SDPA"))
-    for name in ("window", "longformer", "bigbird", "linear"):
-        rows = [case for case in cases if case.get("what") == "exponent" and case["mechanism"] == name]
-        aim(f"exponent of growth, {name}", 1.1, [case["ms"] for case in rows], at_least=False)
-    return found
-
-
-def speeds(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
-    """In each setting: our speed over that of the fastest of these peers."""
-    settings: dict[tuple[Any, ...], dict[str, float]] = {}
-    for case in rows:
-        if "ms" in case and (case["peer"] == "ours" or case["peer"].startswith(peer)):
-            settings.setdefault((case.get("t"), case.get("b")), {})[case["peer"]] = case["ms"]
-    return [
-        min(ms for name, ms in times.items() if name != "ours") / times["ours"]
-        for (t, _), times in settings.items()
-        if "ours" in times and len(times) > 1 and (t is None or t >= min(WHOLE.aimed))
-    ]
 
 
 def every_kernel() -> None:

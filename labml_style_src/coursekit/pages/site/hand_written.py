@@ -3,8 +3,9 @@ tests of mechanisms prove.
 
 `![caption](figure:name)` is what `name()` in `docs/figures.py` returns, and `figure:slug.name` a figure of that
 lesson; `[check:slug.test_name]` is the record of a test in the proof of that mechanism; a line `[results:name]` the
-table of that experiment, `[results:name.full]` that of its run on a GPU, and `[results]` how many claims of each hold. `[measured:name]`, also
-inside a sentence, is the Markdown that `name()` in `docs/measured.py` makes of what was measured.
+table of that experiment, `[results:name.full]` that of its run on a GPU, and `[results]` how many claims of each hold.
+`[measured:name]`, also inside a sentence, is the Markdown that `name()` in `docs/measured.py` makes of what was
+measured.
 """
 
 import re
