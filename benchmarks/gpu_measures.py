@@ -339,28 +339,27 @@ class Measures:
         """Other tiles, warps and stages than those of the kernels' tables, for whoever tunes them."""
         from annotated_attention import flash_triton_kernels, flash_triton_kernels_backward
 
-        tables = {
-            "forward": [flash_triton_kernels.TILES],
-            "backward": [flash_triton_kernels_backward.QUERIES, flash_triton_kernels_backward.KEYS],
-        }
-        others = {
-            "forward": [(128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 4, 4)],
-            "backward": [(64, 64, 4, 2), (64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2), (32, 128, 4, 3)],
+        keys = [(32, 128, 4, 3), (64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 4, 2)]
+        queries = [(128, 64, 8, 3), (64, 64, 4, 2), (128, 32, 8, 3), (64, 128, 8, 2), (128, 128, 8, 1)]
+        forward = [(128, 128, 8, 2), (128, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4)]
+        tried = {
+            "forward": (flash_triton_kernels.FORWARD_TILES, forward_of, forward),
+            "backward, queries": (flash_triton_kernels_backward.QUERIES_TILES, backward_of, queries),
+            "backward, keys": (flash_triton_kernels_backward.KEYS_TILES, backward_of, keys),
         }
         size = self.sizes
         d, t = size.widths[0], min(size.aimed)
         inputs = self.random(max(1, size.tokens // t), size.m // d, t, d)
         entry = inputs[0].element_size(), max(64, d)
-        for which, prepare in (("forward", forward_of), ("backward", backward_of)):
-            for table in tables[which]:
-                name = "forward" if which == "forward" else "queries" if table is tables[which][0] else "keys"
-                for tile in [table[entry], *others[which]]:
-                    if time.monotonic() > end:
-                        return
-                    about = {"what": "tiles", "of": name, "d": d, "t": t, "tile": list(tile)}
-                    with patch.dict(table, {entry: tile}):
-                        makers = {"ours": lambda: partial(flash, is_causal=True)}
-                        yield from self.beside(about, makers, prepare(inputs))
+        makers: dict[str, peers.Maker] = {"ours": lambda: partial(flash, is_causal=True)}
+        for what, (table, prepare, others) in tried.items():
+            for tile in [table[entry], *others]:
+                if time.monotonic() > end:
+                    yield {"what": "tiles", "skipped": "the time was up", "of": what, "tile": list(tile)}
+                    continue
+                about = {"what": "tiles", "of": what, "d": d, "t": t, "tile": list(tile)}
+                with patch.dict(table, {entry: tile}):
+                    yield from self.beside(about, makers, prepare(inputs))
 
 
 def every_kernel() -> None:

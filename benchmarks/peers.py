@@ -10,7 +10,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -105,30 +105,28 @@ def sdpa(backend: SDPBackend, **options: Any) -> Function:
     return attend
 
 
-@cache
-def compiled() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
 def flex(
     t: int,
     mask_mod: Callable[..., Tensor] | None = None,
     score_mod: Callable[..., Tensor] | None = None,
     finish: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Function:
-    """FlexAttention, compiled; its blocks are chosen here, so that this is not counted. `finish` is given the output
-    and the logsumexp."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """FlexAttention, compiled with all that belongs to it; its blocks are chosen here, so that this is not counted.
+    `finish` is given the output and the logsumexp."""
+    import torch._dynamo.config
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     # A new length is compiled anew, and PyTorch would stop doing so after eight.
     torch._dynamo.config.recompile_limit = 64
     mask = create_block_mask(mask_mod, None, None, t, t, device=device()) if mask_mod else None
-    attend = partial(compiled(), block_mask=mask, score_mod=score_mod)
-    if finish is None:
-        return attend
-    return lambda query, key, value: finish(*attend(query, key, value, return_lse=True))
+    attend = partial(flex_attention, block_mask=mask, score_mod=score_mod)
+
+    def whole(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if finish is None:
+            return attend(query, key, value)
+        return finish(*attend(query, key, value, return_lse=True))
+
+    return torch.compile(whole, dynamic=False)
 
 
 def causal_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from coursekit.drawing import curve, svg, text
+from coursekit.drawing import circle, curve, svg, text
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -30,8 +30,8 @@ FAMILIES = {
 }
 
 
-def measured() -> list[dict]:
-    return json.loads((RESULTS / "choose.json").read_text("utf-8"))["cases"]
+def measured(name: str = "choose") -> list[dict]:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["cases"]
 
 
 def chart(
@@ -128,3 +128,102 @@ def caches() -> str:
     ticks = {2.0**k: label for k, label in ((16, "64 KiB"), (20, "1 MiB"), (24, "16 MiB"), (28, "256 MiB"))}
     title = "A cache grows with the text, slower with grouped heads; a window and a linear state stop growing"
     return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
+
+
+def grown(column: str, ticks: Mapping[float, str], title: str) -> str:
+    """Every mechanism against the length of the text, with the exponent that fits its last three lengths."""
+    cases, lines = measured("roofline"), {}
+    exponents = {case["mechanism"]: case[column] for case in cases if case["what"] == "exponent"}
+    for name, exponent in exponents.items():
+        colour, label = FAMILIES[name]
+        rows = [case for case in cases if case["what"] == "forward" and case["mechanism"] == name]
+        label = {"weights": "naive"}.get(name, label)
+        label += f': t<tspan dy="-5" font-size="10">{exponent:.2f}</tspan>'
+        lines[name] = (label, colour, [(case["t"], case[column]) for case in rows], "")
+    return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
+
+
+def decades(column: str, unit: str) -> dict[float, str]:
+    """Powers of ten around what was measured."""
+    found = [case[column] for case in measured("roofline") if case["what"] == "forward"]
+    steps = range(math.floor(math.log10(min(found))), math.ceil(math.log10(max(found))) + 1)
+    return {10.0**k: f"{10.0**k:,g} {unit}" for k in steps}
+
+
+def time_by_length() -> str:
+    """Milliseconds of a forward pass."""
+    title = "Time of a forward pass against the length of the text, on two logarithmic axes"
+    return grown("ms", decades("ms", "ms"), title)
+
+
+def memory_by_length() -> str:
+    """MiB that tensors hold at most, beside the inputs."""
+    title = "Memory of a forward pass against the length of the text, on two logarithmic axes"
+    return grown("mib", decades("mib", "MiB"), title)
+
+
+def step_by_position() -> str:
+    """Milliseconds of one more token behind a text."""
+    lines: dict[str, tuple[str, str, Points, str]] = {}
+    colours = {"rolling": "key", "sinks": "value", "growing": "ink"}
+    for name in ("sliding_window", "attention_sinks", "kv_cache"):
+        for case in measured(name):
+            if case.get("what") == "a step" and "cache" in case:
+                label, colour = case["cache"], colours.get(case["cache"], "mask")
+                points = [*lines[label][2], (case["position"], case["ours_ms"])] if label in lines else []
+                lines[label] = (label, colour, points or [(case["position"], case["ours_ms"])], "")
+    title = "Time of one more token against the tokens before it"
+    if not lines:
+        return svg(420, 40, title, [text(210, 24, "not measured yet")])
+    every = [ms for _, _, points, _ in lines.values() for _, ms in points]
+    steps = range(math.floor(math.log10(min(every))), math.ceil(math.log10(max(every))) + 1)
+    ticks = {10.0**k: f"{10.0**k:,g} ms" for k in steps}
+    return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
+
+
+def under_the_roof() -> str:
+    """Operations a second against operations a byte: the roof of the machine, and each mechanism at each length."""
+    left, top, width, height, room = 78, 14, 400, 330, 116
+    cases = measured("roofline")
+    (roof,) = (case for case in cases if case["what"] == "roof")
+    points = [case for case in cases if case["what"] in ("forward", "a step")]
+    places = [case["intensity"] for case in points]
+    ridge = roof["flops"] / roof["bandwidth"]
+    low_x, high_x = 10 ** math.floor(math.log10(min([*places, ridge]))), 2 * max([*places, ridge])
+    speeds = [case["flops_a_second"] for case in points]
+    low_y = 10.0 ** math.floor(math.log10(min([*speeds, low_x * roof["bandwidth"]])))
+    high_y = 2 * roof["flops"]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = math.log(x / low_x) / math.log(high_x / low_x)
+        return left + width * across, top + height * (1 - math.log(y / low_y) / math.log(high_y / low_y))
+
+    parts = []
+    y = low_y
+    while y <= high_y:
+        row = place(low_x, y)[1]
+        parts.append(curve([(left, row), (left + width, row)], "line", 1))
+        parts.append(text(left - 8, row + 4, f"{y / 1e9:,g} G/s", anchor="end"))
+        y *= 10
+    x = float(low_x)
+    while x <= high_x:
+        parts.append(text(place(x, low_y)[0], top + height + 20, f"{x:g}"))
+        x *= 10
+    parts.append(text(left + width / 2, top + height + 40, "operations for each byte"))
+    corner = [(low_x, low_x * roof["bandwidth"]), (ridge, roof["flops"]), (high_x, roof["flops"])]
+    parts.append(curve([place(*point) for point in corner], "ink", 2))
+    names = list(dict.fromkeys(case["mechanism"] for case in points))
+    for case in points:
+        colour, radius = FAMILIES[case["mechanism"]][0], 5.0 if case["what"] == "forward" else 3.5
+        if case["mechanism"] == "flash":
+            colour = "bias"
+        opacity = 0.85 if case["what"] == "forward" else 0.5
+        parts.append(circle(*place(case["intensity"], case["flops_a_second"]), radius, colour, opacity))
+    for k, name in enumerate(names):
+        colour = "bias" if name == "flash" else FAMILIES[name][0]
+        row = top + 18 + 22 * k
+        parts.append(circle(left + width + 22, row, 5, colour, 0.85))
+        label = {"weights": "naive"}.get(name, FAMILIES[name][1])
+        parts.append(text(left + width + 34, row + 4, label, anchor="start", colour="ink"))
+    title = "Operations a second against operations for each byte, under the roof of this machine"
+    return svg(left + width + room, top + height + 48, title, parts)
