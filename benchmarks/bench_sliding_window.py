@@ -3,14 +3,14 @@ the text grows; then small windows, and the same tiles with lesson 1's formula i
 
 from collections.abc import Mapping
 from functools import partial
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
-from annotated_attention.sliding_window import sliding_window_attention, sliding_window_mask
+from annotated_attention.sliding_window import sliding_window_attention, sliding_window_mask, window_tiles
+from annotated_attention.sliding_window_tiles import attend_in_tiles
 from benchmarks.growth import HEADS, ROUNDS, WIDTH, growth, once
 from benchmarks.measure import Function, compare, device
 
@@ -28,11 +28,8 @@ def contenders(t: int) -> Mapping[str, Function]:
 
 
 def tiles_of_lesson_1(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
-        return scaled_dot_product_attention(q, k, v, mask, scale=scale)
-
-    with patch.object(F, "scaled_dot_product_attention", attend):
-        return sliding_window_attention(query, key, value, WINDOW)
+    tiles = partial(window_tiles, query.shape[2], key.shape[2], WINDOW, device=key.device)
+    return attend_in_tiles(scaled_dot_product_attention, tiles, query, key, value)
 
 
 def run() -> list[dict]:

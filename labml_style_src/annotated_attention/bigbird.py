@@ -90,17 +90,21 @@ one, has **no random blocks** (table 8). Where tokens are global, chance adds at
 $t$) and appendix D (blocks; its $b$ is our $u$, and its $w, g, r$ are our $n_w, n_g, n_r$).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from annotated_attention.scaled_dot_product import check_inputs
+from annotated_attention.sliding_window_tiles import (
+    Tile,
+    attend_in_tiles,
+    fused,
+)
 
 __all__ = ["BigBirdPlan", "bigbird_attention", "bigbird_cost"]
 __all__ += ["bigbird_mask_mod", "bigbird_plan", "plan_mask"]
@@ -228,39 +232,27 @@ def bigbird_attention(
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     check_plan(query.shape[2], key.shape[2], block_size, plan, n_extra)
-    # A global key is in every strip, and its gradient a sum over them: too long a sum for bfloat16. So the
-    # text is held in float32, and each strip cast back [check:test_gradients_are_summed_wide].
-    wide = torch.promote_types(key.dtype, torch.float32)
-    k, v = key.to(wide), value.to(wide)
+    # The extra tokens look at everything, and stand at the head of every strip. Blocks that are neighbours in the
+    # text come as one run: fewer pieces to copy, and where all may be looked at, none.
+    t, u = query.shape[2], block_size
+    blocks = [slice(i, min(i + u, t)) for i in range(n_extra, t, u)]
 
-    # The extra tokens look at everything, and stand at the head of every strip.
-    extra_k, extra_v = k[:, :, :n_extra], v[:, :, :n_extra]
-    outputs = [fused(query[:, :, :n_extra], k, v, scale)]
+    def tiles() -> Iterator[Tile]:
+        yield slice(0, n_extra), [slice(0, t)], None
+        for i, rows in enumerate(blocks):
+            strip = [slice(0, n_extra)]
+            for block in (blocks[j] for j in plan.row(i)):
+                if block.start == strip[-1].stop:
+                    block = slice(strip.pop().start, block.stop)
+                strip.append(block)
+            yield rows, strip, None
 
-    # The blocks are views, made once. A slice in the loop would have a gradient as long as the text, and the
-    # work be quadratic again; that of `split` is one concatenation [check:test_memory_is_linear_in_length].
-    texts = (x[:, :, n_extra:] for x in (query, k, v))
-    tiles, keys, values = (x.split(block_size, dim=2) for x in texts)
-
-    # One strip at a time: on a CPU that is faster than to gather all with one `index_select`, and a forward
-    # pass holds an eighth of the memory (`benchmarks/bench_bigbird.py`). A full row needs no strip.
-    everything = tuple(range(plan.n_blocks))
-    for i, tile in enumerate(tiles):
-        row, near_k, near_v = plan.row(i), k, v
-        if row != everything:
-            near_k = torch.cat([extra_k, *(keys[j] for j in row)], 2)
-            near_v = torch.cat([extra_v, *(values[j] for j in row)], 2)
-        outputs.append(fused(tile, near_k, near_v, scale))
-    return torch.cat(outputs, dim=2)
-
-
-def fused(query: Tensor, key: Tensor, value: Tensor, scale) -> Tensor:
-    """One strip in PyTorch's fused kernel. A group of heads is one head with more queries (lesson 8)."""
-    r = query.shape[1] // key.shape[1]
-    key, value = key.to(query.dtype), value.to(query.dtype)
-    folded = rearrange(query, "b (g r) t d -> b g (r t) d", r=r)
-    output = F.scaled_dot_product_attention(folded, key, value, scale=scale)
-    return rearrange(output, "b g (r t) e -> b (g r) t e", r=r)
+    # One strip at a time: on a CPU that is faster than to gather all with one `index_select`, and holds a
+    # fraction of the memory (`benchmarks/bench_bigbird.py`). How gradients come back is told in
+    # [lesson 9](../sliding_window_tiles/index.md); a global key has a share in every strip
+    # [check:test_gradients_are_summed_wide].
+    attend = partial(fused, scale=scale)
+    return attend_in_tiles(attend, tiles, query, key, value)
 
 
 def check_plan(t, s, block_size, plan, n_extra) -> None:
@@ -294,14 +286,13 @@ def bigbird_cost(
     which is linear in $t$ [check:test_cost_is_linear_in_length]. With the paper's settings (blocks of 64, 2
     global, 3 in the window, 3 random) a text of 4,096 tokens needs 15.2% of all scores, and one of 32,768
     needs 1.9% [check:test_share_of_all_scores|15.2%, 1.9%]. Memory is linear as well
-    [check:test_memory_is_linear_in_length], though for the backward pass all strips are kept, in which a key
-    stands some eight times [check:test_strips_are_kept_for_the_backward_pass]. Then:
+    [check:test_memory_is_linear_in_length]: one strip is there at a time. Then:
 
     - *It is blind.* What may meet is settled before the text is read: of the far blocks, a share of about
       $n_r/n$. The rest waits for another layer, or for a hub to pass it on.
     - *Some tasks need all pairs.* The graph page has one, and a theorem.
     - *It looks both ways.* The summarisers have a sparse encoder and a full decoder (section 4.1).
-    - *Dense became cheap.* FlashAttention's memory is linear too, without strips. ModernBERT
+    - *Dense became cheap.* FlashAttention's memory is linear too. ModernBERT
       (arXiv:2412.13663) has full attention in every third layer. Native Sparse Attention (arXiv:2502.11089)
       keeps blocks, but lets the query choose them.
     """

@@ -277,7 +277,7 @@ def longformer_mask_mod(
 
     **When it fails.**
 
-    - *Short texts.* Below 642 tokens full attention computes fewer scores than the usual window and [CLS]:
+    - *Short texts.* Up to 387 tokens full attention computes fewer scores than the usual window and [CLS]:
       see [the tiles](../longformer_tiles/index.md).
     - *Writing.* A global token sees what follows, and one layer later every token has heard of it
       [check:test_global_tokens_leak_the_future]. The paper's language models have a window on the left,

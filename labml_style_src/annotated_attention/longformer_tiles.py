@@ -12,8 +12,9 @@ nothing that is not needed, and is "unusably slow". A kernel in CUDA does the sa
 way that Transformers has kept, cut queries and keys into overlapping blocks and multiply those; they need twice
 the memory that the pattern does, and cannot be dilated.
 
-The tiles of lesson 9 waste less: a block of $u$ queries meets the $u + 2(w - 1)$ keys that any of them sees.
-Global tokens and dilation are added to them here, each by moving tokens to where that code can do the work.
+The [tiles of lesson 9](../sliding_window_tiles/index.md) waste less: a block of $u$ queries meets the
+$u + 2(w - 1)$ keys that any of them sees. Global tokens and dilation are added to them here, each by moving
+tokens to where that code can do the work.
 
 ![One tile: the keys of 6 queries with a window of 4, and two global tokens before them. One of these lies in
 the window, and is hidden there. Its own row will be written over.](figure:tile)
@@ -28,20 +29,19 @@ $$\begin{aligned} N = {}& \underbrace{(t - G)(2w - 1) - w(w - 1)}_{\text{window}
 
 pairs [check:test_pairs_are_counted]. For 4,096 tokens, $w = 257$ and [CLS] these are 2,043,134 of
 16,777,216, an eighth [check:test_pairs_are_counted|12.2%]. The tiles compute a few more, since each query
-of a block meets all keys of its span:
+of a block meets all keys that one of them sees:
 
-$$C = t\,\big(G + u + 2(w - 1)\big) + G\,t ,$$
+$$C \le t\,\big(G + u + 2(w - 1)\big) + G\,t ,$$
 
-the last term for the global queries. In the example, $C = 1.29\,N$ [check:test_pairs_are_counted|1.29]. Both
-are linear in $t$. So are the operations [check:test_work_is_linear], the largest tensor, and all that is ever
-allocated, forward and backward [check:test_memory_is_linear].
+less at the ends of the text. The last term is for the global queries. In the example, $C = 1.24\,N$
+[check:test_pairs_are_counted|1.24]. Both are linear in $t$. So are the operations
+[check:test_work_is_linear], the largest tensor, and all that is ever allocated, forward and backward
+[check:test_memory_is_linear].
 
-**Where it loses.** Full attention computes $t^2$ scores, which is less until $t = 2G + u + 2(w - 1)$. With
-$w = 257$, [CLS] and $u = 128$ that is 642 tokens [check:test_short_texts_are_cheaper_dense]: for the texts
-that BERT reads, Longformer is a detour. And what it saves is time. The memory of full attention is linear as
-well if its kernel is fused (lesson 13), which keeps each key once for the backward pass; here each is kept in
-every span where it stands, $1 + 2(w - 1)/u$ times: five for $w = 257$, and nine for wide windows, whose blocks
-have $u = w/4$ queries [check:test_spans_are_kept_for_the_backward_pass].
+**Where it loses.** Full attention computes $t^2$ scores. With $w = 257$, [CLS] and $u = 128$ that is less up
+to 387 tokens, and for the 512 that BERT reads, the tiles spare an eighth
+[check:test_short_texts_are_cheaper_dense|387, an eighth]: there, Longformer is a detour. And what it saves is
+time. The memory of full attention is linear as well if its kernel is fused (lesson 13).
 
 ## Notation
 
@@ -51,10 +51,12 @@ have $u = w/4$ queries [check:test_spans_are_kept_for_the_backward_pass].
 | $w$ | `window` | scalar | keys to one side, the query's own included |
 | $\delta$ | `dilation` | scalar | steps from one key of the window to the next |
 | $G$ | `n_global` | scalar | global tokens, in the text that has most |
-| $u$ | `block_size` | scalar | queries in a tile: 128, or $w/4$ if that is more |
+| $u$ | `u` | scalar | queries in a tile: 128, or $w/4$ if that is more |
 | $N$ | `seen` | scalar | pairs of a query and a key that it sees |
 | $C$ | `computed` | scalar | scores that are computed |
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +64,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from annotated_attention.sliding_window import spans
+from annotated_attention.sliding_window import window_tiles
+from annotated_attention.sliding_window_tiles import (
+    Tile,
+    attend_in_tiles,
+    fused,
+)
 
 __all__ = ["longformer_scores", "pack", "strands", "window_and_global"]
-
-BLOCK_SIZE = 128
 
 
 def pack(
@@ -97,6 +102,8 @@ def strands(
     Token $\delta n + c$ becomes token $n$ of strand $c$, as the [derivation](../longformer/index.md#dilation)
     has it. Strands go into the batch, where nothing meets.
     """
+    if dilation == 1:
+        return x
     short = -x.shape[2] % dilation
     padded = F.pad(x, (0, 0, 0, short))
     unbraid = "b h (n dilation) d -> (b dilation) h n d"
@@ -125,8 +132,8 @@ def window_and_global(
     length = query.shape[2]
     is_local = (real & ~is_global)[:, None, :, None]
 
-    # A global key is in every tile, and its gradient a sum over all of them. In bfloat16 that would be too
-    # long a sum, so it is taken in float32 [check:test_gradients_are_summed_wide].
+    # A global key is in every tile of every strand, and its gradient a sum over all of them. In bfloat16 that
+    # would be too long a sum, so it is taken in float32 [check:test_gradients_are_summed_wide].
     wide = torch.promote_types(key.dtype, torch.float32)
     global_key = pack(key, is_global, found).to(wide)
     global_value = pack(value, is_global, found).to(wide)
@@ -141,47 +148,31 @@ def window_and_global(
     key = strands(key, dilation)
     value = strands(value, dilation)
     is_local = strands(is_local, dilation)
-    t = max(query.shape[2], 1)
-    window = min(window, t)
-    block_size = min(max(BLOCK_SIZE, window // 4), t)
-    reach = window - 1
+    t = query.shape[2]
+    i = torch.arange(t, device=query.device)
+    device = query.device
 
-    # Views of one padded copy, listed once: a slice for each tile would leave a gradient of full length for
-    # each, and the backward pass would be quadratic.
-    shape = (-(-t // block_size), block_size, reach, reach)
-    tiles = zip(
-        query.split(block_size, dim=2),
-        spans(key, *shape).unbind(2),
-        spans(value, *shape).unbind(2),
-        spans(is_local, *shape).unbind(2),
-        strict=True,
-    )
+    # A global token in the window stands in front already. It must be hidden here, or it counts twice
+    # [check:test_global_tokens_count_once]. So must padding, and what fills up a strand. Every local query
+    # sees itself. The others are shown themselves as well, because on a row with no key at all kernels
+    # differ: there is none [check:test_no_row_is_left_empty].
+    def tiles() -> Iterator[Tile]:
+        band = window_tiles(t, t, window, is_causal=False, device=device)
+        for rows, (run,), mask in band:
+            own = i[rows, None] == i[run]
+            near = (is_local[:, None, :, run, 0] & mask) | own
+            far = found[:, None, None, :].expand(-1, 1, len(own), -1)
+            yield rows, [run], torch.cat([far, near], dim=3)
 
-    # One band for all tiles: a span begins `reach` places before its block.
-    i = torch.arange(block_size, device=query.device)
-    j = torch.arange(-reach, block_size + reach, device=query.device)
-    steps = (i[:, None] - j).abs()
-    band, own = steps <= reach, steps == 0
+    # Global keys and values are the same in all tiles.
+    def attend(q, k, v, mask, global_k, global_v):
+        k = torch.cat([global_k.to(k.dtype), k], dim=2)
+        v = torch.cat([global_v.to(v.dtype), v], dim=2)
+        return fused(q, k, v, mask, scale=scale)
 
-    outputs = []
-    for q, near_k, near_v, local in tiles:
-        rows = q.shape[2]
-        k = torch.cat([global_key.to(q.dtype), near_k], dim=2)
-        v = torch.cat([global_value.to(q.dtype), near_v], dim=2)
-
-        # A global token in the window stands in front already. It must be hidden here, or it counts twice
-        # [check:test_global_tokens_count_once]. So must padding, and places outside of the text. Every local
-        # query sees itself. The others are shown themselves as well, because on a row with no key at all
-        # kernels differ: there is none [check:test_no_row_is_left_empty].
-        near = (band[:rows] & local[:, 0, None, :, 0]) | own[:rows]
-        far = found[:, None, :].expand(-1, rows, -1)
-        mask = torch.cat([far, near], dim=2)[:, None]
-        attend = F.scaled_dot_product_attention
-        output = attend(q, k, v, mask, scale=scale, enable_gqa=True)
-        outputs.append(output)
-
+    shared = global_key, global_value
+    output = attend_in_tiles(attend, tiles, query, key, value, *shared)
     braid = "(b dilation) h n e -> b h (n dilation) e"
-    output = torch.cat(outputs, dim=2)
     return rearrange(output, braid, dilation=dilation)[:, :, :length]
 
 
@@ -195,9 +186,11 @@ def longformer_scores(t: int, window: int, n_global: int) -> tuple[int, int]:
     w = min(window, local)
     seen = local * (2 * w - 1) - w * (w - 1)
     seen += 2 * t * n_global - n_global**2
-    w = min(window, t)
-    block_size = min(max(BLOCK_SIZE, w // 4), t)
-    computed = t * (n_global + block_size + 2 * (w - 1)) + n_global * t
+    computed = n_global * t
+    tiles = window_tiles(t, t, window, is_causal=False)
+    for rows, (run,), _ in tiles:
+        u, near = rows.stop - rows.start, run.stop - run.start
+        computed += u * (n_global + near)
     return seen, computed
 
 

@@ -69,6 +69,7 @@ So windows cost $t\,w$ and full layers keep no matrix: lessons 9 and 13, in mode
 **Source.** Transformers 5.23: `modeling_utils.py`, `masking_utils.py`, `integrations/sdpa_attention.py`.
 """
 
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -84,9 +85,9 @@ from annotated_attention.flash_decoding import flash_behind_a_cache
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.sliding_window import (
     sliding_window_attention,
-    sliding_window_mask,
-    spans,
+    window_tiles,
 )
+from annotated_attention.sliding_window_tiles import attend_in_tiles
 
 __all__ = ["library", "masked", "no_mask", "register", "tiled"]
 __all__ += ["window_with_sinks"]
@@ -297,24 +298,13 @@ def window_with_sinks(
     any attention may stand in them, lesson 10's for one [check:test_tiles_are_masks].
     """
     t, s = query.shape[2], key.shape[2]
-    past, before, u = s - t, window - 1, min(max(128, window // 4), t)
-    sight = (-(-t // u), u, before - past, past)
-    where = {"offset": before, "device": key.device}
-    band = sliding_window_mask(u, before + u, window, **where)
-    text = key.new_ones(1, 1, s, 1, dtype=torch.bool)
-    tiles = zip(
-        query.split(u, dim=2),
-        spans(key, *sight).unbind(dim=2),
-        spans(value, *sight).unbind(dim=2),
-        spans(text, *sight)[0, 0, :, :, 0],
-        strict=True,
-    )
-    outputs = []
-    for q, k, v, real in tiles:
-        mask = band[: q.shape[2]] & real
-        o = sink_attention(q, k, v, sink_logits, mask, scale=scale)
-        outputs.append(o)
-    return torch.cat(outputs, dim=2)
+    where = {"offset": s - t, "device": key.device}
+    tiles = partial(window_tiles, t, s, window, **where)
+
+    def attend(q, k, v, mask, z):
+        return sink_attention(q, k, v, z, mask, scale=scale)
+
+    return attend_in_tiles(attend, tiles, query, key, value, sink_logits)
 
 
 def example(axes: dict[str, int]) -> None:

@@ -66,19 +66,24 @@ see the positions *between* $i - W$ *and* $i$, which would be $W + 1$ of them; f
 models have $W$.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from annotated_attention.language_model import causal_mask
 from annotated_attention.scaled_dot_product import check_inputs
 from annotated_attention.sliding_window_cache import RollingKVCache
+from annotated_attention.sliding_window_tiles import attend_in_tiles, fused
 
 __all__ = ["RollingKVCache", "causal_window_attention", "receptive_field"]
 __all__ += ["sliding_window_attention", "sliding_window_cost"]
-__all__ += ["sliding_window_mask", "spans"]
+__all__ += ["sliding_window_mask", "window_tiles"]
+
+BLOCK_SIZE = 128
 
 
 def sliding_window_mask(
@@ -118,30 +123,39 @@ def sliding_window_mask(
     return (nearest <= distance) & (distance < window)
 
 
-def spans(
-    x: Shaped[Tensor, "b g s d"],
-    n_blocks: int,
-    block_size: int,
-    before: int,
-    after: int,
-) -> Shaped[Tensor, "b g n a d"]:
+def window_tiles(
+    t: int,
+    s: int,
+    window: int,
+    *,
+    is_causal: bool = True,
+    offset: int = 0,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[slice, list[slice], Bool[Tensor, "u a"]]]:
     r"""## What a block has in sight
 
-    Block $n$ has the positions from $nu - {}$`before` to $nu + u - 1 + {}$`after` in sight. What stands
-    outside of the text is 0, or False [check:test_spans_hold_what_is_in_sight].
-
-    Neighbours have most of it in common. So nothing is copied but the text, once, with its padding: the span
-    of a block is the same memory as that of the block before it, $u$ rows on
-    [check:test_spans_are_one_memory].
+    Block $n$ has the positions from $o + nu - {}$`before` to $o + nu + u - 1 + {}$`after` in sight, and of
+    those the ones that the text has [check:test_tiles_hold_what_is_in_sight].
     """
-    # From `first` up to `stop`, somebody has it in sight. A negative `before` or `after` is no mistake: then
-    # the blocks begin behind the first key, or end before the last.
-    first, stop = -before, n_blocks * block_size + after
-    inside = x[:, :, max(first, 0) : max(stop, 0)]
-    left = min(max(before, 0), stop - first)
-    right = stop - first - left - inside.shape[2]
-    padded = F.pad(inside, (0, 0, left, right))
-    return padded.unfold(2, before + block_size + after, block_size).mT
+    u = max(BLOCK_SIZE, window // 4) if block_size is None else block_size
+
+    # No two tokens are further apart than this, so a larger window sees nothing more.
+    furthest = max(offset + t - 1, 0 if is_causal else s - 1 - offset, 0)
+    window, u = min(window, furthest + 1), min(u, max(t, 1))
+
+    # Its first query has `before` keys on its left, wherever the block stands: one mask for all. At the ends
+    # of the text it is cut to the keys that there are.
+    before, after = window - 1, 0 if is_causal else window - 1
+    reach = before + u + after
+    where = {"is_causal": is_causal, "offset": before, "device": device}
+    band = sliding_window_mask(u, reach, window, **where)
+    for i in range(0, t, u):
+        rows = slice(i, min(i + u, t))
+        first = offset + i - before
+        low, stop = (min(max(j, 0), s) for j in (first, first + reach))
+        mask = band[: rows.stop - i, low - first : stop - first]
+        yield rows, [slice(low, stop)], mask
 
 
 def sliding_window_attention(
@@ -169,52 +183,26 @@ def sliding_window_attention(
     **Raises.** `ValueError` if shapes, window or block do not fit [check:test_wrong_input_is_refused].
     """
     check_inputs(query, key, value, None, is_causal, enable_gqa=True)
-    (h, t), (g, s) = query.shape[1:3], key.shape[1:3]
-    u = max(128, window // 4) if block_size is None else block_size
-    if window < 1 or u < 1:
+    if window < 1 or (block_size is not None and block_size < 1):
         came = f"window is {window}, block_size is {block_size}"
         raise ValueError(f"{came}: at least 1 is wanted")
-
-    # No two tokens are further apart than this, so a larger window sees nothing more.
-    furthest = max(offset + t - 1, 0 if is_causal else s - 1 - offset, 0)
-    window, u = min(window, furthest + 1), min(u, max(t, 1))
-
-    # A block begins at $o + nu$, and looks $w - 1$ keys back, or to both sides.
-    before, after = window - 1, 0 if is_causal else window - 1
-    reach, n_blocks = before + u + after, max(1, -(-t // u))
-    sight = (n_blocks, u, before - offset, after + offset)
-
-    # Its first query has `before` keys on its left, wherever the block stands: one mask for all. Only beyond
-    # the two ends of the text there are no keys. `spans` fills with zeros: a text of True is False there.
-    where = {"is_causal": is_causal, "offset": before, "device": key.device}
-    band = sliding_window_mask(u, reach, window, **where)
-    text = key.new_ones(1, 1, s, 1, dtype=torch.bool)
-    exists = spans(text, *sight)[0, 0, :, :, 0]
-
-    # `split` and `unbind` cut once, for all blocks. To slice `key` in the loop would be as fast on the way
-    # there. On the way back, each slice would send a gradient as long as the whole text, zeros but for its
-    # own rows, and $t/u$ of them are quadratic again [check:test_slices_have_a_quadratic_backward].
-    tiles = zip(
-        query.split(u, dim=2),
-        spans(key, *sight).unbind(dim=2),
-        spans(value, *sight).unbind(dim=2),
-        exists,
-        strict=True,
+    tiles = partial(
+        window_tiles,
+        query.shape[2],
+        key.shape[2],
+        window,
+        is_causal=is_causal,
+        offset=offset,
+        block_size=block_size,
+        device=key.device,
     )
-    outputs, attend = [], F.scaled_dot_product_attention
-    for q, k, v, real in tiles:
-        mask = band[: q.shape[2]] & real
 
-        # A group of heads is one head with more queries (lesson 8), so keys are not repeated.
-        folded = rearrange(q, "b (g r) u d -> b g (r u) d", g=g)
-        mask = repeat(mask, "u a -> (r u) a", r=h // g)
-
-        # Lesson 1 would give the same. But it keeps all weights for the backward pass, and takes twice as
-        # long (`benchmarks/bench_sliding_window.py`), so PyTorch's fused kernel stands here.
-        o = attend(folded, k, v, mask, scale=scale)
-        o = rearrange(o, "b g (r u) e -> b (g r) u e", r=h // g)
-        outputs.append(o)
-    return torch.cat(outputs, dim=2)
+    # Lesson 1 would give the same in each tile. But it takes more than twice as long
+    # (`benchmarks/bench_sliding_window.py`), so PyTorch's fused kernel stands here. How the answers are put
+    # together, and how gradients come back in linear time and memory, is on
+    # [a page of its own](../sliding_window_tiles/index.md).
+    attend = partial(fused, scale=scale)
+    return attend_in_tiles(attend, tiles, query, key, value)
 
 
 def causal_window_attention(
@@ -312,8 +300,7 @@ def sliding_window_cost(
 
     Returns the scores that one head wants of a text, and those that its tiles compute
     [check:test_cost_counts_scores]. Both grow like $t\,w$, forward and backward [check:test_work_is_linear].
-    Memory grows like $t$. Of a long text, the largest tensor is the gradient of all spans, $a/u$ times the
-    keys [check:test_memory_is_linear]: five times, where $u$ is a quarter of the window.
+    What is made beside the results, output and gradients, is one tile at a time [check:test_memory_is_linear].
 
     - *A fact further back than $w$* is out of reach for one layer, however well it is remembered elsewhere.
       Gemma 2 lets every second layer see all, Gemma 3 every sixth; Mistral 7B v0.2 gave the window up.
@@ -331,9 +318,12 @@ def sliding_window_cost(
     wanted = t * n - n * (n - 1) // 2
     if not is_causal:
         wanted = 2 * wanted - t
-    u = min(block_size, t)
-    reach = (n - 1) * (1 if is_causal else 2) + u
-    return wanted, t * reach
+    computed, after = 0, 0 if is_causal else n - 1
+    for i in range(0, t, block_size):
+        u = min(block_size, t - i)
+        sight = min(i + u + after, t) - max(i - (n - 1), 0)
+        computed += u * sight
+    return wanted, computed
 
 
 def example(axes: dict[str, int]) -> None:
@@ -342,7 +332,7 @@ def example(axes: dict[str, int]) -> None:
     query, key = torch.randn(b, g * r, n * u, d), torch.randn(b, g, s, d)
     value, i, j = torch.randn(b, g, s, e), torch.arange(t), torch.arange(s)
     sliding_window_mask(t, s, w)
-    spans(key, 2, u, 1, 0)
+    list(window_tiles(t, s, w))
     sliding_window_attention(query, key, value, w, block_size=u)
     causal_window_attention(query[:, :, :t], key, value, i, j, window=w)
     causal_window_attention(query[:, :, :t], key, value, i, j.flip(0), window=w)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from annotated_attention import longformer_tiles
+from annotated_attention import sliding_window
 from annotated_attention.longformer import LongformerSelfAttention, longformer_attention, longformer_mask_mod
 from annotated_attention.multi_head import merge_heads, split_heads
 from annotated_attention.sliding_window import receptive_field
@@ -126,14 +126,14 @@ def test_any_text_agrees(device: str, data: st.DataObject) -> None:
     chosen["scale"] = 0.7
     tensors = six(Case("any", b=3, g=1, t=t, s=t, d=3, e=2), torch.float64, device)
     exact = dense(*tensors, **chosen)
-    with mock.patch.object(longformer_tiles, "BLOCK_SIZE", block_size):
+    with mock.patch.object(sliding_window, "BLOCK_SIZE", block_size):
         assert_close(ours(*tensors, **chosen), exact, exact)
 
 
 def test_gradcheck() -> None:
     tensors = six(Case("small", b=1, g=1, r=2, t=7, s=7, d=2, e=3))
     chosen = {"padding_mask": padding(1, 7), "dilation": 2, "scale": 0.7}
-    with mock.patch.object(longformer_tiles, "BLOCK_SIZE", 2):
+    with mock.patch.object(sliding_window, "BLOCK_SIZE", 2):
         proof.assert_gradcheck(partial(ours, window=2, global_mask=global_places(1, 7), **chosen), tensors)
 
 

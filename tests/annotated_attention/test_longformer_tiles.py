@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from annotated_attention import longformer_tiles
+from annotated_attention import sliding_window
 from annotated_attention.longformer import longformer_attention, longformer_mask_mod
 from annotated_attention.longformer_tiles import longformer_scores, pack, strands, window_and_global
 
@@ -52,7 +52,7 @@ def test_pairs_are_counted(t: int, window: int, share: float) -> None:
     seen, computed = longformer_scores(4096, 257, 1)
     assert (seen, 4096**2) == (2_043_134, 16_777_216)
     assert round(100 * seen / 4096**2, 1) == 12.2
-    assert round(computed / seen, 2) == 1.29
+    assert round(computed / seen, 2) == 1.24
 
 
 @pytest.mark.parametrize("dilation", [1, 4])
@@ -64,13 +64,19 @@ def test_work_is_linear(window: int, dilation: int, device: str) -> None:
             longformer_attention(*inputs, window, scattered(t, 3, device), dilation=dilation).sum().backward()
         return counter.get_total_flops()
 
-    computed = longformer_scores(512 * dilation, window, 3)[1]
-    once, twice = flops(512 * dilation), flops(1024 * dilation)
-    # Two products forward and four backward, of 4 multiplications and additions for each score of two heads.
-    assert once == 6 * 2 * 2 * 4 * computed
-    assert twice == 2 * once
+    def predicted(t: int) -> int:
+        # Two products forward, for the local queries again on the way back, and four backward, of 4 multiplications
+        # and additions for each score of two heads. A strand is a text of its own.
+        near = longformer_scores(t, window, 3)[1] - 3 * t
+        return (8 * near + 6 * 3 * t) * 2 * 2 * 4
+
+    for t in (512, 1024):
+        assert flops(t * dilation) == dilation * predicted(t)
+    # All but a few tiles at the ends of the text.
+    once, twice, fourfold = (predicted(t) for t in (1024, 2048, 4096))
+    assert fourfold - twice == 2 * (twice - once)
     # In a short text nothing costs more than what can be seen there.
-    assert flops(16, dilation=1) == 6 * 2 * 2 * 4 * longformer_scores(16, window, 3)[1]
+    assert flops(16, dilation=1) == predicted(16)
     assert flops(16, dilation=99) == flops(16, dilation=16)
 
 
@@ -95,30 +101,13 @@ def test_memory_is_linear(dilation: int, device: str) -> None:
     assert fourfold.total < 2.1 * twice.total
 
 
-@pytest.mark.parametrize(("window", "u", "times"), [(257, 128, 5), (1024, 256, 9)])
-def test_spans_are_kept_for_the_backward_pass(window: int, u: int, times: int) -> None:
-    kept: dict[int, Tensor] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        kept[x.data_ptr()] = x
-        return x
-
-    inputs = [normal(name, 1, 1, 1024, 4).requires_grad_() for name in ("q", "k", "v")]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        longformer_attention(*inputs, window, torch.zeros(1, 1024, dtype=torch.bool))
-    spans = [x for x in kept.values() if x.shape == (1, 1, u + 2 * (window - 1), 4)]
-    # Of keys and of values.
-    assert sum(x.shape[2] for x in spans) == 2 * 1024 * (1 + 2 * (window - 1) / u)
-    assert round(1 + 2 * (window - 1) / u) == times
-
-
 def test_short_texts_are_cheaper_dense() -> None:
-    def cheaper(t: int) -> bool:
-        return longformer_scores(t, 257, 1)[1] < t**2
+    def share(t: int) -> float:
+        return longformer_scores(t, 257, 1)[1] / t**2
 
-    assert not any(cheaper(t) for t in range(1, 643))
-    assert all(cheaper(t) for t in range(643, 5000))
-    assert 642 == 2 * 1 + 128 + 2 * (257 - 1)
+    assert min(map(share, range(1, 388))) >= 1
+    assert max(map(share, range(388, 5000))) < 1
+    assert 1 - share(512) == pytest.approx(1 / 8, abs=0.005)
 
 
 @given(places=st.lists(st.lists(st.booleans(), min_size=13, max_size=13), min_size=1, max_size=4))
@@ -199,5 +188,5 @@ def test_gradients_are_summed_wide(device: str) -> None:
     inputs = Case("many tiles", b=1, g=1, t=1000, s=1000).inputs(torch.bfloat16, device)
     places = torch.arange(1000, device=device)[None] == 0
     options = {"window": 4, "global_mask": places, "dilation": 2}
-    with mock.patch.object(longformer_tiles, "BLOCK_SIZE", 4):
+    with mock.patch.object(sliding_window, "BLOCK_SIZE", 4):
         assert_agrees(partial(ours, **options), partial(dense, **options), inputs)

@@ -17,7 +17,7 @@ from tests.annotated_attention.test_sliding_window_details import (
     flops,
     in_window,
 )
-from tests.proof import Case, assert_agrees, assert_close, changed, normal, plain_attention
+from tests.proof import Case, assert_agrees, assert_close, changed, plain_attention
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -27,7 +27,7 @@ from annotated_attention.sliding_window import (
     sliding_window_attention,
     sliding_window_cost,
     sliding_window_mask,
-    spans,
+    window_tiles,
 )
 
 both_directions = pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "both-ways"])
@@ -68,35 +68,29 @@ def test_others_count_otherwise(w: int) -> None:
 
 
 @given(
+    t=st.integers(0, 17),
     s=st.integers(0, 13),
-    n_blocks=st.integers(1, 4),
-    u=st.integers(1, 5),
-    before=st.integers(0, 17),
-    after=st.integers(0, 17),
-    offset=st.integers(-30, 30),
+    window=st.integers(1, 15),
+    offset=st.integers(-11, 17),
+    block_size=st.integers(1, 7),
+    is_causal=st.booleans(),
 )
-def test_spans_hold_what_is_in_sight(
-    s: int, n_blocks: int, u: int, before: int, after: int, offset: int, device: str
+def test_tiles_hold_what_is_in_sight(
+    t: int, s: int, window: int, offset: int, block_size: int, is_causal: bool
 ) -> None:
-    x = normal("x", 2, 3, s, 5, device=device)
-    found = spans(x, n_blocks, u, before - offset, after + offset)
-    assert found.shape == (2, 3, n_blocks, before + u + after, 5)
-    real = spans(torch.ones(1, 1, s, 1, dtype=torch.bool, device=device), n_blocks, u, before, after)
-    for n in range(n_blocks):
-        sight = range(n * u + offset - before, n * u + u + after + offset)
-        for place, position in enumerate(sight):
-            expected = x[:, :, position] if 0 <= position < s else torch.zeros(2, 3, 5, device=device)
-            assert torch.equal(found[:, :, n, place], expected.to(x))
-        if not offset:
-            assert real[0, 0, n, :, 0].tolist() == [0 <= position < s for position in sight]
-
-
-def test_spans_are_one_memory() -> None:
-    x = normal("x", 2, 3, 23, 5)
-    found = spans(x, 5, 5, 7, 2)
-    assert found.untyped_storage().nbytes() == 2 * 3 * (7 + 25 + 2) * 5 * 8
-    offsets = [found[:, :, n].storage_offset() for n in range(5)]
-    assert offsets == [n * 5 * 5 for n in range(5)]
+    where = {"is_causal": is_causal, "offset": offset}
+    found = torch.zeros(t, s, dtype=torch.bool)
+    asked: list[int] = []
+    for rows, (run,), mask in window_tiles(t, s, window, block_size=block_size, **where):
+        asked += range(rows.start, rows.stop)
+        # Not a key more than somebody in the block could see, in a text without ends.
+        reach = range(offset + rows.start - (window - 1), offset + rows.start + block_size)
+        reach = reach if is_causal else range(reach.start, reach.stop + window - 1)
+        assert not run.stop - run.start or {run.start, run.stop - 1} <= set(reach) & set(range(s))
+        assert mask is not None
+        found[rows, run] = mask
+    assert asked == list(range(t))
+    assert torch.equal(found, sliding_window_mask(t, s, window, **where))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -206,18 +200,21 @@ def test_wrong_input_is_refused() -> None:
 
 
 @both_directions
-@pytest.mark.parametrize(("t", "window", "u"), [(40, 8, 4), (37, 8, 5), (40, 13, 64), (7, 11, 3), (5, 1, 2)])
+@pytest.mark.parametrize(("t", "window", "u"), [(80, 8, 4), (37, 8, 5), (40, 13, 64), (7, 11, 3), (5, 1, 2)])
 def test_cost_counts_scores(t: int, window: int, u: int, is_causal: bool) -> None:
     wanted, computed = sliding_window_cost(t, window, u, is_causal=is_causal)
     assert wanted == sliding_window_mask(t, t, window, is_causal=is_causal).sum()
     inputs = Case("text", b=1, g=1, t=t, s=t, d=3, e=5).inputs()
     ours = partial(sliding_window_attention, window=window, is_causal=is_causal, block_size=u)
     assert flops(ours, *inputs) == 2 * (3 + 5) * computed
-    if t % u == 0:  # away from the ends of the text, each row has u - 1 scores too many
-        a = (window - 1) * (1 if is_causal else 2) + u
-        assert computed == t * a
-        inner = sliding_window_mask(u, a, window, is_causal=is_causal, offset=window - 1)
-        assert 1 - inner.double().mean().item() == pytest.approx((u - 1) / a)
+    # Away from the ends of the text, each row has u - 1 scores too many.
+    a = (window - 1) * (1 if is_causal else 2) + u
+    assert computed <= t * a
+    if 3 * a < t:
+        longer = sliding_window_cost(t + u, window, u, is_causal=is_causal)[1]
+        assert longer - computed == u * a
+    inner = sliding_window_mask(u, a, window, is_causal=is_causal, offset=window - 1)
+    assert 1 - inner.double().mean().item() == pytest.approx((u - 1) / a)
 
 
 def test_cost_of_long_texts() -> None:
@@ -236,9 +233,12 @@ def test_work_is_linear(is_causal: bool) -> None:
             partial(sliding_window_attention, window=8, is_causal=is_causal, block_size=4), *inputs
         )
         whole = flops(both, *(x.requires_grad_() for x in inputs))
-        assert whole == 3 * forward
+        # There, there again, and back.
+        assert whole == 4 * forward
         counts.append(forward)
-    assert counts == [counts[0], 2 * counts[0], 4 * counts[0]]
+    # All but a few tiles at the ends of the text.
+    once, twice, fourfold = counts
+    assert fourfold - twice == 2 * (twice - once)
 
 
 def test_a_mask_saves_nothing() -> None:
@@ -250,34 +250,12 @@ def test_a_mask_saves_nothing() -> None:
 def test_memory_is_linear(device: str) -> None:
     ours = partial(sliding_window_attention, window=64, block_size=16)
     for t in (512, 1024):
-        keys, overlap = 4 * 2 * t * 8, (63 + 16) / 16
+        keys = 4 * 2 * t * 8
         forward, backward = allocated(ours, t, device)
-        assert forward.largest <= 1.2 * keys
-        assert backward.largest == overlap * keys
+        assert forward.largest == backward.largest == keys
         assert forward.total + backward.total < 40 * keys
     dense_mask = partial(sdpa, attn_mask=sliding_window_mask(1024, 1024, 64, device=device))
     assert allocated(dense_mask, 1024, device)[0].largest >= 1024 * 1024
-
-
-def test_slices_have_a_quadratic_backward(device: str) -> None:
-    def sliced(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        outputs = []
-        for n in range(0, query.shape[2], 16):
-            low = max(0, n - 63)
-            mask = sliding_window_mask(16, n + 16 - low, 64, offset=n - low, device=device)
-            sight = key[:, :, low : n + 16], value[:, :, low : n + 16]
-            outputs.append(sdpa(query[:, :, n : n + 16], *sight, mask))
-        return torch.cat(outputs, 2)
-
-    ours = partial(sliding_window_attention, window=64, block_size=16)
-    text = [normal("text", 1, 2, 512, 8, device=device) for _ in range(3)]
-    assert_close(sliced(*text), ours(*text), ours(*text))
-    growth = {}
-    for name, function in {"ours": ours, "sliced": sliced}.items():
-        short, long = (allocated(function, t, device)[1].total for t in (1024, 2048))
-        growth[name] = long / short
-    assert growth["ours"] == pytest.approx(2, rel=0.05)
-    assert growth["sliced"] == pytest.approx(4, rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

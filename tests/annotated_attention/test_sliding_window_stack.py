@@ -69,10 +69,11 @@ def test_mistral_streams_in_constant_memory(device: str) -> None:
 def test_training_is_linear() -> None:
     model = model_of(partial(causal_window_attention, window=5), 2)
     counts = []
-    for t in (256, 512):
+    for t in (256, 512, 1024):
         tokens = torch.arange(t)[None] % 17
         counts.append(flops(lambda x: model(x).sum().backward(), tokens))
-    assert counts[1] == 2 * counts[0]
+    once, twice, fourfold = counts
+    assert fourfold - twice == 2 * (twice - once)
 
 
 @both_directions
