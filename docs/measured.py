@@ -156,16 +156,12 @@ def aims() -> str:
     """Each aim: what is wanted, what was measured, and whether that is enough."""
     rows: list[list[str]] = []
 
-    def aim(
-        says: str, wanted: float, measured: float | None, at_least: bool = True, unit: str = " times"
-    ) -> None:
-        words = "at least" if at_least else "at most"
-        verdict = "not measured yet"
+    def aim(says: str, wanted: float, measured: float | None, at_least: bool = True, digits: int = 0) -> None:
+        words, number, verdict = "at least" if at_least else "at most", "–", "not measured yet"
         if measured is not None:
-            verdict = (
-                "holds" if (measured >= wanted) == at_least or measured == wanted else "**does not hold**"
-            )
-        number = "–" if measured is None else f"{measured:.{digits}f}" if digits else shown(measured)
+            number = f"{measured:.{digits}f}" if digits else shown(measured)
+            enough = measured >= wanted if at_least else measured <= wanted
+            verdict = "holds" if enough else "**does not hold**"
         rows.append([says, f"{words} {wanted:g}", number, verdict])
 
     def faster(name: str, t: int, peer: str) -> float | None:
