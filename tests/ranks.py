@@ -6,7 +6,6 @@ Torch is imported once, by the server that forks them. Every wait has a timeout,
 import multiprocessing
 import os
 import pickle
-import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -47,10 +46,12 @@ def serve(connection: Connection, rank: int, folder: str, timeout: float) -> Non
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(rank % torch.cuda.device_count())
-    store, limit = dist.FileStore(str(Path(folder, "store")), WORLD), timedelta(seconds=timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD, timeout=limit)
-    groups.update({n: dist.new_group(x, timeout=limit) for n, x in MEMBERS.items() if n < WORLD})
-    groups[WORLD] = dist.group.WORLD
+    store = dist.FileStore(str(Path(folder, "store")), WORLD)
+    # To come together may take long on a busy machine, whatever their groups have for a timeout later.
+    dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    limit = timedelta(seconds=timeout)
+    groups.update({n: dist.new_group(members, timeout=limit) for n, members in MEMBERS.items()})
+    dist.barrier()
     with suppress(EOFError, OSError):
         while True:
             function, arguments = pickle.loads(connection.recv_bytes())
@@ -90,8 +91,7 @@ class Ranks:
         for connection in self.connections:
             connection.close()
         for process in self.processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.join(10)
         self.folder.cleanup()
 

@@ -1,31 +1,32 @@
 r"""# Ring attention
 
-A million tokens, in a model of the size of Llama 3 8B. Queries, keys, values and outputs of one layer are 20 GiB
-in bf16. To train, those of all 32 layers are kept: 640 GiB [check:test_a_million_tokens|20 and 640 GiB]. An H100
-has 80 GB, and would compute for five minutes, at the peak of its datasheet, on the attention of one forward
-pass [check:test_a_million_tokens|five minutes]. Lesson 13 made the memory linear. Now linear is too much.
+A million tokens, in a model of the size of Llama 3 8B. Queries, keys, values and outputs of one layer are 20
+GiB in bf16. To train, those of all 32 layers are kept: 640 GiB [check:test_a_million_tokens|20 and 640 GiB].
+An H100 has 80 GB, and would compute for five minutes, at the peak of its datasheet, on the attention of one
+forward pass [check:test_a_million_tokens|five minutes]. Lesson 13 made the memory linear. Now linear is too
+much.
 
 So deal the *text* out to $n$ devices. Nothing else in a transformer will notice: projections and layers that
 feed forward look at one token at a time. Only in attention does every query want every key.
 
-Let the devices stand in a ring. Each keeps its queries, and hands its keys and values to the next, $n - 1$ times:
-then all keys have passed by all queries. What a query found in each share is merged by the two lines of lesson
-13. And while a device computes with the keys at hand, the next ones are under way.
+Let the devices stand in a ring. Each keeps its queries, and hands its keys and values to the next, $n - 1$
+times: then all keys have passed by all queries. What a query found in each share is merged by the two lines
+of lesson 13. And while a device computes with the keys at hand, the next ones are under way.
 
-![Four devices. In each row they compute with the keys of the colour shown, and hand them on meanwhile. Each holds
-two shares of keys, whatever the number of devices.](figure:ring)
+![Four devices. In each row they compute with the keys of the colour shown, and hand them on meanwhile. Each
+holds two shares of keys, whatever the number of devices.](figure:ring)
 
 ## What came before
 
 Li et al. (2021, arXiv:2105.13120) sent keys round a ring, then values, with whole rows of scores in between.
-Blockwise attention (Liu and Abbeel 2023, arXiv:2305.19370) went through the keys block by block, on one device.
-Ring Attention (Liu, Zaharia and Abbeel 2023) put both together: no row of scores, and the sending hidden behind
-the computing.
+Blockwise attention (Liu and Abbeel 2023, arXiv:2305.19370) went through the keys block by block, on one
+device. Ring Attention (Liu, Zaharia and Abbeel 2023) put both together: no row of scores, and the sending
+hidden behind the computing.
 
 ## A union is a merge
 
-Let $A_0, \dots, A_{n-1}$ be the keys of the ranks, and $(\mathbf{o}^A, L^A)$ attention to the keys in $A$ and its
-logarithm. The sets are disjoint, and so, with the merge $\oplus$,
+Let $A_0, \dots, A_{n-1}$ be the keys of the ranks, and $(\mathbf{o}^A, L^A)$ attention to the keys in $A$ and
+its logarithm. The sets are disjoint, and so, with the merge $\oplus$,
 
 $$\big(\mathbf{o}, L\big) = \bigoplus_{k=0}^{n-1} \big(\mathbf{o}^{A_{r-k}},\, L^{A_{r-k}}\big), \qquad r - k
 \text{ modulo } n.$$
@@ -34,20 +35,21 @@ Every rank takes them in another order: its own, then those of the rank before i
 associative and commutative, so all are right [check:test_agrees_with_pytorch], if not to the last bit
 [check:test_every_rank_sums_in_its_own_order].
 
-A share of keys that lies behind a query adds the empty reader, $(0, -\infty)$, which is neutral. It need not be
-looked at: causality costs nothing but a plan, on the next page but one.
+A share of keys that lies behind a query adds the empty reader, $(0, -\infty)$, which is neutral. It need not
+be looked at: causality costs nothing but a plan (on the page on the same work for all).
 
 ## The way back
 
-Lesson 13's backward pass needs no row of weights either. With $L_i$ and $D_i$ of *all* keys, which stay with the
-query, a weight is made anew from one query and one key, and the gradients are sums:
+Lesson 13's backward pass needs no row of weights either. With $L_i$ and $D_i$ of *all* keys, which stay with
+the query, a weight is made anew from one query and one key, and the gradients are sums:
 
 $$d\mathbf{q}_i = \sum_k \sum_{j \in A_{r-k}} \lambda\, dS_{ij}\, \mathbf{k}_j, \qquad
 d\mathbf{k}_j = \sum_{r} \sum_{i \in r} \lambda\, dS_{ij}\, \mathbf{q}_i .$$
 
-The first goes over keys, and they come by. The second goes over queries, which stay where they are: so the *sum*
-travels, together with its keys, and each rank adds its part. Its own part a rank keeps at home. What the others
-have to say sets out at the next rank, empty, and $n - 1$ hops later it is back [check:test_bytes_are_foretold].
+The first goes over keys, and they come by. The second goes over queries, which stay where they are: so the
+*sum* travels, together with its keys, and each rank adds its part. Its own part a rank keeps at home. What
+the others have to say sets out at the next rank, empty, and $n - 1$ hops later it is back
+[check:test_sums_come_home_in_as_many_hops].
 
 ## Notation
 
@@ -67,8 +69,8 @@ have to say sets out at the next rank, empty, and $n - 1$ hops later it is back 
 | $d\mathbf{k}_j$ | `dk` | `b g s d` | at the keys, |
 | $d\mathbf{v}_j$ | `dv` | `b g s e` | and at the values |
 
-**Source.** Liu, Zaharia and Abbeel (2023), arXiv:2310.01889, section 3 and algorithm 1: its hosts are our ranks,
-its block size $c$ is our $t$.
+**Source.** Liu, Zaharia and Abbeel (2023), arXiv:2310.01889, section 3 and algorithm 1: its hosts are our
+ranks, its block size $c$ is our $t$.
 """
 
 import torch
@@ -99,8 +101,8 @@ def ring_forward(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## Once round
 
-    `ring` knows its rank and its neighbours; a `Parcel` sends what is in it, and takes the next one (both on the
-    last page of this lesson).
+    `ring` knows its rank and its neighbours; a `Parcel` sends what is in it, and takes the next one (both on
+    the next page).
     """
     n, rank, t = ring.n, ring.rank, query.shape[2]
     q = query.to(torch.promote_types(query.dtype, torch.float32))
@@ -206,8 +208,9 @@ def ring_backward(
 class RingAttention(torch.autograd.Function):
     r"""## What is kept
 
-    As in lesson 13: the inputs, the output, one number a query. No key of another rank is kept, so memory does not
-    depend on $n$ [check:test_memory_does_not_grow_with_the_ring]; the price is that the keys travel twice.
+    As in lesson 13: the inputs, the output, one number a query. No key of another rank is kept, so memory
+    does not depend on $n$ [check:test_memory_does_not_grow_with_the_ring]; the price is that the keys travel
+    twice.
     """
 
     @staticmethod
@@ -240,20 +243,20 @@ def ring_attention(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## The function
 
-    To be called by all ranks of `group` (`None` is the default group), each with its share of one text; each gets
-    its share of the answer, and of its logarithm. Together these are attention to the whole text, in every dtype,
-    in outputs and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]. Alone, a rank sends nothing
-    and computes what `flash_attention` does [check:test_one_rank_is_flash_attention].
+    To be called by all ranks of `group` (`None` is the default group), each with its share of one text; each
+    gets its share of the answer, and of its logarithm. Together these are attention to the whole text, in
+    every dtype, in outputs and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]. Alone, a
+    rank sends nothing and computes what `flash_attention` does [check:test_one_rank_is_flash_attention].
 
-    With `is_causal`, the shares must be those of `zigzag_shard`, on the next page. Without, any will do, as long as
-    all are of one length: keys may be more or fewer than queries.
+    With `is_causal`, the shares must be those of `zigzag_shard`, which folds the text. Without, any will do,
+    as long as all are of one length: keys may be more or fewer than queries.
 
-    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, the same on all ranks, with $h$ a
-    multiple of $g$. The results are `b h t e` and `b h t`.
+    **Shapes.** `query` is `b h t d`, `key` is `b g s d`, `value` is `b g s e`, the same on all ranks, with
+    $h$ a multiple of $g$. The results are `b h t e` and `b h t`.
 
-    **Raises.** `ValueError`, and the same one on all ranks, if what one of them brought is wrong or not what the
-    others brought [check:test_wrong_input_is_refused_by_all]. `RuntimeError` if a rank is lost or late
-    [check:test_a_lost_rank_is_named].
+    **Raises.** `ValueError`, and the same one on all ranks, if what one of them brought is wrong or not what
+    the others brought [check:test_wrong_input_is_refused_by_all]. `RuntimeError` if a rank is lost or late:
+    see the page on what travels.
     """
     ring = Ring.of(group)
     refusal = None
@@ -287,30 +290,31 @@ def held_bytes(
 ) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
-    Returns the bytes of a rank's queries, keys, values and outputs, in `size` bytes a number, and the bytes of the
-    two rooms in which keys travel. Neither has an $n$ in it: with twice the ranks the text may be twice as long.
-    What travels, and when that takes no time of its own, has a page to itself.
+    Returns the bytes of a rank's queries, keys, values and outputs, in `size` bytes a number, and the bytes
+    of the two rooms in which keys travel. Neither has an $n$ in it: with twice the ranks the text may be
+    twice as long. What travels, and when that takes no time of its own, has a page to itself.
 
-    - *The cut is not looked at.* Under `is_causal` a rank cannot see from its numbers which tokens they are. Shares
-      of another cut give an answer, and a wrong one [check:test_another_cut_gives_another_answer].
-    - *Whatever knows positions must know the cut.* Rotary angles, the labels of the loss, a mask of documents: all
-      are cut the same way; `zigzag_positions` says where a token stands.
-    - *All ranks, or none.* A rank whose loss does not touch its output does not go back, and its neighbours wait
-      until the timeout.
+    - *The cut is not looked at.* Under `is_causal` a rank cannot see from its numbers which tokens they are.
+      Shares of another cut give an answer, and a wrong one [check:test_another_cut_gives_another_answer].
+    - *Whatever knows positions must know the cut.* Rotary angles, the labels of the loss, a mask of
+      documents: all are cut the same way; `zigzag_positions` says where a token stands.
+    - *All ranks, or none.* A rank whose loss does not touch its output does not go back, and its neighbours
+      wait until the timeout.
     - *Bits differ.* With another number of ranks the sums have another order
       [check:test_every_rank_sums_in_its_own_order]. With the same number, the same bits come again
       [check:test_the_same_bits_every_time].
     - *Once only.* As in lesson 13, the gradient has no gradient [check:test_not_twice_differentiable].
-    - *A kernel for the tiles.* Here each pair of shares is lesson 13's PyTorch. On a GPU a kernel that returns its
-      logarithm takes that place, and nothing else changes.
+    - *A kernel for the tiles.* Here each pair of shares is lesson 13's PyTorch. On a GPU a kernel that
+      returns its logarithm takes that place, and nothing else changes.
 
-    **In production.** **PyTorch** has `context_parallel(mesh, buffers=..., buffer_seq_dims=...)`, experimental:
-    within it SDPA becomes ring attention, and `set_rotate_method` picks how keys travel. **Megatron Core** splits
-    the text with `context_parallel_size`, **TransformerEngine** offers rings, gathering and all-to-all under
-    `cp_comm_type`. **ring-flash-attention** is closest to this page: its `zigzag_ring_flash_attn_func` has
-    flash-attn's kernels for tiles, and sends the sums of gradients $n$ times, since they set out from home. Llama 3
-    (arXiv:2407.21783, section 3.3.2) was trained without a ring: all keys are gathered first, which is simpler
-    with a mask of documents, and with few key heads it is not much that is gathered.
+    **In production.** **PyTorch** has `context_parallel(mesh, buffers=..., buffer_seq_dims=...)`,
+    experimental: within it SDPA becomes ring attention, and `set_rotate_method` picks how keys travel.
+    **Megatron Core** splits the text with `context_parallel_size`, **TransformerEngine** offers rings,
+    gathering and all-to-all under `cp_comm_type`. **ring-flash-attention** is closest to this page: its
+    `zigzag_ring_flash_attn_func` has flash-attn's kernels for tiles, and sends the sums of gradients $n$
+    times, since they set out from home. Llama 3 (arXiv:2407.21783, section 3.3.2) was trained without a ring:
+    all keys are gathered first, which is simpler with a mask of documents, and with few key heads it is not
+    much that is gathered.
     """
     held = b * t * (h * (d + e) + g * (d + e)) * size
     return held, 2 * b * g * t * (d + e) * size

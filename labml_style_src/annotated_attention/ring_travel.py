@@ -1,32 +1,32 @@
 r"""# What travels
 
-A ring is as fast as its slowest hand-over, and stands still with its first dead member. Three things are to be had:
-a device should not wait for what could have come while it computed; two neighbours should not wait for each other;
-and if one is lost, the others should say so, not wait for ever.
+A ring is as fast as its slowest hand-over, and stands still with its first dead member. Three things are to
+be had: a device should not wait for what could have come while it computed; two neighbours should not wait
+for each other; and if one is lost, the others should say so, not wait for ever.
 
 ## Two rooms
 
-Each rank has its keys in one buffer, and an empty one of the same size. It starts to send the first, starts to
-receive into the second, and computes with the first meanwhile: both only read it. When all three are done, the
-buffers change places. Two are enough, since what was sent is not needed any more
+Each rank has its keys in one buffer, and an empty one of the same size. It starts to send the first, starts
+to receive into the second, and computes with the first meanwhile: both only read it. When all three are done,
+the buffers change places. Two are enough, since what was sent is not needed any more
 [check:test_two_buffers_are_enough].
 
 Keys and values of one rank go as one message, end to end: half as many messages for the same bytes.
 
 ## Who begins?
 
-If every rank sent first, and sending waited until the other side receives, nobody would ever receive. Here both are
-*started*, in one batch, by all ranks in the same order, and waited for later. So nobody's turn depends on
-another's, in a ring of any length; two ranks, where left and right are one, are no exception
+If every rank sent first, and sending waited until the other side receives, nobody would ever receive. Here
+both are *started*, in one batch, by all ranks in the same order, and waited for later. So nobody's turn
+depends on another's, in a ring of any length; two ranks, where left and right are one, are no exception
 [check:test_any_number_of_ranks].
 
 ## Who is missing?
 
-A rank that is killed closes its connections, and its two neighbours notice at once. Those further away notice when
-nothing has come for as long as the group's `timeout`, given to `init_process_group` or `new_group`
+A rank that is killed closes its connections, and its two neighbours notice at once. Those further away notice
+when nothing has come for as long as the group's `timeout`, given to `init_process_group` or `new_group`
 [check:test_a_lost_rank_is_named]. So does everybody if a rank is stopped but not dead
-[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. The group is of no use
-afterwards; start again from the last checkpoint.
+[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. The group is of no
+use afterwards; start again from the last checkpoint.
 
 ## Notation
 
@@ -136,8 +136,8 @@ class Parcel:
     def send(self) -> None:
         r"""### On its way
 
-        On NCCL a batch is one operation, in a stream of its own, that begins when the current stream has come this
-        far; on gloo two threads work at it.
+        On NCCL a batch is one operation, in a stream of its own, that begins when the current stream has come
+        this far; on gloo two threads work at it.
         """
         group, n, rank = self.ring.group, self.ring.n, self.ring.rank
         right, left = (rank + 1) % n, (rank - 1) % n
@@ -155,8 +155,9 @@ class Parcel:
 
         Gloo's `wait` returns when the numbers are there, and raises when the timeout is over. NCCL's lets the
         current *stream* wait, and returns at once. A lost rank is then found by the watchdog of the group: by
-        default (`TORCH_NCCL_ASYNC_ERROR_HANDLING=3`) it ends the process after the timeout, with an error in its
-        log. With `TORCH_NCCL_BLOCKING_WAIT=1`, `wait` blocks and raises, as on gloo, and nothing overlaps any more.
+        default (`TORCH_NCCL_ASYNC_ERROR_HANDLING=3`) it ends the process after the timeout, with an error in
+        its log. With `TORCH_NCCL_BLOCKING_WAIT=1`, `wait` blocks and raises, as on gloo, and nothing overlaps
+        any more.
         """
         with self.ring.naming(self.hop()):
             for work in self.works:
@@ -171,12 +172,12 @@ def check_ranks(
 ) -> None:
     r"""## Of one mind
 
-    The ranks must have brought the same shapes, or one will send what another has no room for. And if one of them
-    raises an error and leaves, the others wait for it in vain. So each tells all others what it brought, or why it
-    refuses that, and all of them find the same fault [check:test_wrong_input_is_refused_by_all].
+    The ranks must have brought the same shapes, or one will send what another has no room for. And if one of
+    them raises an error and leaves, the others wait for it in vain. So each tells all others what it brought,
+    or why it refuses that, and all of them find the same fault [check:test_all_find_the_same_fault].
 
-    That is one small message to everybody before anything else, and on a GPU it waits for the device. A model whose
-    shapes never change can do this once.
+    That is one small message to everybody before anything else, and on a GPU it waits for the device. A model
+    whose shapes never change can do this once.
     """
     said: list = [(refusal, brought)]
     if ring.n > 1:

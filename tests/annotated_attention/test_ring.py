@@ -16,6 +16,7 @@ from tests.annotated_attention.test_grouped_query import inputs_of
 from tests.annotated_attention.test_ring_details import (
     asks_twice,
     by,
+    handed,
     kinds_of_error,
     peaks,
     shares_as_they_come,
@@ -107,6 +108,14 @@ def test_the_logarithm_is_a_result(ranks: Ranks, dtype: torch.dtype, is_causal: 
 def test_gradcheck(ranks: Ranks, is_causal: bool) -> None:
     case = Case("small", b=1, g=1, r=2, t=4, s=4, d=2, e=1)
     proof.assert_gradcheck(by(ranks, 2, is_causal=is_causal), case.inputs())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_sums_come_home_in_as_many_hops(ranks: Ranks, n: int) -> None:
+    for forward, _, backward, _ in ranks.run(n, handed, True, torch.float32):
+        assert forward == n - 1
+        # Those of the keys again, and those of the sums.
+        assert backward == 2 * (n - 1)
 
 
 @is_causal_or_not

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests import proof
 from tests.annotated_attention.test_flash_details import plain_lse
-from tests.annotated_attention.test_ring_details import bytes_sent, decode
+from tests.annotated_attention.test_ring_details import decode, handed
 from tests.proof import Case, assert_close, plain_attention
 from tests.ranks import MEMBERS, Ranks
 
@@ -27,7 +27,8 @@ def ranks() -> Iterator[Ranks]:
 def test_bytes_are_foretold(ranks: Ranks, n: int, is_causal: bool, dtype: torch.dtype) -> None:
     """Of two texts, six heads on three, six tokens a rank, keys of width 5 and values of width 7."""
     foretold = ring_bytes(2, 3, 6, 5, 7, n, size=dtype.itemsize)
-    assert ranks.run(n, bytes_sent, is_causal, dtype) == [foretold] * n
+    found = ranks.run(n, handed, is_causal, dtype)
+    assert [(forward, backward) for _, forward, _, backward in found] == [foretold] * n
     assert foretold[0] == (n - 1) * 2 * 3 * 6 * (5 + 7) * dtype.itemsize
 
 

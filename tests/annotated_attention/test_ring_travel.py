@@ -1,5 +1,6 @@
 """The proof of `ring_travel`: each test is a claim that its page makes."""
 
+import re
 import signal
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import torch
 from tests.annotated_attention.test_ring import TEXT, assert_is_attention
 from tests.annotated_attention.test_ring_details import (
     buffers_of_a_round,
+    faults,
     kinds_of_error,
     lose,
     strangers,
@@ -18,7 +20,7 @@ from tests.ranks import Failure, Ranks
 from annotated_attention.ring_travel import pack, unpack
 
 # Seconds until a group gives a rank up.
-SOON = 2.0
+SOON = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +40,19 @@ def test_any_number_of_ranks(ranks: Ranks, n: int, device: str) -> None:
     assert_is_attention(ranks, n, TEXT, torch.float64, True, device)
 
 
-def assert_all_say_so(outcomes: list, lost: int, hop: int, what: str) -> None:
-    others = [(rank, x) for rank, x in enumerate(outcomes) if rank != lost]
-    assert outcomes[lost] is None
-    for rank, x in others:
+def assert_all_say_so(outcomes: list, lost: int, hop: int, *parcels: str) -> None:
+    """All but the lost one, each for itself: which hop of what failed, from whom and to whom."""
+    n = len(outcomes)
+    assert outcomes.pop(lost) is None
+    for rank, x in zip((rank for rank in range(n) if rank != lost), outcomes, strict=True):
         assert isinstance(x, Failure), x
         assert x.kind == "RuntimeError"
-        n, left, right = len(outcomes), (rank - 1) % len(outcomes), (rank + 1) % len(outcomes)
-        assert x.message.startswith(f"ring attention, rank {rank} of {n}, hop ")
-        assert f", {what} to rank {right} and from rank {left}: a rank is lost, or later" in x.message
-    # Its neighbours notice at that hop, those further away when nothing comes to them.
-    for rank, x in others:
-        is_neighbour = (rank - lost) % len(outcomes) in (1, len(outcomes) - 1)
-        at = [hop] if is_neighbour else [hop, hop + 1]
-        assert any(f"hop {k} of" in x.message for k in at), x.message
+        ends = f"to rank {(rank + 1) % n} and from rank {(rank - 1) % n}: a rank is lost, or later than the timeout"
+        found = re.match(rf"ring attention, rank {rank} of {n}, hop (\d) of {n - 1}, (.*) {ends}", x.message)
+        assert found, x.message
+        # Those further away have come one hop further. What was on its way to a neighbour may have been lost, too.
+        assert 1 <= int(found[1]) <= min(hop + 1, n - 1)
+        assert found[2] in parcels
 
 
 @pytest.mark.parametrize(("n", "lost", "hop"), [(4, 2, 2), (2, 1, 1)], ids=["4", "2"])
@@ -59,7 +60,7 @@ def assert_all_say_so(outcomes: list, lost: int, hop: int, what: str) -> None:
 def test_a_lost_rank_is_named(n: int, lost: int, hop: int, what: str) -> None:
     with Ranks(timeout=SOON) as ranks:
         outcomes = ranks.outcomes(n, lose, lost, what, hop, signal.SIGKILL, gone=lost)
-    assert_all_say_so(outcomes, lost, hop, what)
+    assert_all_say_so(outcomes, lost, hop, what, "keys")
 
 
 def test_a_late_rank_is_named() -> None:
@@ -76,6 +77,16 @@ def test_who_comes_too_late_to_compare_is_named() -> None:
         assert x.message.startswith(
             f"ring attention, rank {rank} of 4, comparing shapes with all: a rank is lost"
         )
+
+
+@pytest.mark.parametrize("fault", ["refusal", "difference"])
+def test_all_find_the_same_fault(ranks: Ranks, fault: str) -> None:
+    said = {
+        "refusal": "rank 2: no keys came",
+        "difference": "shape is 5 on rank 0, 7 on rank 2: the same on all ranks is wanted",
+    }
+    assert ranks.run(4, faults, fault) == [said[fault]] * 4
+    assert ranks.run(4, faults, "none") == ["none"] * 4
 
 
 def test_a_stranger_is_refused(ranks: Ranks) -> None:

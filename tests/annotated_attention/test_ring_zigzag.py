@@ -14,6 +14,7 @@ from torch import Tensor
 
 from annotated_attention.flash import flash_attention
 from annotated_attention.ring_zigzag import (
+    check_share,
     keys_seen,
     seen_by,
     zigzag_positions,
@@ -67,6 +68,15 @@ def test_wrong_cuts_are_refused() -> None:
     for rank in (-1, 5):
         with pytest.raises(ValueError, match=f"rank is {rank} of n_ranks 5: 0 to 4 is wanted"):
             zigzag_shard(text, rank, 5)
+
+
+@pytest.mark.parametrize(("t", "s"), [(5, 5), (6, 4), (4, 6)])
+def test_what_cannot_be_shared_is_refused(t: int, s: int) -> None:
+    came = f"with is_causal, query has {t} tokens and key {s}: an even number, the same for both, is wanted"
+    with pytest.raises(ValueError, match=came):
+        check_share(t, s, True)
+    check_share(t, s, False)
+    check_share(t + t % 2, t + t % 2, True)
 
 
 @several
