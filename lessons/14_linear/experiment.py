@@ -27,10 +27,12 @@ PyTorch's fused kernel, 8 heads, forward, and the most memory that new tensors h
 256 wide, 8 heads, with random weights: one token behind a `LinearCache`, one behind a `KVCache`, and the prefix again;
 times over a text are sums over its tokens, by trapezoids between measured lengths.
 
-**Outcome.** Reading is even later than by operations, and memory of training about three times that of the kernel, as
-expected. Writing one text, states are ahead from some thousand tokens on; with 16 texts sooner. Against the prefix the
-gain over 784 tokens is six times or so, a third of what was expected: a processor is better used by hundreds of tokens
-than by one. Against a cache one text loses a little; 16 texts, over 3,072 tokens, gain.
+**Outcome.** Reading is even later than by operations, as expected. Memory of training was three times that of the
+kernel at all lengths, until pieces of 1,024 tokens were computed again on the way back. Since then it is twice as much
+for one piece, and a fifth more for four: of all pieces but one, nothing lasts beside inputs and outputs. Writing one
+text, states are ahead from some thousand tokens on; with 16 texts sooner. Against the prefix the gain over 784 tokens
+is six times or so, a third of what was expected: a processor is better used by hundreds of tokens than by one. Against
+a cache one text loses a little; 16 texts, over 3,072 tokens, gain.
 """
 
 import time
@@ -274,12 +276,13 @@ def claims(runs: Runs) -> list[Claim]:
 
 def claim_of_memory(runs: Runs) -> Claim:
     ratios = [each.measured["linear_mib"] / each.measured["softmax_mib"] for each in runs]
-    per_token = [each.measured["linear_mib"] / each.settings["t"] for each in runs]
+    points = sorted((each.settings["t"], each.measured["linear_mib"] / each.settings["t"]) for each in runs)
+    grows = any(later > 1.02 * earlier for (_, earlier), (_, later) in pairwise(points))
     return Claim(
-        says="Memory of a training step is linear in the text for both, and linear attention takes more",
+        says="Memory of a training step grows no faster than the text, and linear attention takes more",
         paper="linear (figure 1)",
         ours=shown(ratios, 2) + " times that of the fused kernel",
-        holds=min(ratios) > 1 and max(ratios) < 1.1 * min(ratios) and max(per_token) < 1.1 * min(per_token),
+        holds=min(ratios) > 1 and not grows,
         quick=True,
     )
 

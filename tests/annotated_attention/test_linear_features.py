@@ -56,6 +56,29 @@ def test_small_features_are_not_rounded_away() -> None:
     assert F.elu(torch.tensor(-17.3)) + 1 > 0
 
 
+def test_the_slope_needs_only_the_features() -> None:
+    def kept(phi) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(y):
+            seen[y.data_ptr()] = y.nbytes
+            return y
+
+        x = torch.randn(5, 7, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda y: seen.update({y.data_ptr(): y.nbytes}) or y, lambda y: y
+        ):
+            features = phi(x)
+        torch.autograd.grad((features**2).sum(), x)
+        return sum(size for place, size in seen.items() if place not in (x.data_ptr(), features.data_ptr()))
+
+    assert kept(elu_plus_one) == 0
+    assert kept(lambda x: x.clamp(max=0).exp() + x.relu()) == 2 * 5 * 7 * 4
+    x = torch.linspace(-3, 3, 12).double().requires_grad_()
+    assert torch.autograd.gradcheck(elu_plus_one, x)
+    assert torch.autograd.gradgradcheck(elu_plus_one, x)
+
+
 @proof.each_dtype
 def test_the_slope_of_elu_has_no_step(dtype: torch.dtype, device: str) -> None:
     x = torch.tensor([-2.0, 0.0, 2.0, -1e4, 1e4], dtype=dtype, device=device, requires_grad=True)
