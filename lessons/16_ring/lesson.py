@@ -256,7 +256,7 @@ from annotated_attention.ring_zigzag import zigzag_shard
 
 rank, n = int(sys.argv[1]), 2
 there = {"rank": rank, "world_size": n, "store": dist.FileStore("store", n)}
-dist.init_process_group("gloo", timeout=timedelta(seconds=10), **there)
+dist.init_process_group("gloo", timeout=timedelta(minutes=1), **there)
 sent, exchange = [], dist.batch_isend_irecv
 
 def counted(messages):
@@ -287,7 +287,7 @@ with tempfile.TemporaryDirectory() as folder:
     start = {"stdout": subprocess.PIPE, "text": True, "env": environment, "cwd": folder}
     ranks = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank)], **start) for rank in range(2)]
     try:
-        print(*(rank.communicate(timeout=60)[0] for rank in ranks), sep="", end="")
+        print(*(rank.communicate(timeout=120)[0] for rank in ranks), sep="", end="")
     finally:
         [rank.kill() for rank in ranks]
     shards = [torch.load(f"{folder}/result {rank}") for rank in range(2)]
