@@ -5,9 +5,9 @@ come, and most texts end sooner. What a text leaves empty no other can use, and 
 is decided by what was reserved, not by what was written.
 
 So cut the memory into *pages* of a few tokens, and give a text a new one when its last is full. Then a text
-is no longer one piece, and a *table* says where it lies. Its key $j$ is
+is no longer one piece, and a *table* $T$ says where it lies. Key $j$ of text $b$ is
 
-$$\text{in page } \mathtt{table}\big[b,\, \lfloor j/n \rfloor\big], \quad \text{slot } j \bmod n .$$
+$$\text{in page } p = T_{b,\,\lfloor j/n \rfloor}, \quad \text{in slot } j \bmod n .$$
 
 Here are *the cat sat on the mat* and *the cat sat down*, in pages of two
 [check:test_the_cat_sat_down|the cat]:
@@ -49,10 +49,9 @@ reads is free. A text that wants to write into a page that others read gets a co
 | $\mathbf{v}_j$ | `value` | `b g t e` | what the newest positions give |
 | $n$ | `page_size` | scalar | tokens in a page, also `n` |
 | $j$ | `j` | `b t` | where the newest tokens stand in their texts |
-| – | `page`, `slot` | `b t` | where they are written |
-| – | `key_pages` | `p g n d` | the memory, of `n_pages` pages; so is `value_pages`, `p g n e` |
-| – | `table` | `b x` | the page of each stretch of $n$ tokens; $-1$ where there is none |
-| – | `lengths` | `b` | how many tokens each text has |
+| $p$ | `page` | `b t` | in which pages they are written, in slots `slot` |
+| $T$ | `table` | `b x` | the page of each stretch of $n$ tokens; $-1$ where there is none |
+| $s_b$ | `lengths` | `b` | how many tokens text $b$ has |
 
 **Source.** Kwon et al. (2023), arXiv:2309.06180, section 4. Their *blocks* are our pages, their *block table*
 is our `table`.
