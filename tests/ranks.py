@@ -51,7 +51,8 @@ def serve(connection: Connection, rank: int, folder: str, timeout: float) -> Non
     dist.init_process_group(backend, store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
     limit = timedelta(seconds=timeout)
     groups.update({n: dist.new_group(members, timeout=limit) for n, members in MEMBERS.items()})
-    dist.barrier()
+    # All are here. (On gloo: NCCL would want a GPU for each.)
+    dist.all_reduce(torch.zeros(1))
     with suppress(EOFError, OSError):
         while True:
             function, arguments = pickle.loads(connection.recv_bytes())

@@ -210,7 +210,7 @@ class RingAttention(torch.autograd.Function):
 
     As in lesson 13: the inputs, the output, one number a query. No key of another rank is kept, so memory
     does not depend on $n$ [check:test_memory_does_not_grow_with_the_ring]; the price is that the keys travel
-    twice.
+    twice. Autocast is kept out of the tiles [check:test_autocast_does_not_reach_the_tiles].
     """
 
     @staticmethod
@@ -243,10 +243,11 @@ def ring_attention(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## The function
 
-    To be called by all ranks of `group` (`None` is the default group), each with its share of one text; each
-    gets its share of the answer, and of its logarithm. Together these are attention to the whole text, in
-    every dtype, in outputs and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]. Alone, a
-    rank sends nothing and computes what `flash_attention` does [check:test_one_rank_is_flash_attention].
+    To be called by all ranks of `group` (`None` is the default group
+    [check:test_no_group_is_the_default_group]), each with its share of one text; each gets its share of the
+    answer, and of its logarithm. Together these are attention to the whole text, in every dtype, in outputs
+    and gradients [check:test_agrees_with_pytorch] [check:test_gradcheck]. Alone, a rank sends nothing and
+    computes what `flash_attention` does [check:test_one_rank_is_flash_attention].
 
     With `is_causal`, the shares must be those of `zigzag_shard`, which folds the text. Without, any will do,
     as long as all are of one length: keys may be more or fewer than queries.

@@ -20,6 +20,8 @@ from tests.annotated_attention.test_ring_details import (
     kinds_of_error,
     peaks,
     shares_as_they_come,
+    under_autocast,
+    without_a_group,
     without_lse,
 )
 from tests.proof import Case, assert_agrees, assert_close, causal, plain_attention
@@ -134,6 +136,14 @@ def test_one_rank_is_flash_attention(ranks: Ranks, is_causal: bool, device: str)
     exact = proof.with_gradients(lambda *x: flash_attention(*x, is_causal=is_causal), inputs)
     for pairs in zip(found, exact, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(*pairs, strict=True))
+
+
+def test_no_group_is_the_default_group(ranks: Ranks) -> None:
+    assert ranks.run(4, without_a_group) == [True] * 4
+
+
+def test_autocast_does_not_reach_the_tiles(ranks: Ranks) -> None:
+    assert ranks.run(2, under_autocast) == [True] * 2
 
 
 def test_every_rank_sums_in_its_own_order(ranks: Ranks, device: str) -> None:

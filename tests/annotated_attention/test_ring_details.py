@@ -266,3 +266,23 @@ def faults(n: int, fault: str) -> str:
     except ValueError as error:
         return str(error)
     return "none"
+
+
+def without_a_group(n: int) -> bool:
+    """The default group has all four."""
+    inputs = small(n, True)
+    named = ring_attention(*inputs, groups[n], is_causal=True)
+    return all(map(torch.equal, named, ring_attention(*inputs, is_causal=True)))
+
+
+def under_autocast(n: int) -> bool:
+    def run() -> list[Tensor]:
+        inputs = [x.requires_grad_() for x in small(n, True)]
+        output, lse = ring_attention(*inputs, groups[n], is_causal=True)
+        (output.float().sum() + lse.sum()).backward()
+        return [output, lse, *(x.grad for x in inputs if x.grad is not None)]
+
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run()
+    return len(cast) == 5 and all(map(torch.equal, plain, cast))
