@@ -173,6 +173,8 @@ for arch, x, rows, d, e, page, cap in json.loads(sys.argv[1]):
     dot = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[x]
     none = {} if page else {"table": None}
     none |= {} if cap else {"cap": None, "slopes": None}
+    # Triton makes a constant of an argument that is 1: one new token of one head of one text.
+    none |= {"t": 1, "r": 1, "g": 1} if rows == 1 else {}
     both = {"x": x, "d": d, "e": e, "U": u, "A": a, "PAGE": page, "DOT": dot, "key_d": 1, "value_e": 1}
     kernel = compiled(kernels.attention_kernel, arch, 5 if page else 3, **both, **wide, **none)
     none = {} if cap else {"sink_logits": None}
@@ -193,7 +195,7 @@ def test_kernels_compile_for_two_generations() -> None:
         (90, "bf16", 16, 256, 256, 0, False),
         (90, "fp32", 4, 128, 128, 16, True),
         (80, "fp16", 4, 128, 128, 0, True),
-        (80, "bf16", 4, 64, 64, 16, False),
+        (80, "bf16", 1, 64, 64, 16, False),
         (80, "fp32", 4, 256, 256, 0, False),
     ]
     room = {80: 163 * 1024, 90: 227 * 1024}
