@@ -45,6 +45,15 @@ def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -
     return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
 
 
+def single(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of one call of each, each timed by itself: for calls that change what the next one finds."""
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            samples[name].append(_time(function, 1))
+    return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
+
+
 def _loops(function: Callable[[], Any]) -> int:
     """How many calls make a sample long enough for the clock; they also warm up."""
     _time(function, 1)

@@ -166,15 +166,12 @@ def step_by_position() -> str:
     """Milliseconds of one more token behind a text."""
     lines: dict[str, tuple[str, str, Points, str]] = {}
     colours = {"rolling": "key", "sinks": "value", "growing": "ink"}
-    for name in ("sliding_window", "attention_sinks", "kv_cache"):
-        for case in measured(name):
-            if case.get("what") == "a step" and "cache" in case:
-                label, colour = case["cache"], colours.get(case["cache"], "mask")
-                points = [*lines[label][2], (case["position"], case["ours_ms"])] if label in lines else []
-                lines[label] = (label, colour, points or [(case["position"], case["ours_ms"])], "")
+    for case in measured("steps"):
+        if case["what"] == "a step":
+            name = case["cache"]
+            points = [*(lines[name][2] if name in lines else []), (case["position"], case["ours_ms"])]
+            lines[name] = (name, colours[name], points, "")
     title = "Time of one more token against the tokens before it"
-    if not lines:
-        return svg(420, 40, title, [text(210, 24, "not measured yet")])
     every = [ms for _, _, points, _ in lines.values() for _, ms in points]
     steps = range(math.floor(math.log10(min(every))), math.ceil(math.log10(max(every))) + 1)
     ticks = {10.0**k: f"{10.0**k:,g} ms" for k in steps}

@@ -71,6 +71,10 @@ def machine() -> str:
     return provenance("roofline")
 
 
+def steps_from() -> str:
+    return provenance("steps")
+
+
 def peers_from() -> str:
     return provenance("peers")
 
@@ -82,10 +86,8 @@ def roof() -> dict:
 def _steps() -> dict[str, dict[int, float]]:
     """Milliseconds of one more token, by cache and by how many tokens were read before it."""
     found: dict[str, dict[int, float]] = {}
-    for name in ("sliding_window", "attention_sinks", "kv_cache"):
-        for case in cases(name, what="a step"):
-            if "cache" in case:
-                found.setdefault(case["cache"], {})[case["position"]] = case["ours_ms"]
+    for case in cases("steps", what="a step"):
+        found.setdefault(case["cache"], {})[case["position"]] = case["ours_ms"]
     return found
 
 
@@ -210,8 +212,9 @@ def steps() -> str:
     places = sorted({place for times in found.values() for place in times})
     if not places:
         return "Not measured yet."
+    titles = {"rolling": "rolling, 512", "sinks": "sinks, 4 + 508"}
     rows = [
-        [name, *(f"{times[place]:.3f}" if place in times else "–" for place in places)]
+        [titles.get(name, name), *(f"{times[place]:.3f}" if place in times else "–" for place in places)]
         for name, times in found.items()
     ]
     return table(("ms a token, behind", *(f"{place:,}" for place in places)), rows)

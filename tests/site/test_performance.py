@@ -68,28 +68,20 @@ def test_a_verdict_follows_from_its_number(measured, monkeypatch):
 
 
 def test_caches_are_flat_or_not(measured, monkeypatch):
-    def steps(name: str) -> dict:
-        times = {
-            "sliding_window": ("rolling", (0.1, 0.2, 0.11)),
-            "attention_sinks": ("sinks", (0.1, 0.1, 0.3)),
-        }
-        cache, found = times.get(name, ("", ()))
-        about = {"what": "a step", "cache": cache}
-        return {
-            "cases": [
-                {**about, "position": place, "ours_ms": ms}
-                for place, ms in zip((1000, 10000, 100000), found, strict=False)
-            ]
-        }
-
-    monkeypatch.setattr(measured, "result", steps)
+    times = {"rolling": (0.1, 0.2, 0.11), "sinks": (0.1, 0.1, 0.3)}
+    steps = [
+        {"what": "a step", "cache": cache, "position": position, "ours_ms": ms}
+        for cache, each in times.items()
+        for position, ms in zip((1000, 10000, 100000), each, strict=True)
+    ]
+    monkeypatch.setattr(measured, "result", lambda name: {"cases": steps if name == "steps" else []})
     found = {row[0]: row[2:] for row in rows(measured.aims())}
     assert found["rolling cache, a token at 100,000, times as long as one at 1,000"] == ["1.1", "holds"]
     assert found["cache with sinks, a token at 100,000, times as long as one at 1,000"] == [
         "3.0",
         "**does not hold**",
     ]
-    assert "| rolling | 0.100 | 0.200 | 0.110 |" in measured.steps()
+    assert "| rolling, 512 | 0.100 | 0.200 | 0.110 |" in measured.steps()
 
 
 def test_the_tables_hold_what_the_files_hold(measured):
