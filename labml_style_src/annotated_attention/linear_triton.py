@@ -2,12 +2,12 @@ r"""# Linear attention in Triton
 
 Lesson 14's chunks are few and simple products. In PyTorch each of them is a kernel of its own, and between
 two kernels lies memory: features are written in float32 and read again, so are the weights within chunks, the
-states, numerators and denominators. Of one head of 4,096 tokens, 64 wide, in bf16, the answer and what it is made
-of are 2 MiB. PyTorch's operations read and write 52 to get there, the kernels below 4
+states, numerators and denominators. Of one head of 4,096 tokens, 64 wide, in bf16, the answer and what it is
+made of are 2 MiB. PyTorch's operations read and write 52 to get there, the kernels below 4
 [check:test_traffic_of_one_head|52 and 4 MiB].
 
-So it is lesson 13's story again. Arithmetic is cheap, to fetch is dear, and what is needed for a moment should
-never leave the chip.
+So it is lesson 13's story again. Arithmetic is cheap, to fetch is dear, and what is needed for a moment
+should never leave the chip.
 
 ## What has to wait, and what has not
 
@@ -38,9 +38,10 @@ and more weights to compute: $2\,u\,(f + e)$ operations a token. With $f = e = 6
 | numbers moved, a token | 905 | 645 | 515 | 450 |
 | operations, a token | 20,608 | 24,704 | 32,896 | 49,280 |
 
-In bf16, 64 tokens to a chunk are 32 operations for each byte [check:test_what_a_chunk_size_trades]. An A100 has
-time for 208. Memory decides at every length here, so the longer the better, until a chunk's weights no longer
-fit into registers: at 128 they begin to [spill](../linear_triton_kernels/index.md).
+In bf16, 64 tokens to a chunk are 32 operations for each byte [check:test_what_a_chunk_size_trades]. An A100
+has time for 208. Memory decides at every length here, so longer is better, while there is room: 128 by 128
+weights in float32 are a quarter of the 65,536 registers of a multiprocessor
+[check:test_what_a_chunk_size_trades|a quarter].
 
 ## Notation
 
@@ -50,23 +51,22 @@ fit into registers: at 128 they begin to [spill](../linear_triton_kernels/index.
 | $\mathbf{k}_j$ | `key` | `b h s d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b h s e` | what position $j$ gives |
 | $\varphi$ | `feature_map` | – | from $d$ numbers to $f$ features |
-| $S$ | `before` | `b h n f e` | state at the beginning of each chunk |
-| $\mathbf{z}$ | `normalisers` | `b h n f` | and its normaliser |
+| $S$ | `before` | – | state at the beginning of each chunk |
+| $\mathbf{z}$ | `normalisers` | – | and its normaliser |
 | $u$ | `chunk_size` | scalar | tokens in a chunk |
 
-**Source.** Katharopoulos et al. (2020), arXiv:2006.16236, equations 4, 5 and 10 to 12. The two kernels are those of
-flash-linear-attention (Yang, Zhang 2024). Mamba-2 cuts its states free of one another as well: Dao, Gu
-(2024), arXiv:2405.21060, section 6.
+**Source.** Katharopoulos et al. (2020), arXiv:2006.16236, equations 4, 5 and 10 to 12. The two kernels are
+those of flash-linear-attention (Yang, Zhang 2024). Mamba-2 cuts its states free of one another as well: Dao,
+Gu (2024), arXiv:2405.21060, section 6.
 """
 
-import os
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from annotated_attention.flash_triton import has_kernels
 from annotated_attention.linear import features, linear_attention
 from annotated_attention.linear_features import FeatureMap, elu_plus_one
 from annotated_attention.scaled_dot_product import check_inputs
@@ -75,22 +75,15 @@ __all__ = ["LinearTriton", "linear_attention_triton"]
 __all__ += ["linear_triton_traffic"]
 
 CHUNK_SIZES = (16, 32, 64, 128)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def kernels_run(x: Tensor) -> bool:
-    """## Where the kernels run
-
-    On a GPU, or, to be tested, in Triton's interpreter. Elsewhere, `linear_attention` computes the same.
-    """
-    device = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return device and x.dtype in DTYPES and find_spec("triton") is not None
 
 
 def arithmetic(x: Tensor) -> str:
-    r"""How numbers are multiplied; all sums are in float32. float16 ends at 65,504, which a sum over a text soon
-    exceeds, and begins at $6 \cdot 10^{-8}$, below which a query falls that is divided by such a sum. TF32 has
-    its ten digits, and float32's range."""
+    r"""## How it is multiplied
+
+    A GPU has units for products of narrow numbers; all sums are in float32. float16 ends at 65,504, which a
+    sum over a text soon exceeds, and begins at $6 \cdot 10^{-8}$, below which a query falls that is divided
+    by such a sum. TF32 has its ten bits, and float32's range.
+    """
     if x.dtype == torch.float32 or not x.is_cuda:
         return "ieee"
     return "bf16" if x.dtype == torch.bfloat16 else "tf32"
@@ -102,8 +95,8 @@ def settings(
     chunk_size: int,
     is_elu: bool,
 ) -> dict:
-    """What all kernels are told. A Hopper takes tiles of 64 features; an older chip, and products that are not for
-    tensor cores, 32: with 64, registers spill [check:test_nothing_spills]."""
+    """What all kernels are told. A Hopper takes tiles of 64 features; an older chip, and products that are
+    not for tensor cores, 32: with 64, registers spill [check:test_nothing_spills]."""
     (t, h, f), e = query.shape[1:], value.shape[3]
     kind = arithmetic(value)
     block = 32
@@ -124,8 +117,8 @@ def states(
 ) -> tuple[Float[Tensor, "b h n f e"], Float[Tensor, "b h n f"]]:
     """## The walk
 
-    A program for each block of each head's state. It is carried in float32, and put down in the dtype in which it
-    will be multiplied: it would be rounded to that in any case.
+    A program for each block of each head's state. It is carried in float32, and put down in the dtype in
+    which it will be multiplied: it would be rounded to that in any case.
     """
     from annotated_attention.linear_triton_kernels import state_kernel
 
@@ -144,8 +137,8 @@ def states(
 class LinearTriton(torch.autograd.Function):
     """## Forward, and back
 
-    Kept are what came, the output and one denominator a token. States are made once more on the way back, for less
-    than it costs to keep them.
+    Kept are what came, the output and one denominator a token. States are made once more on the way back. To
+    keep them would take as much again as the values, at $u = f = 64$.
     """
 
     @staticmethod
@@ -211,8 +204,8 @@ def linear_attention_triton(
     nothing is added up by two at once [check:test_the_same_bits_every_time].
 
     **Shapes.** `query` is `b h t d`, `key` is `b h s d`, `value` is `b h s e`; the result is `b h t e`.
-    `is_causal` is aligned top-left. In float64, on a CPU, without Triton or without a mask, `linear_attention`
-    itself answers [check:test_elsewhere_it_is_linear_attention].
+    `is_causal` is aligned top-left. In float64, on a CPU, without Triton or without a mask,
+    `linear_attention` itself answers [check:test_elsewhere_it_is_linear_attention].
 
     **Raises.** `ValueError` if anything does not fit [check:test_wrong_input_is_refused].
     """
@@ -221,22 +214,22 @@ def linear_attention_triton(
         came = f"chunk_size is {chunk_size}"
         raise ValueError(f"{came}: one of {CHUNK_SIZES} is wanted")
 
-    # Without a mask there is one state for all queries: two products, and a library of products needs no help.
+    # Without a mask there is one state for all queries: two products, which any library does well.
     n = min(query.shape[2], key.shape[2])
     in_torch = partial(linear_attention, feature_map=feature_map)
-    if not is_causal or not kernels_run(query) or 0 in (n, *query.shape):
+    if not is_causal or not has_kernels(query) or 0 in (n, *query.shape):
         given = {"is_causal": is_causal, "chunk_size": chunk_size}
         return in_torch(query, key, value, **given)
 
-    # elu + 1 is a few instructions on a tile that is on the chip already. Here, in PyTorch, it would be features in
-    # float32, written and read. Any other map is applied here, and autograd knows its gradient.
+    # elu + 1 is a few instructions on a tile that is on the chip already. Here, in PyTorch, it would be
+    # features in float32, written and read. Any other map is applied here, and autograd knows its gradient.
     is_elu = feature_map is elu_plus_one
     q, k, v = (x[:, :, :n] for x in (query, key, value))
     if not is_elu:
         q, k = features(q, feature_map), features(k, feature_map)
 
-    # Projections leave their tokens as `b t h d` in memory (lesson 2). The kernels read them so: to transpose back
-    # costs nothing, and what lies otherwise is copied.
+    # Projections leave their tokens as `b t h d` in memory (lesson 2). The kernels read them so: to transpose
+    # back costs nothing, and what lies otherwise is copied.
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
     with torch.cuda.device_of(v):
         output = LinearTriton.apply(q, k, v, chunk_size, is_elu)
@@ -257,8 +250,8 @@ def linear_triton_traffic(t: int, f: int, e: int, chunk_size: int) -> tuple[int,
 
     $$t\,(3f + 3e + 1) + \frac tu\, 2 f (e + 1) \quad\text{and}\quad t\,(8f + 8e + 6) + \frac tu\, f\,(5 e + 4).$$
 
-    - *Few heads, long text.* The walks are $b\,h\,\lceil f/64 \rceil \lceil e/64 \rceil$ in number. One text of 8
-      heads, 64 wide, are 8 on a chip of a hundred multiprocessors, each of $t/u$ steps.
+    - *Few heads, long text.* The walks are $b\,h\,\lceil f/64 \rceil \lceil e/64 \rceil$ in number. One text
+      of 8 heads, 64 wide, are 8 on a chip of a hundred multiprocessors, each of $t/u$ steps.
     - *Wide features.* Each block of values computes the weights within its chunk anew, over all features. For
       `taylor_features`, $1 + d + d^2$ of them, that is most of the work.
     - *Rounded once more.* In bf16, features and states are rounded before they are multiplied, where
@@ -266,11 +259,11 @@ def linear_triton_traffic(t: int, f: int, e: int, chunk_size: int) -> tuple[int,
       [check:test_what_a_gpu_rounds].
     - *Once only.* The gradient has no gradient [check:test_not_twice_differentiable].
 
-    **In production.** **flash-linear-attention**'s `chunk_linear_attn` has these kernels, with decay and packed
-    texts, chunks of 64 and states kept in the dtype of the keys; the denominator is left to PyTorch. **Mamba-2**
-    sums up each chunk by itself, all at once, and passes the sums along in a kernel of its own
+    **In production.** **flash-linear-attention**'s `chunk_linear_attn` has these kernels, with decay and
+    packed texts, chunks of 64 and states kept in the dtype of the keys; the denominator is left to PyTorch.
+    **Mamba-2** sums up each chunk by itself, all at once, and passes the sums along in a kernel of its own
     (`_chunk_state_fwd`, `_state_passing_fwd`, `_chunk_scan_fwd`), in chunks of 256: more to write, nothing to
-    wait for but additions. **Lightning Attention-2** has both kernels in one.
+    wait for but additions.
     """
     chunks = -(-t // chunk_size)
     forward = t * (3 * f + 3 * e + 1) + chunks * 2 * f * (e + 1)

@@ -1,17 +1,17 @@
 r"""# Linear attention in Triton: the kernels
 
-A kernel is written for one tile and started for all of them at once. What it computes is in the course's formulas
-already; what remains is where a tile lies, what stands beyond the end of a text, and in which numbers it is
-multiplied. This page has the walk through the states, and the outputs.
-[The next](../linear_triton_kernels_backward/index.md) goes back.
+A kernel is written for one tile and started for all of them at once. What it computes is in the course's
+formulas already; what remains is where a tile lies, what stands beyond the end of a text, and in which
+numbers it is multiplied. This page has the walk through the states, and the outputs. [The
+next](../linear_triton_kernels_backward/index.md) goes back.
 
 ## The walk
 
 $$\begin{aligned} S &\leftarrow S + \sum_{j \text{ in a chunk}} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, &
 \mathbf{z} &\leftarrow \mathbf{z} + \sum_{j \text{ in a chunk}} \varphi(\mathbf{k}_j), \end{aligned}$$
 
-and before each chunk, both are put down. Backwards it is the same walk from the other end, with queries for keys:
-[the next page](../linear_triton_kernels_backward/index.md) has its formulas.
+and before each chunk, both are put down. Backwards it is the same walk from the other end, with queries for
+keys: [the next page](../linear_triton_kernels_backward/index.md) has its formulas.
 
 ## The outputs
 
@@ -55,9 +55,9 @@ __all__ += ["state_kernel", "tile"]
 def place(head, chunk, T, H, U: tl.constexpr):
     r"""## Where a tile lies
 
-    In memory, texts are `b t h` and then features. `head` counts the heads of all texts. From one token of it to the
-    next there are as many places as heads. Where a chunk begins may be beyond $2^{31}$, so `head` comes in 64
-    bits; within a chunk 32 are enough, and spare registers.
+    In memory, texts are `b t h` and then features. `head` counts the heads of all texts. From one token of it
+    to the next there are as many places as heads. Where a chunk begins may be beyond $2^{31}$, so `head`
+    comes in 64 bits; within a chunk 32 are enough, and spare registers.
     """
     first = (head // H * T + chunk * U) * H + head % H
     rows = chunk * U + tl.arange(0, U)
@@ -92,8 +92,9 @@ def feature_tile(
 ):
     r"""## The map
 
-    $e^{\min(x,\, 0)} + \max(x,\, 0)$, as in `elu_plus_one`. Behind the last token a feature must be 0, and that of
-    0 is 1. But $\varphi(-\infty) = 0$: so nothing is loaded as $-\infty$ [check:test_what_is_not_there_adds_nothing].
+    $e^{\min(x,\, 0)} + \max(x,\, 0)$, as in `elu_plus_one`. Behind the last token a feature must be 0, and
+    that of 0 is 1. But $\varphi(-\infty) = 0$: so nothing is loaded as $-\infty$
+    [check:test_what_is_not_there_adds_nothing].
     """
     if ELU:
         nothing = float("-inf")
@@ -109,8 +110,8 @@ def feature_tile(
 def rounded(x, KIND: tl.constexpr):
     """## A product
 
-    As `KIND` says: of numbers that were rounded to bf16, in TF32, or in float32 as the standard has it. Sums are in
-    float32 in any case.
+    As `KIND` says: of numbers that were rounded to bf16, in TF32, or in float32 as the standard has it. Sums
+    are in float32 in any case.
     """
     if KIND == "bf16":
         return x.to(tl.bfloat16)
@@ -160,8 +161,8 @@ def state_kernel(
     z = tl.zeros([BLOCK], tl.float32)
     n = tl.cdiv(T, U)
     for step in range(0, n):
-        # Put down first, then add: a chunk's own keys are no part of what came before it. The $\mathbf{z}$ of a
-        # block of features is known to all blocks of values, and the first of them writes it.
+        # Put down first, then add: a chunk's own keys are no part of what came before it. The $\mathbf{z}$ of
+        # a block of features is known to all blocks of values, and the first of them writes it.
         chunk = n - 1 - step if BACKWARDS else step
         base = (head * n + chunk) * F
         at = base * E + f[:, None] * E + e[None, :]
@@ -176,7 +177,8 @@ def state_kernel(
             r = tl.load(total + first + steps, exists, other=1.0)
             k = k / r[:, None]
 
-        # What is rounded for $S$ is rounded for $\mathbf{z}$: a ratio of two sums over the same features is a mean.
+        # What is rounded for $S$ is rounded for $\mathbf{z}$: a ratio of two sums over the same features is a
+        # mean.
         k = rounded(k, KIND).to(tl.float32)
         if BACKWARDS:
             d = tl.load(shift + first + steps, exists, other=0.0)

@@ -1,16 +1,15 @@
 r"""# Linear attention in Triton: the way back
 
 Autograd could go back through the chunks: it would keep all they made, and have to go through the states from
-the last to the first. Written by hand, the gradient of linear attention is linear attention again, three times,
-and for two of them the text is read from the right.
+the last to the first. Written by hand, the gradient of linear attention is linear attention again, three
+times, and for two of them the text is read from the right.
 
 ## With the weights at hand
 
-Divide each query by its denominator, $\hat{\mathbf{q}}_i = \varphi(\mathbf{q}_i) / r_i$. Then
-$A_{ij} = \hat{\mathbf{q}}_i^\top \varphi(\mathbf{k}_j)$ are weights that sum to 1, and
-$\mathbf{o}_i = \sum_{j \le i} A_{ij}\, \mathbf{v}_j$. If the product of two features grows,
-so does its value's share, and all others shrink: $\mathbf{o}_i$ moves by $(\mathbf{v}_j - \mathbf{o}_i)/r_i$. The
-gradient at that product is therefore
+Divide each query by its denominator, $\hat{\mathbf{q}}_i = \varphi(\mathbf{q}_i) / r_i$. Then $A_{ij} =
+\hat{\mathbf{q}}_i^\top \varphi(\mathbf{k}_j)$ are weights that sum to 1, and $\mathbf{o}_i = \sum_{j \le i}
+A_{ij}\, \mathbf{v}_j$. If the product of two features grows, so does its value's share, and all others
+shrink: $\mathbf{o}_i$ moves by $(\mathbf{v}_j - \mathbf{o}_i)/r_i$. The gradient at that product is therefore
 
 $$\frac1{r_i}\, \underbrace{\big(d\mathbf{o}_i^\top \mathbf{v}_j - D_i\big)}_{dA_{ij}}, \qquad D_i = \mathbf{o}_i^\top
 d\mathbf{o}_i,$$
@@ -27,22 +26,22 @@ d\mathbf{v}_j &= \sum_{i \ge j} A_{ij}\, d\mathbf{o}_i
 
 ## The state from the right
 
-A key has served all queries behind it. So what it needs is a sum over these, and that is a state, of queries and
-gradients, that starts at the end of the text:
+A key has served all queries behind it. So what it needs is a sum over these, and that is a state, of queries
+and gradients, that starts at the end of the text:
 
 $$R_j = \sum_{i \ge j} \hat{\mathbf{q}}_i\, d\mathbf{o}_i^\top, \qquad \mathbf{w}_j = \sum_{i \ge j} D_i\,
 \hat{\mathbf{q}}_i .$$
 
-It is the walk of the page before, in the other direction. And chunks are cut as before: the sums within a chunk
-by its weights, those beyond by a state. Both states are made before any gradient is; nothing is added to by two
-programs [check:test_the_formulas_are_the_gradient].
+It is the walk of the page before, in the other direction. And chunks are cut as before: the sums within a
+chunk by its weights, those beyond by a state. Both states are made before any gradient is; nothing is added
+to by two programs [check:test_the_formulas_are_the_gradient].
 
 ## Who is divided
 
-$r_i$ could as well divide $d\mathbf{o}_i$. But in bf16 all that is divided is rounded. Rounded gradients no longer
-match $D_i$, which was made of those that came; and $d\mathbf{o}_i^\top \mathbf{v}_j - D_i$ is a difference that
-cancels where values have much in common. A rounded query does no harm: it is rounded alike in $R$ and $\mathbf{w}$
-[check:test_divide_the_query].
+$r_i$ could as well divide $d\mathbf{o}_i$. But in bf16 all that is divided is rounded. Rounded gradients no
+longer match $D_i$, which was made of those that came; and $d\mathbf{o}_i^\top \mathbf{v}_j - D_i$ is a
+difference that cancels where values have much in common. A rounded query does no harm: it is rounded alike in
+$R$ and $\mathbf{w}$ [check:test_divide_the_query].
 
 ## Notation
 
@@ -202,8 +201,8 @@ def value_gradient_kernel(
 ):
     r"""## At values
 
-    This is the kernel of the outputs, with keys that ask and queries that answer. It has no denominator: queries
-    were divided.
+    This is the kernel of the outputs, with keys that ask and queries that answer. It has no denominator:
+    queries were divided.
     """
     n = tl.cdiv(T, U)
     chunk = tl.program_id(0) % n
