@@ -37,7 +37,7 @@ A_{ij} = \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j). \end{aligned}$$
 | $\mathbf{o}_i$ | `o`, `output` | `b t h e` | the blend of values |
 | $D_i$ | `shift` | `b t h` | on the way back: see there |
 | $u$ | `U` | scalar | tokens in a chunk |
-| – | `BLOCK` | scalar | features, and values, in a tile |
+| $c$ | `BLOCK` | scalar | features, or values, in a tile |
 """
 
 try:
