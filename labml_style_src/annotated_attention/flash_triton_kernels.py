@@ -1,80 +1,72 @@
 r"""# The kernel
 
 This lesson's loop goes over the queries outside and the keys inside, tile by tile. On a GPU the outer loop is
-gone: each tile of queries is a program of its own, all of them run the same text, and what is left is the inner
-loop. That text is this page, in Triton, and runs as it stands.
+gone: each tile of queries is a program of its own, all of them run the same text, and what is left is the
+inner loop. That text is this page, in Triton, and runs as it stands.
 
 ## A GPU in a few lines
 
 An H100 has 132 *multiprocessors*. Each works through programs that know nothing of each other, and has
 
-- *registers*, 256 KiB: what a thread calculates with. A program of 4 or 8 *warps* of 32 threads shares them, and
+- *registers*, 256 KiB: what threads calculate with. A program's 4 or 8 *warps* of 32 threads share them, and
   no thread gets more than 255 of 32 bits;
-- *shared memory*, up to 227 KiB a program: where tiles wait that all of its warps read;
-- *tensor cores*, which multiply tiles: 989 TFLOP/s in bf16 from all of them, and only they come near it;
-- *special function units*, which make $2^x$: 3.9 T/s. At $d = 128$, 512 operations of tensor cores go with each
-  exponential, and at these rates it takes half as long as they do (FlashAttention-3, section 3.1).
+- *shared memory*, up to 227 KiB for a program: where tiles wait that all of its warps read;
+- *tensor cores*, which multiply tiles: 989 TFLOP/s in bf16, all multiprocessors together;
+- *special function units*, which make $2^x$: 3.9 T/s. At $d = 128$ there are 512 operations of tensor cores
+  to an exponential, so at these rates it takes half as long as they do (FlashAttention-3, section 3.1).
 
-Outside is the chip's common memory, 3.35 TB/s. Triton leaves to us what a program computes, and decides which
-thread does it. `tl.load` of a tile becomes instructions that copy to shared memory while the last tile is still
-being computed (`num_stages` of them under way), `tl.dot` becomes `wgmma` on an H100, `mma` on an A100
-[check:test_kernels_compile_for_gpus|wgmma and mma].
+Outside is the chip's memory, 3.35 TB/s. What a program computes is up to us; Triton decides which thread does
+it. A `tl.load` in a loop becomes copies to shared memory that run `num_stages` tiles ahead; `tl.dot` becomes
+`wgmma` on an H100 and `mma` on an A100 [check:test_kernels_compile_for_gpus|wgmma and mma].
 
-![Which program does what. Forward and for $d\mathbf{q}$ a program has a row of tiles, for $d\mathbf{k}$ and
-$d\mathbf{v}$ a column; no two write to the same place. Dark: no mask is needed. Light: it is. None: never
-visited.](figure:visited)
+![Which tiles are visited. Dark: every query sees every key, no mask is needed. Light: a mask is. Blank: never
+visited. Forward and for $d\mathbf{q}$ a program has a row of tiles, for $d\mathbf{k}$ and $d\mathbf{v}$ a
+column.](figure:visited)
 
 ## An interval of keys
 
-Causality, a window to one side or to both, documents packed into one text, and all of them at once: whatever is
-asked for, what query $i$ may see is an *interval* of keys. It reaches $\beta$ back and $\alpha$ ahead, and ends
-where the keys or the document $[\delta, \epsilon)$ do:
+Causal, a window to one side or both, documents packed into one text, and all of them at once: whatever is
+asked for, what query $i$ may see is an *interval* of keys. It reaches $\beta$ back and $\alpha$ ahead, and
+ends where the keys or the document $[\delta_i, \epsilon_i)$ do:
 
 $$\text{low}_i = \max(i - \beta,\ 0,\ \delta_i), \qquad \text{high}_i = \min(i + \alpha + 1,\ s,\ \epsilon_i).$$
 
-| mask | $\beta$ | $\alpha$ |
-|---|---|---|
-| none | $t + s$ | $t + s$ |
-| causal | $t + s$ | 0 |
-| window $w$, causal | $w - 1$ | 0 |
-| window $w$, both sides | $w - 1$ | $w - 1$ |
+| mask | none | causal | window $w$, causal | window $w$, both sides |
+|---|---|---|---|---|
+| $\beta$ | $t + s$ | $t + s$ | $w - 1$ | $w - 1$ |
+| $\alpha$ | $t + s$ | 0 | 0 | $w - 1$ |
 
-Two facts make a kernel of it. Both ends only ever grow with $i$: so of a tile of queries, the first has the
-lowest key and the last the highest, and these two decide which tiles of keys are *visited*. And a key is seen by
-an interval of queries, which the same formula gives, with $\alpha$ and $\beta$ exchanged: so the backward pass
-needs nothing of its own [check:test_intervals_are_the_masks].
+Two facts make a kernel of it. Both ends only grow with $i$: what any of a tile's queries sees is itself an
+interval, and says which tiles of keys to *visit*. And a key is seen by an interval of queries, by the same
+formula, with $\alpha$ and $\beta$ exchanged: going back needs nothing of its own
+[check:test_intervals_are_the_masks]. What lies outside is never read, be it NaN
+[check:test_masked_tiles_are_never_visited].
 
-## Two loops
+## Two loops, and powers of two
 
-Between the lowest key of the *last* query and the highest of the *first* lie the tiles that every query sees
-whole. They need no mask and no look at where the text ends, and in a long text they are nearly all. So the
-kernel has two loops with the same body: first those tiles, then the others, at either edge
-[check:test_tiles_are_what_is_seen]. The order does not matter, as the merge has shown. Triton makes two copies
-of the body and drops the mask from one.
+From the highest `low` to the lowest `high` lie tiles that every query sees whole. They need no mask and no
+look at where the text ends, and in a long text they are nearly all. So there are two loops with one body:
+first those tiles, then the others, at either edge [check:test_tiles_are_what_is_seen]. Keys may come in any
+order, as the merge has shown. Triton makes two copies of the body, and one has no mask.
 
-## Powers of two
-
-The hardware has $2^x$, not $e^x$. Scores are multiplied by $\lambda \log_2 e$, where $\lambda$ had to be multiplied
-anyway, and everything else is as before. The product is not even made: it is fused with the subtraction of the
-maximum, $2^{x c - m}$, one instruction a score.
+The hardware has $2^x$, not $e^x$. So $\lambda$ is multiplied by $\log_2 e$ beforehand, and even that product
+is free: it is fused with the subtraction of the maximum, one instruction a score.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
-| $\beta$ | `before` | scalar | how many keys a query sees before its own position |
-| $\alpha$ | `after` | scalar | and after it |
-| $\delta$, $\epsilon$ | `starts`, `ends` | `t` | where the document of a position starts and ends |
-| $\text{low}$, $\text{high}$ | `low`, `high` | a query | the keys that it sees, the last not included |
+| $\beta$, $\alpha$ | `before`, `after` | scalar | how many keys a query sees before its position, and after it |
+| $\delta_i$, $\epsilon_i$ | `starts`, `ends` | `t` | where the document of a position starts and ends |
+| $\text{low}_i$, $\text{high}_i$ | `low`, `high` | a query | the keys that it sees, the last not included |
 | $u$, $a$ | `U`, `A` | scalar | queries and keys in a tile |
 | $m$, $\ell$, $\mathbf{o}$ | `m`, `l`, `o` | a query | as on the first page, $m$ in powers of two |
-| $m_h/\lambda$ | `slope` | scalar | ALiBi's slope, in units of $1/\lambda$ |
-| $c/\lambda$ | `cap` | scalar | the cap, likewise |
+| $m_h/\lambda$, $c/\lambda$ | `slope`, `cap` | scalar | ALiBi's slope and the cap, in units of $1/\lambda$ |
 | $z_h$ | `sinks` | `h` | sink logits |
 | $L_i$ | `lse` | `b h t` | logarithm of the sum, to base $e$ |
 
-**Source.** Dao (2023), arXiv:2307.08691, algorithm 1 and section 3.3; Shah et al. (2024), arXiv:2407.08608. The
-plan of Triton's tutorial *Fused Attention*: two phases, $2^x$.
+**Source.** Dao (2023), arXiv:2307.08691, algorithm 1 and section 3.3; Shah et al. (2024), arXiv:2407.08608.
+The two phases and $2^x$: Triton's tutorial *Fused Attention*.
 """
 
 import os
@@ -90,9 +82,9 @@ except ImportError as error:
     came = "Triton is not installed, in which the kernels are written"
     raise ImportError(f"{came}: {wanted} (Linux only)") from error
 
-__all__ = ["interval", "launch_forward", "load_tile", "score"]
-__all__ += ["score_gradient", "strided", "tanh", "tile_at", "tile_range"]
-__all__ += ["store_tile", "tiles_of"]
+__all__ = ["interval", "launch_forward", "load_tile", "score", "tanh"]
+__all__ += ["score_gradient", "store_tile", "strided"]
+__all__ += ["tile_at", "tile_range", "tiles_of"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -114,33 +106,26 @@ def interval(x, n, before, after, starts, ends):
 
 
 @triton.jit
-def tile_range(
-    first, last, n, before, after, starts, ends, SIZE: tl.constexpr
-):
-    r"""### The tiles of a tile
-
-    Where the first tile begins that positions `first` to `last` see anything of, where the first begins that
-    they see whole, how many of these there are, and how many others.
+def tile_range(low, high, SIZE: tl.constexpr):
+    r"""Where the first tile begins that any position of a tile sees, where the first that all of them see whole;
+    how many of these there are, and how many others.
     """
-    low, high = interval(first, n, before, after, starts, ends)
-    last_low, last_high = interval(last, n, before, after, starts, ends)
-    start = low // SIZE * SIZE
-    whole = tl.cdiv(last_low, SIZE) * SIZE
-    n_whole = tl.maximum(high // SIZE - whole // SIZE, 0)
-    n_all = tl.maximum(tl.cdiv(last_high - start, SIZE), 0)
+    start = tl.min(low, 0) // SIZE * SIZE
+    whole = tl.cdiv(tl.max(low, 0), SIZE) * SIZE
+    n_whole = tl.maximum(tl.min(high, 0) // SIZE - whole // SIZE, 0)
+    n_all = tl.maximum(tl.cdiv(tl.max(high, 0) - start, SIZE), 0)
     return start, whole, n_whole, n_all - n_whole
 
 
 @triton.jit
 def tile_at(
-    n, start, whole, n_whole, SIZE: tl.constexpr, EDGE: tl.constexpr
-):
-    r"""The place of tile `n`: of the whole ones, or of those at the edges, which skip the whole ones."""
+    n, start, whole, n_whole,
+    SIZE: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    r"""Where tile `n` begins, of the whole ones or of those at the edges, which skip the whole ones."""
+    place = (start if EDGE else whole) + n * SIZE
     if EDGE:
-        place = start + n * SIZE
         place += tl.where(place >= whole, n_whole * SIZE, 0)
-    else:
-        place = whole + n * SIZE
     return place
 
 
@@ -148,8 +133,7 @@ def tile_at(
 def tanh(x):
     r"""## What a score is
 
-    Two formulas and one division: near 0 a fraction of polynomials (Lambert's), since $1 - e^{-2x}$ would lose
-    digits there. Exact to two units in the last place or so [check:test_tanh_is_exact].
+    Near 0 Lambert's fraction, since $1 - e^{-2x}$ would lose digits there [check:test_tanh_is_exact].
     """
     square = x * x
     near = tl.abs(x) < 0.5
@@ -195,9 +179,8 @@ def load_tile(
 ):  # fmt: skip
     r"""## Tiles come and go
 
-    Rows from `first`, in the dtype `DOT` of the products. A tile has a power of two of columns, and zeros where
-    it is wider than the heads. Rows behind the last are zeros too, but only at an edge does anybody look.
-    Addresses are 64 bits wide: $b\,h\,t\,d$ need not fit 32.
+    Rows from `first`, in the dtype `DOT` of the products. Columns are a power of two, with zeros where a head
+    is narrower; so are rows behind the last, but only at an edge does anybody look. Addresses have 64 bits.
     """
     rows = tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, COLUMNS)[None, :]
@@ -240,8 +223,8 @@ def forward_kernel(
 ):  # fmt: skip
     r"""## One tile of queries
 
-    The first page's loop. `query_b` and its like are strides. Programs begin with the last queries: with a
-    causal mask these have the most keys, and the short ones fill the gaps at the end.
+    The first page's loop; `query_b` and its like are strides. The last queries come first: under a causal
+    mask they have the most keys, and the short programs fill the gaps at the end.
     """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * U
     bh = tl.cast(tl.program_id(1), tl.int64)
@@ -256,10 +239,7 @@ def forward_kernel(
     q = load_tile(query, first, t, query_t, d, U, D, DOT, True)
     i = tl.minimum(first + tl.arange(0, U), t - 1)
     low, high = interval(i, s, before, after, starts, ends)
-    last = tl.minimum(first + U, t) - 1
-    start, whole, n_whole, n_edge = tile_range(
-        first, last, s, before, after, starts, ends, A
-    )
+    start, whole, n_whole, n_edge = tile_range(low, high, A)
 
     # $m$ begins at the lowest of all float32.
     m = tl.full([U], -3.4028235e38, tl.float32)
@@ -309,7 +289,7 @@ def forward_kernel(
 
 
 # What a tile may hold. Bytes of an element and width of a head: queries, keys, warps, stages.
-FORWARD_TILES = {
+TILES = {
     (2, 64): (128, 64, 4, 3),
     (2, 128): (128, 64, 8, 3),
     (2, 256): (64, 32, 4, 2),
@@ -327,11 +307,11 @@ def tiles_of(
 ) -> tuple[dict[str, object], dict[str, int]]:
     r"""## How large a tile
 
-    Large, for then the keys are read less often; as large as registers and shared memory allow. With 128
-    queries and 64 keys of width 128 in bf16, $\mathbf{o}$ takes 64 registers of each of 256 threads and the
-    scores 32, three stages of keys and values take 96 KiB and the queries 32. No register spills into memory, and
-    every row of the table fits the 99 KiB of a small GPU's programs [check:test_kernels_compile_for_gpus|sm_80].
-    Nothing is tried out when a program starts: the same tiles, the same bits, every time.
+    As large as registers and shared memory allow, for then keys are read less often. With 128 queries and 64
+    keys of width 128 in bf16, $\mathbf{o}$ takes 64 registers of each of 256 threads, the scores 32; three
+    stages of keys and values take 96 KiB, the queries 32. Nothing spills
+    [check:test_kernels_compile_for_gpus|no spills]. Nothing is tried out when a program starts: the same
+    tiles, the same bits, every time.
     """
     D, E = (max(16, triton.next_power_of_2(n)) for n in (d, e))
     u, a, warps, stages = table[dtype.itemsize, max(64, D, E)]
@@ -364,7 +344,7 @@ def launch_forward(
     (b, h, t, d), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
     output = query.new_empty(b, h, t, e)
     lse = query.new_empty(b, h, t, dtype=torch.float32)
-    sizes, launch = tiles_of(FORWARD_TILES, d, e, query.dtype)
+    sizes, launch = tiles_of(TILES, d, e, query.dtype)
     (q, q_at), (k, k_at), (v, v_at) = map(strided, (query, key, value))
     if lse.numel():
         grid = triton.cdiv(t, sizes["U"]), b * h

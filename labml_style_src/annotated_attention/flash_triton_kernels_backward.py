@@ -6,30 +6,30 @@ $$d\mathbf{q}_i = \lambda \sum_j dS_{ij}\,\mathbf{k}_j, \qquad
 d\mathbf{k}_j = \lambda \sum_i dS_{ij}\,\mathbf{q}_i, \qquad
 d\mathbf{v}_j = \sum_i P_{ij}\,d\mathbf{o}_i .$$
 
-The loop in Python does both in one walk, and adds to each key's sum whenever it passes by. Thousands of programs
-at once cannot: two that add to the same number must wait for each other. So there are two walks. In one a program
-has a tile of keys and goes down its column of queries, in the other a tile of queries and goes along its row of
-keys. Each keeps what it sums in registers, in float32, and writes it once. No two programs write to the same
-place, no sum depends on who was first, and the gradient has the same bits every time
+The loop in Python does both in one walk, and adds to each key's sum whenever it passes by. Thousands of
+programs at once cannot: two that add to the same number must wait for each other. So there are two walks. In
+one a program has a tile of keys and goes down its column of queries, in the other a tile of queries and goes
+along its row of keys. Each keeps what it sums in registers, in float32, and writes it once. No two programs
+write to the same place, no sum depends on who was first, and the gradient has the same bits every time
 [check:test_the_kernels_have_the_same_bits_every_time].
 
 ## What it costs
 
 A tile of weights is made from $L_i$ again, as two pages ago: that takes a product of queries and keys, and
-$dP_{ij} = \mathbf{v}_j^\top d\mathbf{o}_i$ another. Two walks make both twice: seven products where one walk has
-five. FlashAttention-2 has one walk, down the columns, and adds to $d\mathbf{q}$ with atomic operations: fewer
-products, and other bits each time. It is a choice; flash-attn's `deterministic=True` makes the other one, with a
-copy of $d\mathbf{q}$ for several programs.
+$dP_{ij} = \mathbf{v}_j^\top d\mathbf{o}_i$ another. Two walks make both twice: seven products where one walk
+has five. FlashAttention-2 has one walk, down the columns, and adds to $d\mathbf{q}$ with atomic operations:
+fewer products, and other bits each time. It is a choice; flash-attn's `deterministic=True` makes the other
+one, with a copy of $d\mathbf{q}$ for several programs.
 
 ## Before the tiles
 
-What is the same in all tiles of a row is made once, by a first kernel: $D_i - dL_i$, and $L_i \log_2 e$, so that
-the weights are $P_{ij} = 2^{S_{ij}\log_2 e - L_i \log_2 e}$.
+What is the same in all tiles of a row is made once, by a first kernel: $D_i - dL_i$, and $L_i \log_2 e$, so
+that the weights are $P_{ij} = 2^{S_{ij}\log_2 e - L_i \log_2 e}$.
 
 ## What else has a gradient
 
-A *sink* is a score whose value is 0, so its $dP$ is 0, and $dS = P\,(0 - (D_i - dL_i))$ needs no tile at all. A
-*slope* collects from everywhere:
+A *sink* is a score whose value is 0, so its $dP$ is 0, and $dS = P\,(0 - (D_i - dL_i))$ needs no tile at all.
+A *slope* collects from everywhere:
 
 $$\begin{aligned} dz_h &= -\sum_i e^{z_h - L_i}\,(D_i - dL_i), &
 dm_h &= -\sum_i \sum_j dS_{ij}\, |i - j| . \end{aligned}$$
@@ -128,10 +128,7 @@ def keys_kernel(
     # The queries that see a key are an interval: `before` and `after` change places.
     j = tl.minimum(first + tl.arange(0, A), s - 1)
     low, high = interval(j, t, after, before, starts, ends)
-    last = tl.minimum(first + A, s) - 1
-    start, whole, n_whole, n_edge = tile_range(
-        first, last, t, after, before, starts, ends, U
-    )
+    start, whole, n_whole, n_edge = tile_range(low, high, U)
 
     dk = tl.zeros([A, D], tl.float32)
     dv = tl.zeros([A, E], tl.float32)
@@ -204,10 +201,7 @@ def queries_kernel(
     move = tl.load(shift + bh * t + rows, rows < t, 0.0)
     i = tl.minimum(rows, t - 1)
     low, high = interval(i, s, before, after, starts, ends)
-    last = tl.minimum(first + U, t) - 1
-    start, whole, n_whole, n_edge = tile_range(
-        first, last, s, before, after, starts, ends, A
-    )
+    start, whole, n_whole, n_edge = tile_range(low, high, A)
 
     dq = tl.zeros([U, D], tl.float32)
     dslope = tl.zeros([U], tl.float32)
@@ -235,7 +229,7 @@ def queries_kernel(
 
 
 # Two sums in registers, and more that has to be at hand: the tile beside them is smaller than forward.
-KEYS_TILES = {
+KEYS = {
     (2, 64): (64, 128, 8, 3),
     (2, 128): (32, 128, 8, 3),
     (2, 256): (16, 64, 8, 2),
@@ -243,7 +237,7 @@ KEYS_TILES = {
     (4, 128): (32, 32, 8, 1),
     (4, 256): (16, 16, 8, 1),
 }
-QUERIES_TILES = {
+QUERIES = {
     (2, 64): (128, 64, 8, 3),
     (2, 128): (128, 64, 8, 2),
     (2, 256): (64, 32, 8, 1),
@@ -277,7 +271,7 @@ def launch_backward(
         options = h, h // g, t, s, before, after, scale, ratio
         rest = *(stride for place in places for stride in place), *options
 
-        sizes, launch = tiles_of(QUERIES_TILES, d, e, query.dtype)
+        sizes, launch = tiles_of(QUERIES, d, e, query.dtype)
         grid = triton.cdiv(t, sizes["U"]), b * h
         rows_kernel[grid](
             output, tensors[3], lse, grad_lse.contiguous(), shift, log2,
@@ -285,7 +279,7 @@ def launch_backward(
         )  # fmt: skip
         queries_kernel[grid](*given, dq, dslopes, *rest, **sizes, **launch)
 
-        sizes, launch = tiles_of(KEYS_TILES, d, e, query.dtype)
+        sizes, launch = tiles_of(KEYS, d, e, query.dtype)
         grid = triton.cdiv(s, sizes["A"]), b * g
         if s:
             keys_kernel[grid](*given, dk, dv, *rest, **sizes, **launch)
