@@ -97,7 +97,7 @@ class TritonFlashAttention(torch.autograd.Function):
 
         inputs = query, key, value, sinks, slopes
         with torch.cuda.device_of(query):
-            output, lse = launch_forward(*inputs, *options)
+            output, lse = launch_forward(*[*inputs, *options])
         ctx.save_for_backward(*inputs, output, lse)
         ctx.options = options
         return output, lse
@@ -110,9 +110,9 @@ class TritonFlashAttention(torch.autograd.Function):
             came = "create_graph=True asks for a gradient of the gradient"
             raise RuntimeError(f"{came}, which flash_attention_triton lacks")
         saved, wants_slopes = ctx.saved_tensors, ctx.needs_input_grad[4]
-        options = *ctx.options, wants_slopes
+        given = [*grad_outputs, *saved, *ctx.options, wants_slopes]
         with torch.cuda.device_of(saved[0]):
-            grads = back.launch_backward(*grad_outputs, *saved, *options)
+            grads = back.launch_backward(*given)
         return *grads, *(None for _ in ctx.options)
 
 
@@ -152,7 +152,7 @@ def flash_attention_triton(
     for kv in (key, value):
         check_options(query, kv, window, alibi_slopes, sink_logits, soft_cap)
     (t, d), (s, e) = query.shape[2:], value.shape[2:]
-    scale = d**-0.5 if scale is None else scale
+    scale = float(d**-0.5 if scale is None else scale)
     kernels = has_kernels(query) and max(d, e) <= 256
     options = window, alibi_slopes, sink_logits, soft_cap, documents
     if not kernels and all(option is None for option in options):
@@ -264,9 +264,9 @@ def attend_in_blocks(
         distance = (i[:, None] - j).abs()
         block_of = query[:, :, first : first + u]
         tiles = block_of, key[:, :, left:right], value[:, :, left:right]
-        rest = sinks, slopes, seen, distance, scale, cap
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        parts.append(checkpoint(attend_to_block, *tiles, *rest, **options))
+        given = *tiles, sinks, slopes, seen, distance, scale, cap
+        part = checkpoint(attend_to_block, *given, use_reentrant=False)
+        parts.append(part)
     outputs, lses = zip(*parts, strict=True)
     return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
 
@@ -342,9 +342,8 @@ def example(axes: dict[str, int]) -> None:
     """Packed documents with everything on: the shapes beside the code are read off this run."""
     b, g, r, t, d, e = (axes[letter] for letter in "bgrtde")
     query, key, value = torch.randn(b, g * r, t, d), torch.randn(b, g, t, d), torch.randn(b, g, t, e)
-    vectors = {"alibi_slopes": torch.rand(g * r), "sink_logits": torch.randn(g * r)}
-    documents = [0, 1, t]
-    flash_attention_triton(query, key, value, window=3, soft_cap=5.0, documents=documents, **vectors)
-    spans_of(documents, query, t)
+    slopes, sinks = torch.rand(g * r), torch.randn(g * r)
+    flash_attention_triton(query, key, value, window=3, alibi_slopes=slopes, sink_logits=sinks)
+    spans_of([0, 1, t], query, t)
     keys_in_sight(torch.arange(t), t, 2, 0, None, None)
     attend_to_block(query, key, value, None, None, torch.ones(t, t, dtype=torch.bool), None, 1.0, None)

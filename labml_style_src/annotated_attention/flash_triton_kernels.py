@@ -1,8 +1,7 @@
 r"""# The kernel
 
 This lesson's loop goes over the queries outside and the keys inside, tile by tile. On a GPU the outer loop is
-gone: each tile of queries is a program of its own, all of them run the same text, and what is left is the
-inner loop. That text is this page, in Triton, and runs as it stands.
+gone: each tile of queries is a program of its own, all run the same text, and what is left is the inner loop.
 
 ## A GPU in a few lines
 
@@ -11,7 +10,7 @@ An H100 has 132 *multiprocessors*. Each works through programs that know nothing
 - *registers*, 256 KiB: what threads calculate with. A program's 4 or 8 *warps* of 32 threads share them, and
   no thread gets more than 255 of 32 bits;
 - *shared memory*, up to 227 KiB for a program: where tiles wait that all of its warps read;
-- *tensor cores*, which multiply tiles: 989 TFLOP/s in bf16, all multiprocessors together;
+- *tensor cores*, which multiply tiles: 989 TFLOP/s in bf16, all together;
 - *special function units*, which make $2^x$: 3.9 T/s. At $d = 128$ there are 512 operations of tensor cores
   to an exponential, so at these rates it takes half as long as they do (FlashAttention-3, section 3.1).
 
@@ -82,9 +81,7 @@ except ImportError as error:
     came = "Triton is not installed, in which the kernels are written"
     raise ImportError(f"{came}: {wanted} (Linux only)") from error
 
-__all__ = ["interval", "launch_forward", "load_tile", "score", "tanh"]
-__all__ += ["score_gradient", "store_tile", "strided"]
-__all__ += ["tile_at", "tile_range", "tiles_of"]
+__all__ = ["interval", "launch_forward", "score", "tile_range"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -300,11 +297,8 @@ TILES = {
 
 
 def tiles_of(
-    table: dict[tuple[int, int], tuple[int, int, int, int]],
-    d: int,
-    e: int,
-    dtype: torch.dtype,
-) -> tuple[dict[str, object], dict[str, int]]:
+    table: dict, d: int, e: int, dtype: torch.dtype
+) -> tuple[dict[str, object], dict[str, int]]:  # fmt: skip
     r"""## How large a tile
 
     As large as registers and shared memory allow, for then keys are read less often. With 128 queries and 64
@@ -348,10 +342,9 @@ def launch_forward(
     (q, q_at), (k, k_at), (v, v_at) = map(strided, (query, key, value))
     if lse.numel():
         grid = triton.cdiv(t, sizes["U"]), b * h
-        forward_kernel[grid](
-            q, k, v, sinks, slopes, starts, ends, output, lse,
-            *q_at, *k_at, *v_at, h, h // g, t, s, before, after,
-            scale, None if cap is None else cap / scale,
-            **sizes, **launch,
-        )  # fmt: skip
+        ratio = None if cap is None else cap / scale
+        given = [q, k, v, sinks, slopes, starts, ends, output, lse]
+        given += [*q_at, *k_at, *v_at, h, h // g, t, s]
+        given += [before, after, scale, ratio]
+        forward_kernel[grid](*given, **sizes, **launch)
     return output, lse

@@ -266,23 +266,24 @@ def launch_backward(
     if lse.numel():
         inputs = map(strided, (query, key, value, grad_output))
         tensors, places = zip(*inputs, strict=True)
-        given = *tensors, log2, shift, slopes, starts, ends
         ratio = None if cap is None else cap / scale
-        options = h, h // g, t, s, before, after, scale, ratio
-        rest = *(stride for place in places for stride in place), *options
+        given = [*tensors, log2, shift, slopes, starts, ends]
+        rest = [stride for place in places for stride in place]
+        rest += [h, h // g, t, s, before, after, scale, ratio]
 
         sizes, launch = tiles_of(QUERIES, d, e, query.dtype)
         grid = triton.cdiv(t, sizes["U"]), b * h
-        rows_kernel[grid](
-            output, tensors[3], lse, grad_lse.contiguous(), shift, log2,
-            *places[3], h, t, e, sizes["E"], sizes["U"],
-        )  # fmt: skip
-        queries_kernel[grid](*given, dq, dslopes, *rest, **sizes, **launch)
+        row = [output, tensors[3], lse, grad_lse.contiguous(), shift, log2]
+        row += [*places[3], h, t, e, sizes["E"], sizes["U"]]
+        rows_kernel[grid](*row)
+        whole = [*given, dq, dslopes, *rest]
+        queries_kernel[grid](*whole, **sizes, **launch)
 
         sizes, launch = tiles_of(KEYS, d, e, query.dtype)
         grid = triton.cdiv(s, sizes["A"]), b * g
         if s:
-            keys_kernel[grid](*given, dk, dv, *rest, **sizes, **launch)
+            whole = [*given, dk, dv, *rest]
+            keys_kernel[grid](*whole, **sizes, **launch)
 
     # $e^{z_h - L_i}$ is the weight of the sink.
     if sinks is not None:

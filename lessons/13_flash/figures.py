@@ -10,6 +10,7 @@ from torch import Tensor
 from annotated_attention.flash import flash_attention, flash_traffic
 from annotated_attention.flash_backward import flash_backward_cost
 from annotated_attention.flash_merge import finish, merge_attention, summary
+from annotated_attention.flash_triton import keys_in_sight, spans_of
 from coursekit.drawing import line, rect, svg, text
 from coursekit.experiments import Runs, load
 
@@ -326,3 +327,22 @@ def exact() -> str:
                 parts.append(text(left + 85, y, way.split()[0], colour=colour, size=12))
         parts = [*chart.parts, *parts, text(left + 85, 16, result), text(left + 85, 252, "tokens")]
     return svg(460, 260, "Errors in bf16: tiles are lowest, PyTorch's kernel rises with the length", parts)
+
+
+def visited() -> str:
+    """Which tiles of 8 by 4 a kernel visits, of 48 queries and keys, and which of them it masks."""
+    t, u, a, cell, parts = 48, 8, 4, 2.6, []
+    documents = spans_of([0, 11, 32, t], torch.empty(1, 1, t, 1), t)
+    reaches = (2 * t, 0, None, None), (14, 0, None, None), (2 * t, 0, *documents)
+    for n, (name, reach) in enumerate(zip(("causal", "window", "documents"), reaches, strict=True)):
+        left, top, side = n * (t * cell + 14) + 1, 24, t * cell
+        parts.append(text(left + side / 2, 14, name, size=12))
+        parts.append(frame(left - 1, top - 1, side + 1, side + 1, "line"))
+        low, high = keys_in_sight(torch.arange(t), t, *reach)
+        for i, (lows, highs) in enumerate(zip(low.split(u), high.split(u), strict=True)):
+            for j in range(int(lows.min()) // a * a, int(highs.max()), a):
+                is_whole = int(lows.max()) <= j and j + a <= int(highs.min())
+                x, y = left + j * cell, top + i * u * cell
+                parts.append(rect(x, y, a * cell - 1.2, u * cell - 1.2, "weights", 0.9 if is_whole else 0.35))
+    title = "Three masks in tiles: tiles that every query sees whole are dark, those at an edge light, all others blank"
+    return svg(3 * t * cell + 30, t * cell + 26, title, parts)
