@@ -143,23 +143,23 @@ def grown(column: str, ticks: Mapping[float, str], title: str) -> str:
     return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
 
 
-def decades(column: str, unit: str) -> dict[float, str]:
+def decades(column: str) -> dict[float, str]:
     """Powers of ten around what was measured."""
     found = [case[column] for case in measured("roofline") if case["what"] == "forward"]
     steps = range(math.floor(math.log10(min(found))), math.ceil(math.log10(max(found))) + 1)
-    return {10.0**k: f"{10.0**k:,g} {unit}" for k in steps}
+    return {10.0**k: f"{10.0**k:,g}" for k in steps}
 
 
 def time_by_length() -> str:
     """Milliseconds of a forward pass."""
     title = "Time of a forward pass against the length of the text, on two logarithmic axes"
-    return grown("ms", decades("ms", "ms"), title)
+    return grown("ms", decades("ms"), title)
 
 
 def memory_by_length() -> str:
     """MiB that tensors hold at most, beside the inputs."""
     title = "Memory of a forward pass against the length of the text, on two logarithmic axes"
-    return grown("mib", decades("mib", "MiB"), title)
+    return grown("mib", decades("mib"), title)
 
 
 def step_by_position() -> str:
@@ -174,7 +174,7 @@ def step_by_position() -> str:
     title = "Time of one more token against the tokens before it"
     every = [ms for _, _, points, _ in lines.values() for _, ms in points]
     steps = range(math.floor(math.log10(min(every))), math.ceil(math.log10(max(every))) + 1)
-    ticks = {10.0**k: f"{10.0**k:,g} ms" for k in steps}
+    ticks = {10.0**k: f"{10.0**k:,g}" for k in steps}
     return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
 
 

@@ -159,12 +159,12 @@ def aims() -> str:
     rows: list[list[str]] = []
 
     def aim(says: str, wanted: float, measured: float | None, at_least: bool = True, digits: int = 0) -> None:
-        words, number, verdict = "at least" if at_least else "at most", "–", "not measured yet"
+        sign, number, verdict = "≥" if at_least else "≤", "–", "not measured yet"
         if measured is not None:
             number = f"{measured:.{digits}f}" if digits else shown(measured)
             enough = measured >= wanted if at_least else measured <= wanted
-            verdict = "holds" if enough else "**does not hold**"
-        rows.append([says, f"{words} {wanted:g}", number, verdict])
+            verdict = "holds" if enough else "**fails**"
+        rows.append([says, f"{sign}\u00a0{wanted:g}", number, verdict])
 
     def faster(name: str, t: int, peer: str) -> float | None:
         ratio = _grown(name, t, f"{peer}_ratio")
@@ -258,7 +258,7 @@ def gpu() -> str:
         )
     rows = []
     for aim in found["aims"]:
-        verdict = {True: "holds", False: "**does not hold**", None: "not measured yet"}[aim["holds"]]
+        verdict = {True: "holds", False: "**fails**", None: "not measured yet"}[aim["holds"]]
         measured = "–" if aim["measured"] is None else f"{aim['measured']:.2f}"
         rows.append([aim["aim"], f"{aim['wanted']:g}", measured, verdict])
     from_where = f"{found['machine']['cuda']}, PyTorch {found['versions']['torch']}, {found['date']}"
