@@ -1,7 +1,7 @@
 """`bigbird_attention` with the paper's plan, as the text grows: beside PyTorch's attention over the whole text and with
 the plan as a mask, and beside the same plan gathered with one `index_select`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -45,6 +45,7 @@ def gathered(query: Tensor, key: Tensor, value: Tensor, plan: BigBirdPlan) -> Te
     return torch.cat(outputs, 2)
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     torch.manual_seed(0)
-    return [{"block_size": SIZE, **case} for case in growth(contenders, LONGEST)]
+    for case in growth(contenders, LONGEST):
+        yield {"block_size": SIZE, **case}

@@ -160,7 +160,7 @@ def states(query: Tensor, key: Tensor, value: Tensor) -> tuple[LinearState, Tens
     return state, faded
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     with torch.no_grad():
         steps = list(next_tokens())
@@ -168,4 +168,6 @@ def run() -> list[dict]:
         "b": 1, "h": HEADS, "g": KEY_HEADS, "d": WIDTH, "window": WINDOW, "n_sinks": SINKS,
         "longformer_window": REACH, "block_size": BLOCK, "context": CONTEXT,
     }  # fmt: skip
-    return [{"pass": "sizes", **sizes}, *whole_texts(), *steps]
+    yield {"pass": "sizes", **sizes}
+    yield from whole_texts()
+    yield from steps

@@ -2,7 +2,7 @@
 in sight, other tiles, one query against a long cache with one reader and with more, and a text of 32,768 tokens."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -47,15 +47,16 @@ def long_text(backward: bool) -> dict[str, Any]:
     return {**about, "seconds": seconds, "peak_mib": mib, "scores_mib": 4 * LONG_TEXT**2 / 2**20}
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     torch.manual_seed(0)
-    cases = [{"is_causal": True, **case} for case in growth(contenders, LONGEST)]
+    for case in growth(contenders, LONGEST):
+        yield {"is_causal": True, **case}
 
     inputs = torch.randn(3, 1, HEADS, T, WIDTH, device=device()).unbind()
     full = contenders(T, is_causal=False)
     for peer in ("sdpa", "naive"):
         calls = (partial(once, full[name], inputs, False) for name in ("ours", peer))
-        cases.append(side_by_side(*calls, **{"is_causal": False, "pass": "forward", "t": T, "peer": peer}))
+        yield side_by_side(*calls, **{"is_causal": False, "pass": "forward", "t": T, "peer": peer})
 
     default = partial(once, partial(attention, is_causal=True), inputs, False)
     for block_q, block_k in ((64, 128), (128, 256), (256, 1024), (1024, 1024)):
@@ -63,12 +64,13 @@ def run() -> list[dict]:
         naive, tiled = flash_traffic(T, T, WIDTH, WIDTH, is_causal=True, block_q=block_q)
         about = {"pass": "forward", "t": T, "block_q": block_q, "block_k": block_k, "peer": "256 by 512"}
         call = partial(once, tiles, inputs, False)
-        cases.append({**side_by_side(call, default, **about), "traffic_of_lesson_1": naive / tiled})
+        yield {**side_by_side(call, default, **about), "traffic_of_lesson_1": naive / tiled}
 
     query = torch.randn(1, HEADS, 1, WIDTH, device=device())
     key, value = torch.randn(2, 1, HEADS, CACHE, WIDTH, device=device()).unbind()
     for n_splits in (1, 4, 16):
         ours = partial(once, partial(split_attention, n_splits=n_splits), (query, key, value), False)
         peer = partial(once, F.scaled_dot_product_attention, (query, key, value), False)
-        cases.append(side_by_side(ours, peer, **{"pass": "a step", "s": CACHE, "n_splits": n_splits}))
-    return [*cases, long_text(False), long_text(True)]
+        yield side_by_side(ours, peer, **{"pass": "a step", "s": CACHE, "n_splits": n_splits})
+    for backward in (False, True):
+        yield long_text(backward)

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -80,9 +80,9 @@ def apart(function: str, name: str) -> list[dict]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     torch.manual_seed(0)
-    cases = growth(contenders, LONGEST)
+    yield from growth(contenders, LONGEST)
     inputs = torch.randn(3, 1, HEADS, 8192, WIDTH, device=device()).unbind()
     for what in ("forward", "both"):
         for size in (16, 32, 128, 256):
@@ -91,11 +91,12 @@ def run() -> list[dict]:
                 partial(once, function, inputs, what == "both") for function in (other, linear_attention)
             )
             times = compare(*calls, ROUNDS)
-            cases.append({"case": "chunk size", "chunk_size": size, "pass": what, "t": 8192, **times})
+            yield {"case": "chunk size", "chunk_size": size, "pass": what, "t": 8192, **times}
     for name in ("state", "cache"):
         found = apart("decode", name)
-        cases += [{"case": "decode", "past": name, "h": HEADS, "d": WIDTH, **case} for case in found]
-        cases.append({"case": "exponent", "past": name, "time": exponent(found, "ms_a_token", "tokens")})
+        for case in found:
+            yield {"case": "decode", "past": name, "h": HEADS, "d": WIDTH, **case}
+        yield {"case": "exponent", "past": name, "time": exponent(found, "ms_a_token", "tokens")}
     for what in ("forward", "both"):
-        cases += [{"case": "longest", **case} for case in apart("longest", what)]
-    return cases
+        for case in apart("longest", what):
+            yield {"case": "longest", **case}

@@ -1,7 +1,7 @@
 """`longformer_attention` with [CLS] global, beside PyTorch's attention, as the text grows: over the whole text, and
 with the pattern as a mask."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -30,6 +30,7 @@ def pattern(is_global: Tensor) -> Tensor:
     return longformer_mask_mod(WINDOW, is_global)(zero, zero, i[:, None], i)
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     torch.manual_seed(0)
-    return [{"window": WINDOW, **case} for case in growth(contenders, LONGEST)]
+    for case in growth(contenders, LONGEST):
+        yield {"window": WINDOW, **case}

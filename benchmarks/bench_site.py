@@ -15,6 +15,9 @@ from coursekit.course import Course, environment_of, find_course
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "work", "dist", "__pycache__")
 SAVES = 3
 
+# A build from nothing runs every notebook.
+LONG = True
+
 
 def run() -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
 """`sliding_window_attention` beside PyTorch's fused attention, once with the window as a mask and once causal, as
 the text grows; then small windows, and the same tiles with lesson 1's formula in them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -32,20 +32,18 @@ def tiles_of_lesson_1(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attend_in_tiles(scaled_dot_product_attention, tiles, query, key, value)
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     torch.manual_seed(0)
-    cases = [{"window": WINDOW, **case} for case in growth(contenders, LONGEST)]
+    for case in growth(contenders, LONGEST):
+        yield {"window": WINDOW, **case}
     t = 8192
     inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
     ours = partial(sliding_window_attention, window=WINDOW)
     for window in (1, 8, 64):
         small = partial(sliding_window_attention, window=window)
         times = compare(partial(once, small, inputs, False), partial(once, ours, inputs, False), ROUNDS)
-        cases.append({"window": window, "pass": "forward", "t": t, "ours_ms": times["ours_ms"]})
+        yield {"window": window, "pass": "forward", "t": t, "ours_ms": times["ours_ms"]}
     for what in ("forward", "both"):
         calls = (partial(once, function, inputs, what == "both") for function in (ours, tiles_of_lesson_1))
         times = compare(*calls, ROUNDS)
-        cases.append(
-            {"window": WINDOW, "pass": what, "t": t, "peer": "lesson 1's formula in the tiles", **times}
-        )
-    return cases
+        yield {"window": WINDOW, "pass": what, "t": t, "peer": "lesson 1's formula in the tiles", **times}

@@ -1,6 +1,6 @@
 """How time and memory grow with the length of a text: ours beside its peers, with the exponents that fit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,12 @@ from coursekit.experiments.memory import Peak
 HEADS, WIDTH, ROUNDS = 8, 64, 3
 
 
-def growth(contenders: Callable[[int], Mapping[str, Function]], longest: Mapping[str, int]) -> list[dict]:
+def growth(
+    contenders: Callable[[int], Mapping[str, Function]], longest: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
     """At doubling lengths, forward and with the gradients: milliseconds and MiB of each contender, and the ratio of
     ours to it. `contenders(t)` are functions of query, key and value, ours first; each runs from 1,024 tokens
     up to its `longest`. Then the exponents: 1 is linear, 2 is quadratic."""
-    cases = []
     for what in ("forward", "both"):
         rows, t = [], 1024
         while t <= max(longest.values()):
@@ -29,10 +30,10 @@ def growth(contenders: Callable[[int], Mapping[str, Function]], longest: Mapping
                 if t <= longest[name]
             }
             rows.append({"pass": what, "t": t, "h": HEADS, "d": WIDTH, **side_by_side(calls, inputs)})
+            yield rows[-1]
             t *= 2
         units = [f"{name}_{unit}" for name in longest for unit in ("ms", "mib")]
-        cases += [*rows, {"pass": what, "exponent_of": {unit: exponent(rows, unit) for unit in units}}]
-    return cases
+        yield {"pass": what, "exponent_of": {unit: exponent(rows, unit) for unit in units}}
 
 
 def once(function: Function, inputs: Sequence[Tensor], backward: bool) -> Any:

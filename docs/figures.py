@@ -130,12 +130,17 @@ def caches() -> str:
     return chart(title, lines, ticks, lambda t: f"{t:,.0f}")
 
 
+# In a plot of seven the guide's colours of families are too few.
+OF_ITS_OWN = {"flash": "bias", "bigbird": "mask"}
+
+
 def grown(column: str, ticks: Mapping[float, str], title: str) -> str:
     """Every mechanism against the length of the text, with the exponent that fits its last three lengths."""
     cases, lines = measured("roofline"), {}
     exponents = {case["mechanism"]: case[column] for case in cases if case["what"] == "exponent"}
     for name, exponent in exponents.items():
         colour, label = FAMILIES[name]
+        colour = OF_ITS_OWN.get(name, colour)
         rows = [case for case in cases if case["what"] == "forward" and case["mechanism"] == name]
         label = {"weights": "naive"}.get(name, label)
         label += f': t<tspan dy="-5" font-size="10">{exponent:.2f}</tspan>'
@@ -211,13 +216,12 @@ def under_the_roof() -> str:
     parts.append(curve([place(*point) for point in corner], "ink", 2))
     names = list(dict.fromkeys(case["mechanism"] for case in points))
     for case in points:
-        colour, radius = FAMILIES[case["mechanism"]][0], 5.0 if case["what"] == "forward" else 3.5
-        if case["mechanism"] == "flash":
-            colour = "bias"
+        name, radius = case["mechanism"], 5.0 if case["what"] == "forward" else 3.5
+        colour = OF_ITS_OWN.get(name, FAMILIES[name][0])
         opacity = 0.85 if case["what"] == "forward" else 0.5
         parts.append(circle(*place(case["intensity"], case["flops_a_second"]), radius, colour, opacity))
     for k, name in enumerate(names):
-        colour = "bias" if name == "flash" else FAMILIES[name][0]
+        colour = OF_ITS_OWN.get(name, FAMILIES[name][0])
         row = top + 18 + 22 * k
         parts.append(circle(left + width + 22, row, 5, colour, 0.85))
         label = {"weights": "naive"}.get(name, FAMILIES[name][1])

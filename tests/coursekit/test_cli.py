@@ -40,13 +40,16 @@ def test_help_teaches(attn):
         "doctor",
         "verify",
         "sync",
+        "bench",
     ):
         assert f"\n  {command} " in out
     assert "attn check alibi --hint" in out
     assert "Exit codes: 0 pass, 1 a check failed, 2 usage, 3 environment." in out
 
 
-@pytest.mark.parametrize("command", ["serve", "build", "new", "start", "check", "solution", "verify", "sync"])
+@pytest.mark.parametrize(
+    "command", ["serve", "build", "new", "start", "check", "solution", "verify", "sync", "bench"]
+)
 def test_every_command_has_help(attn, command):
     code, out, _ = attn(command, "--help")
     assert code == 0
