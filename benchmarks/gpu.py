@@ -165,7 +165,7 @@ def tests(end: float, kernels: bool) -> Cases:
         "what": "tests",
         "files": len(files),
         **{word.lower(): said.count(word) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")},
-        "ended": code == 0,
+        "state": "passed" if code == 0 else "the time was up" if code < 0 else "failed",
         "failures": failed[:40],
         "output": output[-3000:] if code else "",
     }

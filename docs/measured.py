@@ -9,8 +9,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 # As the guide calls them, and where they are explained.
 NAMES = {
-    "dense": ("dense, in SDPA", "choose.md#dense"),
-    "weights": ("naive: weights written out", "mechanisms/scaled_dot_product/index.md"),
+    "dense": ("dense", "choose.md#dense"),
+    "weights": ("naive", "mechanisms/scaled_dot_product/index.md"),
     "flash": ("flash", "mechanisms/flash/index.md"),
     "window": ("window of 512", "mechanisms/sliding_window/index.md"),
     "longformer": ("Longformer", "mechanisms/longformer/index.md"),
@@ -145,7 +145,7 @@ def exponents() -> str:
         held = {"weights": "2"}.get(name, "1")
         words = [f"{case['ms']:.2f}", law, f"{case['mib']:.2f}", held, f"{shown(longest['mib'])}"]
         rows.append([title, *words, f"{longest['t']:,}"])
-    head = ("", "time, exponent", "by count", "memory, exponent", "by count", "MiB", "at, tokens")
+    head = ("exponent of", "time", "by count", "memory", "by count", "MiB", "at")
     return table(head, rows)
 
 
