@@ -45,8 +45,6 @@ heads on 8, causal, a share should have 1,100 tokens in the first case and 9,900
 arXiv:2309.14509 (DeepSpeed-Ulysses). Shyam et al. (2024), arXiv:2408.04093 (Tree Attention).
 """
 
-from functools import reduce
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -100,8 +98,8 @@ def ring_bytes(
 
     with $\beta$ for 4 where $\beta$ is more. This is what is handed to `isend`, to the byte
     [check:test_bytes_are_foretold]. Heads count by $g$, not $h$: no key is repeated before it travels.
-    Causality saves nothing here: of the keys that a rank sends on it needs half itself, and the next one
-    perhaps the other half.
+    Causality could save little, and here saves nothing: the ranks behind the source need half of its keys,
+    but those before it, whom the ring reaches last, need all.
     """
     numbers = (n - 1) * b * g * t * (d + e)
     return numbers * size, numbers * (size + max(size, 4))
@@ -182,7 +180,9 @@ def decode_across_ranks(
     with ring.naming("gathering answers"):
         dist.all_gather(answers, mine, group=ring.group)
     parts = [(x[..., :-1], x[..., -1]) for x in answers]
-    output, lse = reduce(lambda a, b: merge_attention(*a, *b), parts)
+    output, lse = parts[0]
+    for part in parts[1:]:
+        output, lse = merge_attention(output, lse, *part)
     return output.to(query.dtype), lse
 
 

@@ -113,8 +113,8 @@ def unpack(
 
     In the shapes of `key` and `value`. They are views: what is written to them is in the message.
     """
-    keys, values = packed.split([key.numel(), value.numel()])
-    return keys.view(key.shape), values.view(value.shape)
+    parts = packed.split([key.numel(), value.numel()])
+    return parts[0].view(key.shape), parts[1].view(value.shape)
 
 
 class Parcel:
@@ -137,7 +137,7 @@ class Parcel:
         r"""### On its way
 
         On NCCL a batch is one operation, in a stream of its own, that begins when the current stream has come
-        this far; on gloo two threads work at it.
+        this far; on gloo a thread of its own works at it.
         """
         group, n, rank = self.ring.group, self.ring.n, self.ring.rank
         right, left = (rank + 1) % n, (rank - 1) % n

@@ -8,7 +8,7 @@ behind all queries of another.
 
 Early queries are cheap and late ones dear, and they add up: position $i$ and position $T - 1 - i$ see $T + 1$
 keys together. So give each rank both. Cut the text into $2n$ pieces, and fold it in the middle: rank $r$
-holds pieces $r$ and $2n - 1 - r$.
+holds pieces $r$ and $2n - 1 - r$. Along the text the ranks go up and down again: a *zigzag*.
 
 ![Which rank has which queries, and what they see, for four ranks. Beside it, the work of each. Cut straight,
 cut in stripes, folded.](figure:cuts)

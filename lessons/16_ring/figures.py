@@ -76,7 +76,7 @@ def cuts() -> str:
 
 def plan() -> str:
     """Two rows of pieces belong to rank 1. Which step computes which of their squares, and with whose keys."""
-    rank, cell, left, top = 1, 36, 62, 30
+    rank, cell, left, top = 1, 31, 96, 30
     side = 2 * N * cell
     mine = rank, 2 * N - 1 - rank
     parts = [text(left + side / 2, 14, "pieces of keys, in the colours of their ranks")]
@@ -105,7 +105,7 @@ def plan() -> str:
     for p in mine:
         parts.append(text(left - 18, top + 12 + p * cell + 21, f"piece {p}", anchor="end", size=12))
     title = "The two rows of rank 1 in a triangle of eight by eight pieces: each step after the first is two squares"
-    return svg(left + side, top + side + 12, title, parts)
+    return svg(left + side + 76, top + side + 12, title, parts)
 
 
 def overlap() -> str:
