@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from annotated_attention.attention_sinks import (
     SinkKVCache,
+    fused_sink_attention,
     sink_attention,
     streaming_mask,
     streaming_rotary,
@@ -115,4 +116,7 @@ def run() -> list[dict]:
     logits = torch.zeros(8, device=device())
     plain = partial(F.scaled_dot_product_attention, is_causal=True)
     sinks = partial(sink_attention, sink_logits=logits, is_causal=True)
-    return cases + passes(sinks, plain, inputs, {"case": "sink logits", "t": 512, "h": 8, "d": 64})
+    fused = partial(fused_sink_attention, sink_logits=logits, is_causal=True)
+    about = {"t": 512, "h": 8, "d": 64}
+    cases += passes(sinks, plain, inputs, {"case": "sink logits", **about})
+    return cases + passes(fused, plain, inputs, {"case": "sink logits, nothing is a key", **about})

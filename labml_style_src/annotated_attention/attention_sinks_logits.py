@@ -132,10 +132,7 @@ def sink_attention(
     """
     check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=True)
     (b, h, t, d), (g, s) = query.shape, key.shape[1:3]
-    if sink_logits.shape != (h,) or not sink_logits.is_floating_point():
-        came = f"{sink_logits.dtype} of shape {tuple(sink_logits.shape)}"
-        raise ValueError(f"sink_logits is {came}: floats, ({h},), are wanted")
-
+    check_logits(sink_logits, h)
     wide = torch.promote_types(query.dtype, torch.float32)
     key = key.to(wide).repeat_interleave(h // g, dim=1)
     value = value.to(wide).repeat_interleave(h // g, dim=1)
@@ -210,8 +207,8 @@ class SinkLogits(nn.Module):
         i: Int[Tensor, "... t"],
         j: Int[Tensor, "... s"],
     ) -> Float[Tensor, "b h t e"]:
-        mask = causal_mask(i, j)
-        return sink_attention(query, key, value, self.sink_logits, mask)
+        attend, z = fused_sink_attention, self.sink_logits
+        return attend(query, key, value, z, causal_mask(i, j))
 
 
 class LearnableSink(nn.Module):
@@ -247,33 +244,62 @@ def fused_sink_attention(
     key: Float[Tensor, "b g s d"],
     value: Float[Tensor, "b g s e"],
     sink_logits: Float[Tensor, "h"],
-    attn_mask: Float[Tensor, "... t s"],
+    attn_mask: Shaped[Tensor, "..."] | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Float[Tensor, "b h t e"]:
     r"""## In PyTorch's attention
 
-    A key of zeros scores 0 with every query; a float mask adds $z_h$ to that; its value is zero. So PyTorch's
-    attention computes sink logits as well, on one key more [check:test_a_zero_key_is_a_sink_logit]. This is
-    how the zero sink of table 3 is a token. Gradients of $z_h$ go through the mask, which not every fused
-    kernel has.
+    Nothing can be a key. Give queries and keys one coordinate more: in a query it is $z_h$, in a key 0, and in
+    one key more, of zeros else and with a value of zeros, it is 1. That key scores
 
-    **Cost.** Next to nothing: one exponential a query, or one key more. No memory that grows, no token.
+    $$\lambda\,\mathbf{q}_i^\top \mathbf{0} + z_h \cdot 1 = z_h$$
+
+    with every query, and the other scores stay as they are [check:test_a_zero_key_is_a_sink_logit]. So any
+    fused kernel computes sink logits, and their gradients. The zero sink of table 3 is such a token. With
+    kernels of a CPU, it takes a little longer than without sinks; `sink_attention`, which writes out every
+    weight, several times as long (`benchmarks/bench_attention_sinks.py`).
+
+    **Cost.** One key and one coordinate more. No memory that grows, no token.
 
     **When it fails.** It has to be trained. A model that parks on its first token keeps parking there: a
     logit put in afterwards takes from every head what it was not asked for.
     """
-    if not attn_mask.is_floating_point():
-        wanted = "a mask of floats, which are added, is wanted"
-        raise ValueError(f"attn_mask is {attn_mask.dtype}: {wanted}")
-    pad = (0, 0, 1, 0)
-    nothing = sink_logits.to(attn_mask.dtype)[:, None, None]
-    (b, h, t, _), s = query.shape, key.shape[2]
-    mask = torch.cat(
-        [nothing.expand(b, h, t, 1), attn_mask.expand(b, h, t, s)],
-        dim=-1,
-    )
-    key, value = F.pad(key, pad), F.pad(value, pad)
+    check_inputs(query, key, value, attn_mask, is_causal, enable_gqa=True)
+    check_logits(sink_logits, query.shape[1])
+    (b, h, t, d), e, s = query.shape, value.shape[3], key.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scaled = query.to(wide) * (d**-0.5 if scale is None else scale)
+
+    # Where there is no sink, the lowest number stands for $-\infty$, which is not a number times 0. And $z_h$ is
+    # not scaled, so queries are scaled before it joins them.
+    z = sink_logits.to(wide).clamp(min=torch.finfo(wide).min)
+    z = z[:, None, None].expand(b, h, t, 1)
+    q = torch.cat([scaled, z], dim=3)
+    k = F.pad(key.to(wide), (0, 1, 1, 0))
+    k[:, :, 0, d] = 1.0
+    v = F.pad(value.to(wide), (0, 1, 1, 0))
+
+    # Nothing stands in front of the keys, where causality hides it from nobody. It moves the diagonal, and so a
+    # query stands in front of the queries.
+    mask = attn_mask
+    if is_causal:
+        q = F.pad(q, (0, 0, 1, 0))
+    elif mask is not None:
+        seen = mask.dtype == torch.bool
+        mask = mask.expand(*mask.shape[:-1], s)
+        mask = F.pad(mask if seen else mask.to(wide), (1, 0), value=seen)
     attend = F.scaled_dot_product_attention
-    return attend(query, key, value, mask, enable_gqa=True)
+    options = {"is_causal": is_causal, "enable_gqa": True}
+    output = attend(q, k, v, mask, scale=1.0, **options)
+    return output[:, :, q.shape[2] - t :, :e].to(query.dtype)
+
+
+def check_logits(sink_logits: Tensor, h: int) -> None:
+    """One logit a head."""
+    if sink_logits.shape != (h,) or not sink_logits.is_floating_point():
+        came = f"{sink_logits.dtype} of shape {tuple(sink_logits.shape)}"
+        raise ValueError(f"sink_logits is {came}: floats, ({h},), are wanted")
 
 
 def sink_gate(

@@ -77,6 +77,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from annotated_attention.attention_sinks_logits import (
+    fused_sink_attention,
     sink_attention,
     sink_gate,
 )
@@ -302,7 +303,7 @@ def window_with_sinks(
     tiles = partial(window_tiles, t, s, window, **where)
 
     def attend(q, k, v, mask, z):
-        return sink_attention(q, k, v, z, mask, scale=scale)
+        return fused_sink_attention(q, k, v, z, mask, scale=scale)
 
     return attend_in_tiles(attend, tiles, query, key, value, sink_logits)
 

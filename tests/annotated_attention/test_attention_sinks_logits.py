@@ -26,7 +26,6 @@ from annotated_attention.language_model import (
     LanguageModel,
     LanguageModelConfig,
     SelfAttention,
-    causal_attention,
 )
 from annotated_attention.rotary import rotary_attention
 
@@ -228,10 +227,11 @@ def test_future_and_other_heads_move_nothing(device: str) -> None:
 
 def test_wrong_input_is_refused() -> None:
     query, key, value = GROUPED.inputs()
-    attend = proof.bare(sink_attention)
+    functions = [proof.bare(sink_attention), proof.bare(fused_sink_attention)]
     for sinks in (torch.zeros(3), torch.zeros(6, 1), torch.zeros(6, dtype=torch.long)):
-        with pytest.raises(ValueError, match=r"sink_logits is .*: floats, \(6,\), are wanted"):
-            attend(query, key, value, sinks)
+        for attend in functions:
+            with pytest.raises(ValueError, match=r"sink_logits is .*: floats, \(6,\), are wanted"):
+                attend(query, key, value, sinks)
     mask, z = proof.causal(5, 7), torch.zeros(6)
     refused = [
         (query[:, :5], key, value, torch.zeros(5), None, False, "query heads must be a multiple"),
@@ -241,10 +241,9 @@ def test_wrong_input_is_refused() -> None:
         (query, key, value, z, mask[:, :5], False, "attn_mask is"),
     ]
     for *inputs, message in refused:
-        with pytest.raises(ValueError, match=message):
-            attend(*inputs)
-    with pytest.raises(ValueError, match=r"attn_mask is torch.bool: a mask of floats"):
-        proof.bare(fused_sink_attention)(query, key, value, z, mask)
+        for attend in functions:
+            with pytest.raises(ValueError, match=message):
+                attend(*inputs)
     for sizes in ((0, 1), (5, 0)):
         with pytest.raises(ValueError, match=r"d_model is .*, n_sinks is .*: at least 1 is wanted"):
             LearnableSink(*sizes)
@@ -312,13 +311,19 @@ def test_a_fixed_first_token_is_a_learnable_sink(device: str) -> None:
     assert_close(learned, row[:1], row[:1])
 
 
-@pytest.mark.parametrize("case", [SQUARE, Case("t<s"), GROUPED], ids=str)
+@pytest.mark.parametrize("case", [SQUARE, Case("t<s"), GROUPED, Case("even", r=2, d=8, e=8)], ids=str)
+@pytest.mark.parametrize("kind", ["none", "causal", "bool-rank-3", "float-rank-2"])
 @proof.each_dtype
-def test_a_zero_key_is_a_sink_logit(case: Case, dtype: torch.dtype, device: str) -> None:
-    mask = proof.draw_mask("float-rank-2", case, dtype, device)
+def test_a_zero_key_is_a_sink_logit(case: Case, kind: str, dtype: torch.dtype, device: str) -> None:
+    mask, options = None, {}
+    if kind == "causal":
+        mask, options = proof.causal(case.t, case.s, device), {"is_causal": True}
+    elif kind != "none":
+        mask = proof.draw_mask(kind, case, dtype, device)
+        options = {"attn_mask": mask}
 
     def fused(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor) -> Tensor:
-        return fused_sink_attention(query, key, value, sinks, mask.to(query.dtype))
+        return fused_sink_attention(query, key, value, sinks, **options)
 
     z = logits(case.h, dtype, device)
     plain, formula = partial(sink_attention, attn_mask=mask), partial(plain_sinks, mask=mask)
@@ -335,12 +340,3 @@ def test_flex_attention_agrees(device: str) -> None:
     output, lse = proof.flex_with_lse(query, key, value)
     exact = plain_sinks(query.double(), key.double(), value.double(), z.double())
     assert_close(output * sink_gate(lse, z), sink_attention(query, key, value, z), exact)
-
-
-def test_without_sinks_the_slot_is_lesson_3(device: str) -> None:
-    attend = SinkLogits(3).to(device)
-    attend.sink_logits.data.fill_(-torch.inf)
-    query, key, value = SQUARE.inputs(torch.float32, device)
-    i = torch.arange(7, device=device)
-    exact = causal_attention(query.double(), key.double(), value.double(), i, i)
-    assert_close(attend(query, key, value, i, i), causal_attention(query, key, value, i, i), exact)
