@@ -73,17 +73,25 @@ __all__ = ["PagedKVCache", "filled", "gather_pages"]
 class PagedKVCache:
     r"""## The cache of one layer
 
-    Memory for `n_pages` pages, shared by the texts of a batch. Like every cache of the course it has
-    `update`, `positions` and `nbytes`, and a model with it writes what it writes with lesson 7's
-    [check:test_a_model_writes_the_same].
+    `n_pages` pages for `n_texts` texts: `key_pages` is `p g n d`, `value_pages` is `p g n e`. Like every
+    cache of the course it has `update`, `positions` and `nbytes`, and a model writes with it what it writes
+    with lesson 7's [check:test_a_model_writes_the_same]. Whatever is written, forgotten and shared, each text
+    reads what it wrote [check:test_texts_are_what_was_written].
     """
 
-    def __init__(self, n_texts: int, n_pages: int, page_size: int = 16) -> None:
+    def __init__(
+        self,
+        n_texts: int,
+        n_pages: int,
+        page_size: int = 16,
+    ) -> None:
         if min(n_texts, n_pages, page_size) < 1:
-            came = f"n_texts is {n_texts}, n_pages is {n_pages}, page_size is {page_size}"
+            came = f"n_texts is {n_texts}, n_pages is {n_pages}"
+            came = f"{came}, page_size is {page_size}"
             raise ValueError(f"{came}: at least 1 is wanted")
         self.page_size = page_size
-        self.key_pages = self.value_pages = torch.empty(n_pages, 0, page_size, 0)
+        empty = torch.empty(n_pages, 0, page_size, 0)
+        self.key_pages = self.value_pages = empty
         self.pages: list[list[int]] = [[] for _ in range(n_texts)]
         self.lengths = torch.zeros(n_texts, dtype=torch.long)
         self.free, self.readers = list(range(n_pages)), [0] * n_pages
@@ -97,7 +105,8 @@ class PagedKVCache:
         r"""Where the texts lie, for `paged_attention_triton` [check:test_the_kernel_reads_the_cache]."""
         width = max(map(len, self.pages))
         rows = [[*row, *[-1] * (width - len(row))] for row in self.pages]
-        return torch.tensor(rows, dtype=torch.int32, device=self.lengths.device)
+        device = self.lengths.device
+        return torch.tensor(rows, dtype=torch.int32, device=device)
 
     def append(
         self,
@@ -117,8 +126,9 @@ class PagedKVCache:
 
         # A last page that is not full will be written. Of those who read it, all but one need a copy.
         lengths, pages = self.lengths.tolist(), self.pages
-        last = [row[-1] for row, m in zip(pages, lengths, strict=True) if m % n]
-        copies = sum(min(k, self.readers[p] - 1) for p, k in Counter(last).items())
+        rows = zip(pages, lengths, strict=True)
+        last = Counter(row[-1] for row, m in rows if m % n)
+        copies = sum(min(k, self.readers[p] - 1) for p, k in last.items())
         wanted = [-(-(m + t) // n) for m in lengths]
         new = sum(wanted) - sum(map(len, pages)) + (copies if t else 0)
         if new > len(self.free):
@@ -152,7 +162,8 @@ class PagedKVCache:
         if begun or not 0 <= length <= held:
             came = f"text {target} has {begun} tokens, length is {length}"
             raise ValueError(f"{came}: an empty text and at most {held} are wanted")
-        self.pages[target] = self.pages[source][: -(-length // self.page_size)]
+        count = -(-length // self.page_size)
+        self.pages[target] = self.pages[source][:count]
         self.lengths[target] = length
         for page in self.pages[target]:
             self.readers[page] += 1

@@ -221,7 +221,8 @@ def processors(query: Tensor) -> int:
     """A GPU's multiprocessors. On a CPU programs run one after another: 8, so that there are parts."""
     if not query.is_cuda:
         return 8
-    return torch.cuda.get_device_properties(query.device).multi_processor_count
+    device = torch.cuda.get_device_properties(query.device)
+    return device.multi_processor_count
 
 
 def decode_plainly(
@@ -248,7 +249,8 @@ def decode_plainly(
     j = torch.arange(s, device=query.device)
     i = lengths[:, None] + torch.arange(-t, 0, device=query.device)
     distance = rearrange(i, "b t -> b 1 t 1") - j
-    seen = (distance >= 0) & (distance < (s + t if window is None else window))
+    w = s + t if window is None else window
+    seen = (distance >= 0) & (distance < w)
 
     q = rearrange(query.to(wide), "b (g r) t d -> b g (r t) d", r=r)
     scores = torch.einsum("b g n d, b g s d -> b g n s", q, key.to(wide)) * scale
