@@ -3,7 +3,7 @@ r"""# Linear attention in Triton
 Lesson 14's chunks are few and simple products. In PyTorch each of them is a kernel of its own, and between
 two kernels lies memory: features are written in float32 and read again, so are the weights within chunks, the
 states, numerators and denominators. Of one head of 4,096 tokens, 64 wide, in bf16, the answer and what it is
-made of are 2 MiB. PyTorch's operations read and write 52 to get there, the kernels below 4
+made of are 2 MiB. PyTorch's operations read and write 52 to get there, the kernels of this page 4
 [check:test_traffic_of_one_head|52 and 4 MiB].
 
 So it is lesson 13's story again. Arithmetic is cheap, to fetch is dear, and what is needed for a moment
@@ -100,8 +100,9 @@ def settings(
     (t, h, f), e = query.shape[1:], value.shape[3]
     kind = arithmetic(value)
     block = 32
-    if kind != "ieee" and torch.cuda.get_device_capability(value.device)[0] >= 9:
-        block = 64
+    if kind != "ieee":
+        major, _ = torch.cuda.get_device_capability(value.device)
+        block = 64 if major >= 9 else 32
     widest = 1 << (max(f, e, 16) - 1).bit_length()
     sizes = {"T": t, "H": h, "F": f, "E": e, "U": chunk_size}
     options = {"ELU": is_elu, "KIND": kind, "BLOCK": min(block, widest)}
@@ -159,7 +160,9 @@ class LinearTriton(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        from annotated_attention import linear_triton_kernels_backward as back
+        from annotated_attention import (
+            linear_triton_kernels_backward as back,
+        )
 
         if torch.is_grad_enabled():
             came = "create_graph=True asks for a gradient of the gradient"
@@ -172,7 +175,8 @@ class LinearTriton(torch.autograd.Function):
         shift = torch.empty_like(total)
         tokens = b * t * h
         sizes = {"E": e, "U": 64, "BLOCK": block}
-        back.shift_kernel[(-(-tokens // 64),)](output, grad, shift, tokens, **sizes)
+        grid = (-(-tokens // 64),)
+        back.shift_kernel[grid](output, grad, shift, tokens, **sizes)
         before, normalisers = states(key, value, told)
         after, shifts = states(query, grad, told, total, shift)
 
@@ -184,7 +188,8 @@ class LinearTriton(torch.autograd.Function):
         grid = (chunks, -(-f // block))
         back.feature_gradient_kernel[grid](*text, *known, dq, dk, **told)
         grid = (chunks, -(-e // block))
-        back.value_gradient_kernel[grid](query, key, grad, total, after, dv, **told)
+        tensors = query, key, grad, total, after, dv
+        back.value_gradient_kernel[grid](*tensors, **told)
         return dq, dk, dv, None, None
 
 
@@ -242,7 +247,12 @@ def linear_attention_triton(
     return output
 
 
-def linear_triton_traffic(t: int, f: int, e: int, chunk_size: int) -> tuple[int, int]:
+def linear_triton_traffic(
+    t: int,
+    f: int,
+    e: int,
+    chunk_size: int,
+) -> tuple[int, int]:
     r"""## What it costs, and when it fails
 
     Returns how many numbers one causal head moves, forward and back, if $f$ and $e$ fit into a block
@@ -251,7 +261,7 @@ def linear_triton_traffic(t: int, f: int, e: int, chunk_size: int) -> tuple[int,
     $$t\,(3f + 3e + 1) + \frac tu\, 2 f (e + 1) \quad\text{and}\quad t\,(8f + 8e + 6) + \frac tu\, f\,(5 e + 4).$$
 
     - *Few heads, long text.* The walks are $b\,h\,\lceil f/64 \rceil \lceil e/64 \rceil$ in number. One text
-      of 8 heads, 64 wide, are 8 on a chip of a hundred multiprocessors, each of $t/u$ steps.
+      of 8 heads, 64 wide, has 8 of them, each of $t/u$ steps, on a chip of a hundred multiprocessors.
     - *Wide features.* Each block of values computes the weights within its chunk anew, over all features. For
       `taylor_features`, $1 + d + d^2$ of them, that is most of the work.
     - *Rounded once more.* In bf16, features and states are rounded before they are multiplied, where

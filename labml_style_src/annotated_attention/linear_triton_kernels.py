@@ -44,8 +44,8 @@ try:
     import triton
     import triton.language as tl
 except ImportError as missing:
-    wanted = 'pip install "annotated-attention[triton]", on Linux,'
-    raise ImportError(f"Triton is missing: {wanted} is wanted") from missing
+    wanted = 'pip install "annotated-attention[triton]", on Linux'
+    raise ImportError(f"Triton is missing: {wanted}") from missing
 
 __all__ = ["feature_tile", "output_kernel", "place", "product", "rounded"]
 __all__ += ["state_kernel", "tile"]

@@ -66,8 +66,8 @@ try:
     import triton
     import triton.language as tl
 except ImportError as missing:
-    wanted = 'pip install "annotated-attention[triton]", on Linux,'
-    raise ImportError(f"Triton is missing: {wanted} is wanted") from missing
+    wanted = 'pip install "annotated-attention[triton]", on Linux'
+    raise ImportError(f"Triton is missing: {wanted}") from missing
 
 from annotated_attention.linear_triton_kernels import (
     feature_tile,
@@ -91,9 +91,9 @@ def shift_kernel(
     U: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    r"""## $D$
+    r"""## One number a row
 
-    Of all tokens of all heads, as they lie in memory.
+    $D_i$, of all tokens of all heads, as they lie in memory.
     """
     first = tl.program_id(0).to(tl.int64) * U
     steps = tl.arange(0, U)
