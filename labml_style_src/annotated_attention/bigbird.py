@@ -61,7 +61,7 @@ of which it then fills four: with equal scores it takes half of the weight, in t
 | $\mathbf{q}_i$ | `query` | `b h t d` | what position $i$ asks |
 | $\mathbf{k}_j$ | `key` | `b g t d` | what position $j$ offers |
 | $\mathbf{v}_j$ | `value` | `b g t e` | what position $j$ gives |
-| $\mathbf{o}_i$ | `outputs` | `b h t e` | what position $i$ finds |
+| $\mathbf{o}_i$ | – | `b h t e` | what position $i$ finds |
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
 | $u$ | `block_size` | scalar | tokens in a block |
 | $n$ | `n_blocks` | scalar | blocks in the text |

@@ -41,8 +41,8 @@ bargain with dense attention (lesson 13).
 | $d\mathbf{q}_i$ | `dq` | `b h t d` | gradient at the queries, |
 | $d\mathbf{k}_j$ | `dk` | `b g s d` | at the keys, |
 | $d\mathbf{v}_j$ | `dv` | `b g s e` | and at the values |
-| $u$ | `block_size` | scalar | queries in a tile |
-| $a$ | `reach` | scalar | keys that a tile has in sight |
+| $u$ | – | scalar | queries in a tile |
+| $a$ | – | scalar | keys that a tile has in sight |
 
 **Source.** Chen et al. (2016), arXiv:1604.06174, for making again what was not kept.
 """
