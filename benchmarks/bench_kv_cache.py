@@ -9,7 +9,6 @@ import torch
 
 from annotated_attention.kv_cache import KVCache, generate_batch, kv_cache_bytes, make_caches, prefill
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, generate
-from benchmarks.caches import steps
 from benchmarks.measure import compare, device
 
 ROUNDS = 3
@@ -55,7 +54,7 @@ def run() -> list[dict]:
     buffers = [buffer for cache in caches for buffer in (cache.keys, cache.values)]
     measured = sum(buffer.untyped_storage().nbytes() for buffer in buffers)
     cases.append({"case": "bytes", "tokens": 256, "predicted": predicted, "measured": measured})
-    return cases + steps()
+    return cases
 
 
 def rates(n: int, ours: str, ours_ms: float, peer: str, peer_ms: float) -> dict[str, float]:

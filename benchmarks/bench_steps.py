@@ -12,6 +12,7 @@ from torch import Tensor
 
 from annotated_attention.attention_sinks import SinkKVCache
 from annotated_attention.kv_cache import KVCache
+from annotated_attention.rotary import rotary_attention
 from annotated_attention.sliding_window import RollingKVCache
 from benchmarks.growth import HEADS, WIDTH, exponent
 from benchmarks.measure import device, single
@@ -35,6 +36,10 @@ def read(cache: Cache, n: int) -> None:
 
 def step(cache: Cache, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     keys, values = cache.update(key, value)
+    if isinstance(cache, SinkKVCache):
+        # Positions are those inside the cache, so its keys are turned anew in every step.
+        j = cache.positions
+        return rotary_attention(query, keys, values, j.max()[None], j)
     return F.scaled_dot_product_attention(query, keys, values)
 
 

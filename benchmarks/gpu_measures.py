@@ -343,9 +343,9 @@ class Measures:
         queries = [(128, 64, 8, 3), (64, 64, 4, 2), (128, 32, 8, 3), (64, 128, 8, 2), (128, 128, 8, 1)]
         forward = [(128, 128, 8, 2), (128, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4)]
         tried = {
-            "forward": (flash_triton_kernels.FORWARD_TILES, forward_of, forward),
-            "backward, queries": (flash_triton_kernels_backward.QUERIES_TILES, backward_of, queries),
-            "backward, keys": (flash_triton_kernels_backward.KEYS_TILES, backward_of, keys),
+            "forward": (flash_triton_kernels.TILES, forward_of, forward),
+            "backward, queries": (flash_triton_kernels_backward.QUERIES, backward_of, queries),
+            "backward, keys": (flash_triton_kernels_backward.KEYS, backward_of, keys),
         }
         size = self.sizes
         d, t = size.widths[0], min(size.aimed)

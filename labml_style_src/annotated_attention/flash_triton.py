@@ -16,7 +16,7 @@ A kernel is rigid: what is not in it cannot be had. But what models ask for come
 
 *Who sees whom.* A causal mask, a window, documents packed into one text: all of them let a query see an
 interval of keys, and so does any combination. Two numbers a query say it all, and tiles outside are never
-visited [check:test_masked_tiles_are_never_visited].
+visited, which [the page of the kernel](flash_triton_kernels.md) proves.
 
 *What a score is.* A cap, then a bias, one line each:
 
