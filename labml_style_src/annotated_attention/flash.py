@@ -278,7 +278,7 @@ def flash_traffic(
       caches, and that is enough to be several times as fast as lesson 1's formula and within a factor of two
       or so of PyTorch's fused kernel (`benchmarks/bench_flash.py`). But a tile here is one of every head of
       every text at once: with many of them, take smaller blocks. On a GPU it takes one kernel for all: it is on
-      the page [On a GPU](flash_triton.md).
+      the page [On a GPU](../flash_triton/index.md).
 
     **In production.** **SDPA** picks FlashAttention by itself where it can;
     `with sdpa_kernel(SDPBackend.FLASH_ATTENTION):` makes it, or fails. It keeps $L$ to itself;

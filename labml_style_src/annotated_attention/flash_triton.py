@@ -3,8 +3,8 @@ r"""# On a GPU
 In PyTorch each line of the loop is a kernel of its own, and what passes from one line to the next goes
 through the memory that the tiles were meant to spare. So here is the loop once more, as *one* kernel, written
 in Triton: forward, backward, and with everything that models put into the middle of attention. This page has
-what one calls; [the kernel](flash_triton_kernels.md) and [the kernels going
-back](flash_triton_kernels_backward.md) have pages of their own.
+what one calls; [the kernel](../flash_triton_kernels/index.md) and [the kernels going
+back](../flash_triton_kernels_backward/index.md) have pages of their own.
 
 It is the same function as before, and runs without a GPU as well: there it is PyTorch. With
 `TRITON_INTERPRET=1` Triton's interpreter runs the kernels on a CPU, slowly, and that is how this page was
@@ -16,7 +16,7 @@ A kernel is rigid: what is not in it cannot be had. But what models ask for come
 
 *Who sees whom.* A causal mask, a window, documents packed into one text: all of them let a query see an
 interval of keys, and so does any combination. Two numbers a query say it all, and tiles outside are never
-visited, which [the page of the kernel](flash_triton_kernels.md) proves.
+visited, which [the page of the kernel](../flash_triton_kernels/index.md) proves.
 
 *What a score is.* A cap, then a bias, one line each:
 
