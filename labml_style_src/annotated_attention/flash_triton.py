@@ -29,18 +29,19 @@ Everything else, the walk over the tiles, the online softmax, its gradient, is t
 
 ## What others call it
 
-| here | flash-attn | FlexAttention | Transformers |
-|---|---|---|---|
-| `is_causal`, top-left | `causal`, bottom-right | `mask_mod` | `is_causal` |
-| `window` $w$, causal | `window_size=(w - 1, 0)` | `mask_mod` | `sliding_window=w` |
-| `window` $w$, both sides | `window_size=(w - 1, w - 1)` | `mask_mod` | |
-| `documents` | `cu_seqlens_q` of `flash_attn_varlen_func` | `mask_mod` | `cu_seq_lens_q`, or `position_ids` |
-| `soft_cap` | `softcap` | `score_mod` | `softcap` |
-| `alibi_slopes` | `alibi_slopes` | `score_mod` | |
-| `sink_logits` | `s_aux` (3), `learnable_sink` (4) | from `lse`, afterwards | `s_aux` |
+| here | flash-attn | Transformers |
+|---|---|---|
+| `is_causal`, top-left | `causal`, bottom-right | `is_causal` |
+| `window` $w$, causal | `window_size=(w - 1, 0)` | `sliding_window=w` |
+| `window` $w$, both sides | `window_size=(w - 1, w - 1)` | |
+| `documents` | `cu_seqlens_q` | `cu_seq_lens_q` |
+| `soft_cap` | `softcap` | `softcap` |
+| `alibi_slopes` | `alibi_slopes` | |
+| `sink_logits` | `s_aux` (3), `learnable_sink` (4) | `s_aux` |
 
 FlexAttention is this seam with a compiler behind it: `mask_mod` and `score_mod` are functions of indices, of
-which it makes a kernel and a list of tiles to visit. Here both are a few lines of Triton that one can read.
+which it makes a kernel and a list of tiles to visit; a sink it leaves to whoever has `lse`. Here all three are
+a few lines of Triton that one can read.
 
 ## Notation
 

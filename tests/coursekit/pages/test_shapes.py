@@ -1,6 +1,7 @@
 """Shapes recorded from runs of small mechanisms."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -312,3 +313,23 @@ def test_nothing_is_recorded_of_kernels(package: Path) -> None:
         """,
     )
     assert found == ShapeRecord({}, (), ())
+
+
+def test_an_example_does_without_triton_s_interpreter(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    lines, _ = record(
+        package,
+        """
+        import os
+        import torch
+
+        def attend(t: int):
+            x = torch.zeros(t, 2 if "TRITON_INTERPRET" in os.environ else 3)
+            return x
+
+        def example(axes):
+            attend(axes["t"])
+        """,
+    )
+    assert lines['x = torch.zeros(t, 2 if "TRITON_INTERPRET" in os.environ else 3)'] == "t 3"
+    assert os.environ["TRITON_INTERPRET"] == "1"

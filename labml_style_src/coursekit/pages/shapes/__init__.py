@@ -7,6 +7,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ from coursekit.pages.shapes.recording import EXAMPLE, Call, ShapeRecord, Watch, 
 from coursekit.pages.shapes.stated import check_stated
 
 __all__ = ["ShapeRecord", "check_stated", "record_shapes"]
+
+
+# Triton's interpreter, watched line by line, would take minutes. Without it an example takes PyTorch's way.
+INTERPRETER = "TRITON_INTERPRET"
 
 
 class _Axes(dict[str, int]):
@@ -45,11 +50,22 @@ def record_shapes(path: Path, module: str) -> ShapeRecord:
     """
     if "@triton.jit" in path.read_text("utf-8"):
         return ShapeRecord({}, (), ())
-    with _fresh(path, module):
+    with _fresh(path, module), _without(INTERPRETER):
         try:
             return _record(path, importlib.import_module(module))
         except Exception as error:
             return ShapeRecord({}, (), (_problem(error, path),))
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """The environment without a variable."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _record(path: Path, module: ModuleType) -> ShapeRecord:
