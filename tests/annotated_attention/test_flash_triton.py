@@ -146,7 +146,7 @@ def assert_is(
 
 def skip_bfloat16_on(device: str, dtype: torch.dtype) -> None:
     if device == "cpu" and dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter rounds bf16 in a way of its own")
+        pytest.skip("needs CUDA: Triton's interpreter rounds bf16 in a way of its own")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
