@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Function, compare, device, forward_backward
+from benchmarks.measure import Function, compare, device, forward_backward, turns
 from coursekit.experiments.memory import Peak
 
-HEADS, WIDTH, ROUNDS = 8, 64, 3
+HEADS, WIDTH, ROUNDS, TURNS = 8, 64, 3, 9
 
 
 def growth(
@@ -21,19 +21,29 @@ def growth(
     ours to it. `contenders(t)` are functions of query, key and value, ours first; each runs from 1,024 tokens
     up to its `longest`. Then the exponents: 1 is linear, 2 is quadratic."""
     for what in ("forward", "both"):
-        rows, t = [], 1024
+        rows, calls, t = [], dict[str, dict[str, Callable[[], Any]]](), 1024
         while t <= max(longest.values()):
             inputs = torch.randn(3, 1, HEADS, t, WIDTH, device=device()).unbind()
-            calls = {
+            beside = {
                 name: partial(once, function, inputs, what == "both")
                 for name, function in contenders(t).items()
                 if t <= longest[name]
             }
-            rows.append({"pass": what, "t": t, "h": HEADS, "d": WIDTH, **side_by_side(calls, inputs)})
+            rows.append({"pass": what, "t": t, "h": HEADS, "d": WIDTH, **side_by_side(beside, inputs)})
             yield rows[-1]
+            for name, call in beside.items():
+                calls.setdefault(name, {})[str(t)] = call
             t *= 2
-        units = [f"{name}_{unit}" for name in longest for unit in ("ms", "mib")]
-        yield {"pass": what, "exponent_of": {unit: exponent(rows, unit) for unit in units}}
+        found = {f"{name}_ms": exponent_in_turns(calls[name]) for name in longest}
+        found |= {f"{name}_mib": exponent(rows, f"{name}_mib") for name in longest}
+        yield {"pass": what, "exponent_of": found}
+
+
+def exponent_in_turns(calls: Mapping[str, Callable[[], Any]]) -> float:
+    """The exponent of time of one contender: its last three lengths take turns, and the fastest of each counts, for
+    whatever else the machine has to do can only add."""
+    times = turns(dict(list(calls.items())[-3:]), TURNS)
+    return exponent([{"t": int(t), "s": min(seconds)} for t, seconds in times.items()], "s")
 
 
 def once(function: Function, inputs: Sequence[Tensor], backward: bool) -> Any:

@@ -47,11 +47,16 @@ def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -
 
 def single(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median milliseconds of one call of each, each timed by itself: for calls that change what the next one finds."""
+    return {name: 1e3 * statistics.median(times) for name, times in turns(contenders, rounds).items()}
+
+
+def turns(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each single call."""
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, function in contenders.items():
             samples[name].append(_time(function, 1))
-    return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
+    return samples
 
 
 def _loops(function: Callable[[], Any]) -> int:

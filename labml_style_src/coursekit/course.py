@@ -7,7 +7,8 @@ number gives the order and the slug is the key under which every other piece is 
     tests/annotated_attention/test_slug.py          its proof
     lessons/NN_slug/lesson.py, lesson.ipynb         its notebook
     lessons/NN_slug/exercise.py, test_exercise.py, misconceptions.py
-    lessons/NN_slug/figures.py                      its figures, as functions that return SVG
+    lessons/NN_slug/figures.py                      its figures, as functions that return SVG; further ones go on
+                                                    in figures_suffix.py
     lessons/NN_slug/experiment.py, results/         a paper's claim, reproduced; further ones go on in
                                                     experiment_suffix.py
 
@@ -123,6 +124,11 @@ class Lesson:
     @property
     def figures(self) -> Path:
         return self.folder / "figures.py"
+
+    @property
+    def drawings(self) -> list[Path]:
+        """Every file of figures, `figures.py` first."""
+        return sorted(self.folder.glob("figures*.py"))
 
     @property
     def experiments(self) -> list["Experiment"]:

@@ -232,6 +232,23 @@ def test_a_hand_written_page_has_figures_of_what_was_measured_and_claims_with_th
     assert "docs/more.md:9: unknown 'few': docs/measured.py has many, table" in said
 
 
+def test_figures_of_a_lesson_go_on_in_further_files(warm_course):
+    root, lesson = warm_course.root, warm_course.lesson("gated")
+    more = lesson.folder / "figures_more.py"
+    more.write_text("def second():\n    return '<svg><title>the second</title></svg>'\n", "utf-8")
+    (root / "docs" / "more.md").write_text("# More\n\n![A](figure:gated.second)\n", "utf-8")
+    site.build(Course(root))
+    assert "<title>the second</title>" in built(warm_course, "more/index.html")
+    edit(more, "the second", "another")
+    site.build(Course(root))
+    assert "<title>another</title>" in built(warm_course, "more/index.html")
+    first = re.search(r"^def (\w+)", lesson.figures.read_text("utf-8"), re.MULTILINE)
+    assert first is not None
+    edit(more, "def second", f"def {first[1]}")
+    said = "\n".join(faults(warm_course))
+    assert f"lessons/01_gated/figures_more.py:1: figure '{first[1]}' is drawn in another file, too" in said
+
+
 @pytest.mark.parametrize(
     ("link", "reason"),
     [

@@ -14,12 +14,12 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from coursekit.course import Course, Mechanism
+from coursekit.course import Course, Lesson, Mechanism
 from coursekit.files import write_text
 from coursekit.imports import code_key
 from coursekit.pages import inputs
 from coursekit.pages.notebooks import execute
-from coursekit.pages.problems import PageError
+from coursekit.pages.problems import PageError, Problem
 from coursekit.pages.worker import Worker
 
 
@@ -65,7 +65,7 @@ def gather(course: Course, worker: Worker, progress: Callable[[str], None]) -> M
             if mechanism.source.exists():
                 material.shapes[mechanism.slug] = seen(course, worker, mechanism)
         for lesson in course.lessons:
-            material.figures[lesson.slug] = drawn(course, worker, lesson.figures, lesson.slug, lesson.results)
+            material.figures[lesson.slug] = all_drawn(course, worker, lesson)
         measured = sorted((course.root / "benchmarks" / "results").glob("*.json"))
         material.drawings = drawn(course, worker, course.root / "docs" / "figures.py", "docs", measured)
         material.measured = drawn(course, worker, course.root / "docs" / "measured.py", "measured", measured)
@@ -86,6 +86,21 @@ def seen(course: Course, worker: Worker, mechanism: Mechanism) -> Any:
     path = mechanism.source
     texts = [path.read_text("utf-8"), engine]
     return _kept(course, worker, "shapes", mechanism.slug, path, mechanism.module, texts)
+
+
+def all_drawn(course: Course, worker: Worker, lesson: Lesson) -> dict[str, str] | PageError:
+    """A lesson's figures, from all their files."""
+    figures: dict[str, str] = {}
+    for path in lesson.drawings:
+        owner = lesson.slug + path.stem.removeprefix("figures")
+        found = drawn(course, worker, path, owner, lesson.results)
+        if isinstance(found, PageError):
+            return found
+        if twice := figures.keys() & found.keys():
+            place = path.relative_to(course.root).as_posix()
+            return PageError([Problem(place, 1, f"figure '{min(twice)}' is drawn in another file, too")])
+        figures |= found
+    return figures
 
 
 def drawn(

@@ -57,7 +57,7 @@ def generate(course: Course, material: Material) -> tuple[list[Page], list[Probl
     for each in mechanisms:
         seen, figures = material.shapes[each.slug], material.figures[each.lesson.slug]
         family = [other.source for other in each.lesson.mechanisms]
-        files = [each.source, *each.proofs, *filter(Path.exists, [*family, each.lesson.figures])]
+        files = [each.source, *each.proofs, *each.lesson.drawings, *filter(Path.exists, family)]
         makers.append(_once(mechanism_page, files, course, each, seen, figures, proofs, roles))
     makers.append(lambda: notebook_index(lessons))
     for lesson in lessons:
@@ -136,8 +136,7 @@ def mechanism_page(
     roles: dict[str, list[str]],
 ) -> Page:
     markdown = render(course, mechanism, seen, figures, proofs, roles)
-    files = [mechanism.source, mechanism.lesson.figures]
-    sources = [_source(course, path) for path in files if path.exists()]
+    sources = [_source(course, path) for path in [mechanism.source, *mechanism.lesson.drawings]]
     return Page(f"mechanisms/{mechanism.slug}/index.md", markdown, sources)
 
 
