@@ -108,8 +108,8 @@ def maps() -> str:
         for mark in (-4, 0, 4):
             parts.append(text(place(mark, 0)[0], top + size + 16, f"{mark}".replace("-", "−"), size=12))
     for mark in (-4, 0, 4):
-        sign = f"{mark}".replace("-", "−")
-        parts.append(text(left - 6, top + size * (1 - mark / reach) / 2 + 4, f"{sign}", anchor="end", size=12))
+        y, sign = top + size * (1 - mark / reach) / 2, f"{mark}".replace("-", "−")
+        parts.append(text(left - 6, y + 4, sign, anchor="end", size=12))
     parts.append(text(left + 1.5 * size + gap, top + size + 34, "product of query and key", size=12))
     title = (
         "Three clouds beside the line of the exponential: elu + 1 is nearly flat, the series is a curve that"
