@@ -20,13 +20,12 @@ from annotated_attention.attention_sinks import (
     SinkKVCache,
     fused_sink_attention,
     sink_attention,
-    streaming_mask,
     streaming_rotary,
 )
 from annotated_attention.kv_cache import KVCache
 from annotated_attention.language_model import LanguageModel, LanguageModelConfig, SelfAttention
 from annotated_attention.rotary import rotary_attention
-from benchmarks.growth import exponent
+from benchmarks.growth import ROUNDS, exponent, once
 from benchmarks.measure import compare, device, passes
 
 N_SINKS, WINDOW = 4, 252
@@ -97,20 +96,16 @@ def run() -> list[dict]:
         cases += [about | case for case in found]
         cases.append({"case": "exponent", "cache": name, "time": exponent(found, "ms_a_token", "tokens")})
 
-    # The masked pass over a whole text beside the rotary attention of lesson 5 under the same mask.
-    i = torch.arange(2048, device=device())
-    inputs = list(torch.randn(3, 1, 8, 2048, 64, device=device()).unbind())
-    mask = streaming_mask(i, i, N_SINKS, WINDOW)
-
-    def true_distances(query, key, value):
-        attend = F.scaled_dot_product_attention
-        masked = lambda q, k, v, i, j: attend(q, k, v, mask)  # noqa: E731
-        return rotary_attention(query, key, value, i, i, attend=masked)
-
-    ours = partial(streaming_rotary, i=i, j=i, n_sinks=N_SINKS, window=WINDOW)
-    with torch.no_grad():
-        ms = compare(partial(ours, *inputs), partial(true_distances, *inputs), 3)
-    cases.append({"case": "one pass", "t": 2048, "h": 8, "d": 64, **ms})
+    # The pass over a whole text beside causal attention to all of it, with lesson 5's rotary positions.
+    causal = lambda q, k, v, i, j: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
+    for t in (2048, 8192):
+        i = torch.arange(t, device=device())
+        inputs = list(torch.randn(3, 1, 8, t, 64, device=device()).unbind())
+        ours = partial(streaming_rotary, i=i, j=i, n_sinks=N_SINKS, window=WINDOW)
+        dense = partial(rotary_attention, i=i, j=i, attend=causal)
+        for what in ("forward", "both"):
+            mine, theirs = (partial(once, function, inputs, what == "both") for function in (ours, dense))
+            cases.append({"case": "one pass", "t": t, "pass": what, **compare(mine, theirs, ROUNDS)})
 
     inputs = list(torch.randn(3, 1, 8, 512, 64, device=device()).unbind())
     logits = torch.zeros(8, device=device())

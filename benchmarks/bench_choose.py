@@ -35,7 +35,7 @@ KEY_HEADS, WINDOW, SINKS, REACH, BLOCK, CONTEXT = 2, 512, 4, 257, 64, 1500
 LENGTHS, TRAINED = (1024, 2048, 4096, 8192, 16384), (2048, 8192)
 
 # Those that make a number for every pair of tokens end where memory does.
-ROUNDS, ALL_PAIRS, LAST_OF_ALL_PAIRS = 3, ("weights", "sinks", "alibi"), 4096
+ROUNDS, ALL_PAIRS, LAST_OF_ALL_PAIRS = 3, ("weights", "alibi"), 4096
 
 
 def contenders(t: int) -> dict[str, Function]:

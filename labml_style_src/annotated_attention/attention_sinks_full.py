@@ -52,6 +52,7 @@ may be longer than their table of places.
 of them is this page's.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -63,9 +64,11 @@ from annotated_attention.alibi import alibi_slopes
 from annotated_attention.grouped_query import grouped_query_attention
 from annotated_attention.language_model import causal_mask
 from annotated_attention.rotary import apply_rotary, rotary_angles
+from annotated_attention.sliding_window import is_run, window_tiles
+from annotated_attention.sliding_window_tiles import attend_in_tiles, fused
 
 __all__ = ["alibi_by_position", "streaming_alibi"]
-__all__ += ["streaming_mask", "streaming_rotary"]
+__all__ += ["streaming_mask", "streaming_rotary", "streaming_tiles"]
 
 
 def streaming_mask(
@@ -108,7 +111,7 @@ def streaming_rotary(
     \begin{pmatrix} R_i\,\mathbf{q}_i \\ R_{\hat\imath}\,\mathbf{q}_i \end{pmatrix}^{\!\top}
     \begin{pmatrix} \mathbf{0} \\ R_j\,\mathbf{k}_j \end{pmatrix}$$
 
-    Vectors twice as wide, and plain attention does the rest: the trick by which lesson 6 made a bias a
+    Vectors twice as wide, and any attention does the rest: the trick by which lesson 6 made a bias a
     coordinate. It is the formula above [check:test_rotary_agrees_with_the_plain_formula]
     [check:test_gradcheck].
 
@@ -135,9 +138,51 @@ def streaming_rotary(
 
     # The scale remains that of $d$ numbers, for half of the $2d$ are zeros
     # [check:test_rotary_scale_is_that_of_d].
+    attend = partial(attend_to_wider_keys, scale=d**-0.5)
+    if query.shape[2] > 1 and is_run(i) and is_run(j):
+        tiles = partial(streaming_tiles, i, j, n_sinks, window)
+        return attend_in_tiles(attend, tiles, query, key, value)
     mask = streaming_mask(i, j, n_sinks, window)
-    attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
-    return attend(query, key, value, mask, scale=d**-0.5)
+    return attend(query, key, value, mask)
+
+
+def streaming_tiles(
+    i: Int[Tensor, "t"],
+    j: Int[Tensor, "s"],
+    n_sinks: int,
+    window: int,
+) -> Iterator[tuple[slice, list[slice], Tensor]]:
+    r"""### Only what is in sight
+
+    A text without gaps needs no $t\,s$ scores. A block of $u$ queries has the window in sight that
+    [lesson 9](../sliding_window/index.md) gives it, and the sinks in front. So time and memory grow with
+    $t\,(n + w + u)$ [check:test_time_and_memory_are_linear], and where the cuts are cannot be seen
+    [check:test_tiles_are_the_whole].
+    """
+    given = len(i), len(j), window
+    bands = window_tiles(*given, offset=int(i[0] - j[0]), device=j.device)
+    for rows, (run,), _ in bands:
+        # Sinks that the window still holds are not in front a second time.
+        kept = min(int((j < n_sinks).sum()), run.start)
+        columns = [slice(0, kept), run] if kept else [run]
+        places = torch.cat([j[part] for part in columns])
+        mask = streaming_mask(i[rows], places, n_sinks, window)
+        yield rows, columns, mask
+
+
+def attend_to_wider_keys(
+    query: Float[Tensor, "b h u d"],
+    key: Float[Tensor, "b g a d"],
+    value: Float[Tensor, "b g a e"],
+    mask: Bool[Tensor, "... u a"],
+    scale: float,
+) -> Float[Tensor, "b h u e"]:
+    r"""PyTorch's kernel for a CPU is fused only if values are as wide as keys. So they get zeros, and the zeros
+    that come of them are left out.
+    """
+    e = value.shape[-1]
+    value = F.pad(value, (0, max(0, key.shape[-1] - e)))
+    return fused(query, key, value, mask, scale=scale)[..., :e]
 
 
 def streaming_alibi(
@@ -195,11 +240,9 @@ def attend_by_distance(
 ) -> Float[Tensor, "b h t e"]:
     r"""### The two have this in common
 
-    **Cost.** All on this page makes $t\,s$ scores, of which a mask keeps $t\,(n + w)$. That is right for an
-    oracle and for texts of some windows. For long ones, the band of lesson 9 computes the window, and the
-    sinks are one more block of keys, seen by all: two results that lesson 13 merges. And on a CPU PyTorch's fused
-    kernel takes no keys that are wider than values: the rotary pass is about five times as slow as one with true
-    distances (`benchmarks/bench_attention_sinks.py`).
+    **Cost.** With a bias $t\,s$ scores are made, of which $t\,(n + w)$ are kept. That is right for an oracle
+    and for texts of some windows. Rotary goes tile by tile, and pays for its turn with vectors twice as wide.
+    Lesson 13 has another way: window and sinks are two readers, whose answers can be merged.
 
     **When it fails.** The mask must count as the cache does. A pass with true distances to the sinks is
     another function, by more than a rounding as soon as the cache is full
@@ -226,5 +269,6 @@ def example(axes: dict[str, int]) -> None:
     i, j = torch.arange(t) + s - t, torch.arange(s)
     streaming_mask(i, j, 2, 3)
     streaming_rotary(query, key, value, i, j, n_sinks=2, window=3)
+    list(streaming_tiles(i, j, 2, 3))
     streaming_alibi(query, key, value, i, j, n_sinks=2, window=3)
     alibi_by_position(query, key, value, i, j)

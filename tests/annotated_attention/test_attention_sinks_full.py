@@ -21,8 +21,10 @@ from annotated_attention.attention_sinks import (
     streaming_mask,
     streaming_rotary,
 )
+from annotated_attention.attention_sinks_full import streaming_tiles
 from annotated_attention.language_model import SelfAttention
 from annotated_attention.rotary import apply_rotary, rotary_angles, rotary_attention
+from coursekit.experiments.memory import Peak
 
 N, W = 2, 3
 FULL: dict[str, Callable] = {
@@ -50,15 +52,7 @@ def places(case: Case, device: str) -> tuple[Tensor, Tensor]:
     return i, torch.arange(case.s, device=device)
 
 
-def paper(
-    scheme: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    i: Tensor,
-    j: Tensor,
-    attend: Callable[..., Tensor] = plain_attention,
-) -> Tensor:
+def paper(scheme: str, query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Row by row: what the query finds in a cache of sinks and window, at its places there."""
     (h, d), r = (query.shape[1], query.shape[3]), query.shape[1] // key.shape[1]
     key, value, rows = key.repeat_interleave(r, 1), value.repeat_interleave(r, 1), []
@@ -72,8 +66,23 @@ def paper(
         else:
             wide = torch.promote_types(query.dtype, torch.float32)
             bias = -alibi_slopes(h, dtype=wide, device=query.device)[:, None, None] * (end - place)
-        rows.append(attend(one, some, value[:, :, held], bias))
+        rows.append(plain_attention(one, some, value[:, :, held], bias))
     return torch.cat(rows, 2)
+
+
+def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """PyTorch's kernel on vectors that say each query twice."""
+    d, e = query.shape[3], value.shape[3]
+    turned = [apply_rotary(query, rotary_angles(at, d)) for at in (i, i.clamp(max=N + W - 1))]
+    near, far = (
+        torch.where(mine[:, None], apply_rotary(key, rotary_angles(j, d)), 0.0) for mine in (j >= N, j < N)
+    )
+    distance = i[:, None] - j
+    mask = (distance >= 0) & ((distance < W) | (j < N))
+    value = torch.nn.functional.pad(value, (0, 2 * d - e))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    wide = torch.cat(turned, 3), torch.cat([near, far], 3), value
+    return attend(*wide, mask, scale=d**-0.5, enable_gqa=True)[..., :e]
 
 
 @given(n=st.integers(0, 5), w=st.integers(1, 7), t=st.integers(0, 23), s=st.integers(0, 23))
@@ -98,15 +107,16 @@ def test_alibi_agrees_with_the_plain_formula(case: Case, dtype: torch.dtype, dev
 
 
 def agrees(scheme: str, case: Case, dtype: torch.dtype, device: str) -> None:
-    """Rotary beside PyTorch's attention, on which it stands; ALiBi, which stands on ours, beside the formula."""
+    """Rotary beside PyTorch's kernel, on which it stands; ALiBi, which stands on ours, beside the formula."""
     i, j = places(case, device)
-    attend = torch.nn.functional.scaled_dot_product_attention if scheme == "rotary" else plain_attention
 
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return FULL[scheme](query, key, value, i, j)
 
     def peer(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return paper(scheme, query, key, value, i, j, attend)
+        if scheme == "rotary":
+            return in_one_kernel(query, key, value, i, j)
+        return paper(scheme, query, key, value, i, j)
 
     def oracle(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return paper(scheme, query, key, value, i, j)
@@ -158,6 +168,52 @@ def test_in_the_cache_nothing_changes(scheme: str, device: str) -> None:
         if scheme == "rotary":
             plain = rotary_attention(*inputs, base=100.0)
             assert_close(FULL[scheme](*inputs, base=100.0), plain, plain)
+
+
+@pytest.mark.parametrize(("t", "s"), [(300, 300), (150, 413), (2, 290)])
+@pytest.mark.parametrize(("n_sinks", "window"), [(0, 5), (4, 30), (140, 20), (3, 500)])
+def test_tiles_are_the_whole(t: int, s: int, n_sinks: int, window: int, device: str) -> None:
+    """A row of positions is no run: there all scores are made, under one mask."""
+    query, key, value = Case("long", t=t, s=s, d=4, e=3).inputs(device=device)
+    i, j = torch.arange(s - t, s, device=device), torch.arange(s, device=device)
+    sizes = {"n_sinks": n_sinks, "window": window}
+
+    def tiled(*inputs: Tensor) -> Tensor:
+        return streaming_rotary(*inputs, i=i, j=j, **sizes)
+
+    def whole(*inputs: Tensor) -> Tensor:
+        return streaming_rotary(*inputs, i=i.expand(2, -1), j=j.expand(2, -1), **sizes)
+
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    exact = whole(*inputs)
+    assert_close(tiled(*inputs), exact, exact)
+    upstream = normal("upstream", *exact.shape, device=device)
+    found, wanted = (torch.autograd.grad(f(*inputs), inputs, upstream) for f in (tiled, whole))
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert_close(mine, theirs, theirs, factor=proof.GRADIENT_FACTOR)
+
+
+def test_tiles_hold_each_key_once() -> None:
+    i = torch.arange(700)
+    for rows, columns, mask in streaming_tiles(i, i, 9, 40):
+        places = torch.cat([i[part] for part in columns])
+        assert len(places.unique()) == len(places) == mask.shape[1]
+        assert torch.equal(mask.sum(1), streaming_mask(i[rows], i, 9, 40).sum(1))
+
+
+def test_time_and_memory_are_linear() -> None:
+    """Scores that are made, and the most that tensors hold beside the inputs, for texts of some hundred windows."""
+    made, held = [], []
+    for t in (8192, 16384):
+        i = torch.arange(t)
+        made.append(sum(mask.numel() for _, _, mask in streaming_tiles(i, i, 4, 60)))
+        inputs = torch.randn(3, 1, 1, t, 8).unbind()
+        with Peak(inputs) as seen, torch.no_grad():
+            streaming_rotary(*inputs, i=i, j=i, n_sinks=4, window=60)
+        held.append(seen.most)
+    assert made[1] / made[0] == pytest.approx(2, rel=0.01)
+    assert held[1] / held[0] == pytest.approx(2, rel=0.05)
+    assert made[1] < 16384 * (4 + 60 + 128)
 
 
 def test_rotary_scale_is_that_of_d(device: str) -> None:
