@@ -10,18 +10,9 @@ is no longer one piece, and a *table* $T$ says where it lies. Key $j$ of text $b
 $$\text{in page } p = T_{b,\,\lfloor j/n \rfloor}, \quad \text{in slot } j \bmod n .$$
 
 Here are *the cat sat on the mat* and *the cat sat down*, in pages of two
-[check:test_the_cat_sat_down|the cat]:
+[check:test_the_cat_sat_down|the cat]. Page 4 is there once and in both rows of the table.
 
-| page | 0 | 1 | 2 | 3 | 4 |
-|---|---|---|---|---|---|
-| holds | – | the mat | sat down | sat on | the cat |
-
-| text | its row of the table |
-|---|---|
-| the cat sat on the mat | 4, 3, 1 |
-| the cat sat down | 4, 2, – |
-
-Page 4 is there once and in both rows.
+![The table's two rows point into the pool of pages. Page 4 has two readers, page 0 none.](figure:pages)
 
 ## What came before
 
@@ -40,6 +31,9 @@ Texts that begin alike, with the same instructions or as several answers to one 
 keys once, and the table may name a page as often as it likes. Each page counts its readers. One that nobody
 reads is free. A text that wants to write into a page that others read gets a copy of its own, and not before:
 *copy on write* [check:test_a_shared_page_is_copied_before_it_is_written].
+
+![Two texts read page 1, and both go on. One gets a copy, in page 0; for the other, now its only reader, page
+1 is as good as its own.](figure:copied)
 
 ## Notation
 

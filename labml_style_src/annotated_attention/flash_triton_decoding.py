@@ -5,6 +5,9 @@ job, writing one text keeps 8 of 132 busy [check:test_what_splitting_wins_and_co
 keys are dealt out as well: of 32,768 keys, 1,024 to a program, and 256 programs are at work
 [check:test_what_splitting_wins_and_costs|256].
 
+![Two programs fit on a multiprocessor. Above, one has all keys of a head; below, a part of
+them.](figure:multiprocessors)
+
 It pays because decoding waits for bytes. A key and its value are $d + e$ numbers of $u$ bytes, read once and
 met by the queries of $r$ heads at $t$ positions, each with $2(d + e)$ operations. So there are
 

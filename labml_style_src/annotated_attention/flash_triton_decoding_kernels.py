@@ -6,6 +6,9 @@ they bring. Here the readers are programs. Two kernels do it. In the first, each
 of one text's keys, for all $r$ query heads that share a key head, and writes $(\mathbf{o}_n, L_n)$ in
 float32. In the second, each program merges the $n$ answers of one query.
 
+![Three texts in four parts each, for one head. A box is a program of the first kernel, each lowest circle one
+of the second. Area: $e^L$. Shade: the answer. Dashed: a part without keys.](figure:two_kernels)
+
 Why one program takes a whole group: the keys are what must be read, and so they are read once for all the
 queries that want them. With $r$ heads and $t$ queries that is $r\,t$ rows, and a tensor core multiplies 16
 rows at a time anyway. A step with fewer rows pads them, which costs arithmetic that decoding has to spare
