@@ -6,9 +6,10 @@ in Triton: forward, backward, and with everything that models put into the middl
 what one calls; [the kernel](../flash_triton_kernels/index.md) and [the kernels going
 back](../flash_triton_kernels_backward/index.md) have pages of their own.
 
-It is the same function as before, and runs without a GPU as well: there it is PyTorch. With
-`TRITON_INTERPRET=1` Triton's interpreter runs the kernels on a CPU, slowly, and that is how this page was
-tested where there was no GPU [check:test_agrees_with_the_formula].
+It is the same function as before, and without a GPU it is PyTorch. With `TRITON_INTERPRET=1` a CPU runs the
+kernels, slowly: so this page was tested where there was no GPU [check:test_agrees_with_the_formula].
+
+![A query sees the keys from `low` to `high`, under each mask and under all three at once.](figure:intervals)
 
 ## One interval, one score, one sum
 
@@ -39,9 +40,8 @@ Everything else, the walk over the tiles, the online softmax, its gradient, is t
 | `alibi_slopes` | `alibi_slopes` | |
 | `sink_logits` | `s_aux` (3), `learnable_sink` (4) | `s_aux` |
 
-FlexAttention is this seam with a compiler behind it: `mask_mod` and `score_mod` are functions of indices, of
-which it makes a kernel and a list of tiles to visit; a sink it leaves to whoever has `lse`. Here all three are
-a few lines of Triton that one can read.
+FlexAttention is this seam with a compiler behind it: of two functions of indices, `mask_mod` and `score_mod`,
+it makes a kernel and a list of tiles to visit; a sink it leaves to whoever has `lse`. Here all lies open.
 
 ## Notation
 

@@ -13,6 +13,9 @@ along its row of keys. Each keeps what it sums in registers, in float32, and wri
 write to the same place, no sum depends on who was first, and the gradient has the same bits every time
 [check:test_the_kernels_have_the_same_bits_every_time].
 
+![A window, walked twice. Left: a program has a tile of keys and goes down its queries. Right: one has a tile
+of queries and goes along its keys. Strong: one program of each, and the sums that only it writes.](figure:walks)
+
 ## What it costs
 
 A tile of weights is made from $L_i$ again, as two pages ago: that takes a product of queries and keys, and
@@ -46,7 +49,9 @@ ALiBi's slopes are not learned, in the paper; who wants to learn them can, and w
 | $L_i \log_2 e$ | `log2` | `b h t` | logarithm of the sum, to base 2 |
 | $P_{ij}$ | `weights` | tile | made once more |
 | $dS_{ij}$ | `ds` | tile | gradient at the scores |
-| $d\mathbf{q}_i$, $d\mathbf{k}_j$, $d\mathbf{v}_j$ | `dq`, `dk`, `dv` | tile | what a program collects |
+| $d\mathbf{q}_i$ | `dq` | tile | what a program collects at its queries, |
+| $d\mathbf{k}_j$ | `dk` | tile | or at its keys |
+| $d\mathbf{v}_j$ | `dv` | tile | and its values |
 | $dz_h$, $dm_h$ | `dsinks`, `dslopes` | `h` | gradients at the sinks and slopes |
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
 

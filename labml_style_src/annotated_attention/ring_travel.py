@@ -4,6 +4,9 @@ A ring is as fast as its slowest hand-over, and stands still with its first dead
 be had: a device should not wait for what could have come while it computed; two neighbours should not wait
 for each other; and if one is lost, the others should say so, not wait for ever.
 
+![The way back on rank $r$ of four; time goes to the right, a colour is the rank whose keys they are. A block
+lies in its room, a wedge is arriving. The height of a sum: how many ranks have added to it.](figure:rooms)
+
 ## Two rooms
 
 Each rank has its keys in one buffer, and an empty one of the same size. It starts to send the first, starts

@@ -4,6 +4,9 @@ Cut a block of queries out of a text, and the keys that it has in sight: that is
 its own. Forward, nothing could be simpler. A slice copies nothing, and the answers are written one behind the
 other.
 
+![Four tiles of a window, cut where the text ends. A block beside a query or a key for each tile that sends it
+a gradient: one for a query, up to three for a key.](figure:sent_back)
+
 Backward, this would be quadratic again. To autograd every slice is an operation of its own, whose gradient is
 as long as the text: zeros, but for a few rows. There are $t/u$ tiles, and each would send back $t$ rows
 [check:test_slices_have_a_quadratic_backward].

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from annotated_attention.kv_cache import kv_cache_bytes
 from annotated_attention.sliding_window import (
@@ -14,8 +15,10 @@ from annotated_attention.sliding_window import (
     sliding_window_attention,
     sliding_window_cost,
     sliding_window_mask,
+    window_tiles,
 )
 from annotated_attention.sliding_window_cache import rolling_kv_cache_bytes
+from annotated_attention.sliding_window_tiles import backward_in_tiles
 from coursekit.drawing import circle, line, rect, svg, text
 
 
@@ -76,6 +79,46 @@ def tiles() -> str:
     )
     title = "A band cut into three tiles of 8 queries and 13 keys; in each, two triangles are not wanted"
     return svg(last + a * cell + 56, bottom + 8, title, parts)
+
+
+def sent_back() -> str:
+    """Tiles of six queries and a window of ten in a text of 22 tokens, and how many add to each gradient."""
+    t, window, u, cell, left, top = 22, 10, 6, 13.5, 44, 8
+    tiles = list(window_tiles(t, t, window, block_size=u))
+
+    def ones(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """Every number has a gradient of 1, so sums of gradients count the tiles that add to them."""
+        return (query.sum() + key.sum() + value.sum()) * query.new_ones(query.shape) / query.shape[2]
+
+    zeros = torch.zeros(1, 1, t, 1)
+    dq, dk, _ = (
+        x.flatten().round().int().tolist() for x in backward_in_tiles(ones, tiles, zeros + 1, *[zeros] * 3)
+    )
+
+    # A little room between the tiles, and nothing outside of the text.
+    deep = t * cell + 4 * (len(tiles) - 1)
+    parts = [rect(left - 4, top - 4, t * cell + 6, deep + 6, "line", 0.3, rx=3)]
+    for n, (rows, (run,), mask) in enumerate(tiles):
+        assert mask is not None
+        for i, seen in enumerate(mask.tolist(), start=rows.start):
+            y = top + i * cell + 4 * n
+            for j, wanted in enumerate(seen, start=run.start):
+                x = left + j * cell
+                parts.append(rect(x, y, cell - 2, cell - 2, "weights", 0.85 if wanted else 0.2))
+            parts += [rect(left - 20 - 9 * k, y, 7, cell - 2, "query", 0.8) for k in range(dq[i])]
+        size = (run.stop - run.start) * cell + 1, (rows.stop - rows.start) * cell + 1
+        parts.append(
+            frame(left + run.start * cell - 1.5, top + rows.start * cell + 4 * n - 1.5, *size, "ink")
+        )
+    foot = top + deep + 11
+    for j, count in enumerate(dk):
+        parts += [rect(left + j * cell, foot + 9 * k, cell - 2, 7, "key", 0.8) for k in range(count)]
+    parts.append(text(0, top + deep / 2 + 4.5, "dq", anchor="start", colour="query"))
+    parts.append(text(left + t * cell / 2, foot + 9 * max(dk) + 13, "dk", colour="key"))
+    title = (
+        "Four tiles along a band: each query is in one of them, a key in up to three, whose gradients pile up"
+    )
+    return svg(left + t * cell + 3, foot + 9 * max(dk) + 19, title, parts)
 
 
 def reach() -> str:

@@ -1,9 +1,15 @@
 """The figures of the ring pages, drawn from the mechanism itself. Each function returns one SVG."""
 
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+from unittest.mock import patch
+
 import torch
 from torch import Tensor
 
+from annotated_attention import ring as ring_page
 from annotated_attention.ring_costs import least_tokens
+from annotated_attention.ring_travel import Parcel, Ring
 from annotated_attention.ring_zigzag import keys_seen, seen_by, zigzag_positions
 from coursekit.drawing import line, path, rect, svg, text
 
@@ -130,3 +136,109 @@ def overlap() -> str:
         top += 2 * lane + 40
     title = "Computing and sending in four steps: shares that are too short leave gaps between the steps"
     return svg(width, top - 32, title, parts)
+
+
+def walk(rank: int) -> list[tuple[str, str, int, list[float]]]:
+    """What `ring_backward` does on a rank of the ring: computes, sends or receives; which parcel; in which of its
+    two rooms; what is in it.
+
+    A key is the number of its rank. Instead of a gradient each rank gives a one in the place of the keys' rank.
+    """
+    posts = {(to, what): Queue() for to in range(N) for what in ("keys", "gradients")}
+    seen: dict[int, list[tuple[str, str, int, list[float]]]] = {n: [] for n in range(N)}
+
+    class Posted(Parcel):
+        def __init__(self, ring: Ring, what: str, full: Tensor) -> None:
+            super().__init__(ring, what, full)
+            self.rooms = [self.full.data_ptr(), self.empty.data_ptr()]
+
+        def note(self, act: str) -> None:
+            room = self.rooms.index(self.full.data_ptr())
+            seen[self.ring.rank].append((act, self.what, room, self.full.tolist()))
+
+        def send(self) -> None:
+            self.note("send")
+            posts[(self.ring.rank + 1) % N, self.what].put(self.full.clone())
+
+        def receive(self) -> None:
+            self.empty.copy_(posts[self.ring.rank, self.what].get(timeout=5))
+            self.full, self.empty = self.empty, self.full
+            self.note("receive")
+
+    def gradients(
+        _do: Tensor, _dl: Tensor, q: Tensor, k: Tensor, *_: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        source = int(k[0, 0, 0, 0])
+        seen[int(q[0, 0, 0, 0])].append(("compute", "", source, []))
+        return q * 0, torch.eye(N)[source].expand(k.shape), k[..., :1] * 0
+
+    def go_back(r: int) -> None:
+        q, v = torch.full((1, 1, 1, N), float(r)), torch.zeros(1, 1, 1, 1)
+        found = ring_page.ring_backward(v, v[..., 0], q, q, v, v, v[..., 0], Ring(r, N, None), False, 1.0)
+        seen[r].append(("home", "gradients", 0, found[1].flatten().tolist()))
+
+    with patch.multiple(ring_page, Parcel=Posted, flash_backward=gradients), ThreadPoolExecutor(N) as pool:
+        list(pool.map(go_back, range(N)))
+    return seen[rank]
+
+
+def rooms() -> str:
+    """The way back on one of four ranks, from left to right: its two rooms of keys, its work, its two rooms of sums."""
+    rank, left, column, height, top = N - 1, 70, 61, 25, 20
+    lanes = {"keys": top, "": top + 66, "gradients": top + 118, "home": top + 188}
+    names = {"keys": "keys", "": "computes", "gradients": "sums", "home": "home"}
+    middles = {"keys": height + 2, "": height / 2, "gradients": height + 2, "home": height / 2}
+    parts = [
+        text(0, lanes[key] + middles[key] + 4, name, anchor="start", colour="ink")
+        for key, name in names.items()
+    ]
+
+    def empty(y: float, until: float) -> None:
+        parts.append(rect(left, y, until * column, height, "line", 0.5, rx=2))
+
+    def block(y: float, since: float, until: float, level: float, source: int, grows: bool = False) -> None:
+        """What lies in a room from one time to another, or comes into it."""
+        x, width, full = left + since * column + 1, (until - since) * column - 2, height * level
+        low = y + height
+        if grows:
+            wedge = f"M{x:g} {low:g}H{x + width:g}v{-full:g}Z"
+            parts.append(f'<path d="{wedge}" fill="var(--{COLOURS[source]})" fill-opacity="0.35"/>')
+        else:
+            parts.append(rect(x, low - full, width, full, COLOURS[source], 0.8))
+
+    for key, until in (("keys", N), ("gradients", N + 1)):
+        for n in range(2):
+            empty(lanes[key] + n * (height + 4), until)
+    empty(lanes["home"], N + 1.4)
+
+    # A computed pair of shares takes one unit of time, and so does a hop that nothing is computed beside.
+    clock, hops, sent, came = 0, {"keys": 0, "gradients": 0}, {}, 0.0
+    for act, what, room, numbers in walk(rank):
+        if act == "compute":
+            block(lanes[what], clock, clock + 1, 1, room)
+            label = "r" if room == rank else f"r − {(rank - room) % N}"
+            parts.append(text(left + (clock + 0.5) * column, lanes[""] + 17, label, colour="paper", size=12))
+            clock += 1
+            continue
+        level, source = sum(numbers[:N]) / N, max(range(N), key=numbers.__getitem__)
+        if what == "keys":
+            level, source = 1, int(numbers[0])
+        if act == "send":
+            sent[what] = clock, room, level, source
+        elif act == "receive":
+            since, other, was, whose = sent.pop(what)
+            clock = max(clock, since + 1)
+            y = [lanes[what] + n * (height + 4) for n in range(2)]
+            block(y[other], since, clock, was, whose)
+            block(y[room], since, clock, level, source, grows=True)
+            hops[what], came = hops[what] + 1, level
+            parts.append(text(left + (since + clock) / 2 * column, y[0] - 6, f"hop {hops[what]}", size=12))
+            if what == "keys" and hops[what] == N - 1:
+                block(y[room], clock, clock + 1, level, source)
+        else:
+            block(lanes["home"], 1, clock, level - came, source)
+            block(lanes["home"], clock, clock + 0.4, level, source)
+    title = (
+        "Keys arrive in one room while those in the other are used and sent; sums follow, and come home full"
+    )
+    return svg(left + (clock + 0.4) * column + 2, lanes["home"] + height + 4, title, parts)
