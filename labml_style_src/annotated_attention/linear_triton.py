@@ -9,6 +9,9 @@ made of are 2 MiB. PyTorch's operations read and write 52 to get there, the kern
 So it is lesson 13's story again. Arithmetic is cheap, to fetch is dear, and what is needed for a moment
 should never leave the chip.
 
+![Four chunks, two heads, each state in two blocks. Only along an arrow does one thing wait for another. Beside
+a triangle of weights, the share of what came before.](figure:at_once)
+
 ## What has to wait, and what has not
 
 Within a chunk, a query needs its own chunk and the state before it:

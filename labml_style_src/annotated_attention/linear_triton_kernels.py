@@ -2,10 +2,10 @@ r"""# Linear attention in Triton: the kernels
 
 A kernel is written for one tile and started for all of them at once. What it computes is in the course's
 formulas already; what remains is where a tile lies, what stands beyond the end of a text, and in which
-numbers it is multiplied. This page has the walk through the states, and the outputs. [The
-next](../linear_triton_kernels_backward/index.md) goes back.
+numbers it is multiplied.
 
-## The walk
+Forward there are two. One walks through the chunks of a text, a block of the state and of its normaliser in
+its hands:
 
 $$\begin{aligned} S &\leftarrow S + \sum_{j \text{ in a chunk}} \varphi(\mathbf{k}_j)\, \mathbf{v}_j^\top, &
 \mathbf{z} &\leftarrow \mathbf{z} + \sum_{j \text{ in a chunk}} \varphi(\mathbf{k}_j), \end{aligned}$$
@@ -13,9 +13,12 @@ $$\begin{aligned} S &\leftarrow S + \sum_{j \text{ in a chunk}} \varphi(\mathbf{
 and before each chunk, both are put down. Backwards it is the same walk from the other end, with queries for
 keys: [the next page](../linear_triton_kernels_backward/index.md) has its formulas.
 
+![In cells, what one program fetches; framed, what it holds; on the right, what it has put down. Plain: not its
+own, or still to come.](figure:one_block)
+
 ## The outputs
 
-For the queries of one chunk, all at once, with $\text{before}$ for what was put down:
+The other has the queries of one chunk, all at once, with $\text{before}$ for what was put down:
 
 $$\begin{aligned} \mathbf{o}_i &= \frac1{r_i}\,\Big(\varphi(\mathbf{q}_i)^\top S_{\text{before}} +
 \sum_{j \le i \text{, within}} A_{ij}\, \mathbf{v}_j^\top\Big), \\
@@ -35,7 +38,7 @@ A_{ij} = \varphi(\mathbf{q}_i)^\top \varphi(\mathbf{k}_j). \end{aligned}$$
 | $A_{ij}$ | `weights` | tile | within a chunk |
 | $r_i$ | `r`, `total` | `b t h` | the denominator |
 | $\mathbf{o}_i$ | `o`, `output` | `b t h e` | the blend of values |
-| $D_i$ | `shift` | `b t h` | on the way back: see there |
+| $D_i$ | `shift` | `b t h` | for the way back, on the next page |
 | $u$ | `U` | scalar | tokens in a chunk |
 | $c$ | `BLOCK` | scalar | features, or values, in a tile |
 """
@@ -209,6 +212,8 @@ def output_kernel(
     r"""## Outputs
 
     A program has a chunk of a head, and a block of values. Features are gone through block by block.
+
+    ![Along the arrows, the features. Framed, the three sums over them; the values come last.](figure:one_chunk)
     """
     n = tl.cdiv(T, U)
     chunk = tl.program_id(0) % n

@@ -4,6 +4,19 @@ Autograd could go back through the chunks: it would keep all they made, and have
 the last to the first. Written by hand, the gradient of linear attention is linear attention again, three
 times, and for two of them the text is read from the right.
 
+A query collects from the keys before it, and their state is there. A key has served all queries behind it. So
+what it needs is a sum over these, and that is a state as well, of queries and gradients, that starts at the
+end of the text:
+
+$$R_j = \sum_{i \ge j} \hat{\mathbf{q}}_i\, d\mathbf{o}_i^\top, \qquad \mathbf{w}_j = \sum_{i \ge j} D_i\,
+\hat{\mathbf{q}}_i .$$
+
+$\hat{\mathbf{q}}_i$ is a query's features over its denominator, $D_i$ one number a row. This is the walk of the
+page before, in the other direction.
+
+![A state of keys comes from the left, one of queries from the right. A chunk takes one of each: for the keys
+left of its triangle, and for the queries below it.](figure:both_ways)
+
 ## With the weights at hand
 
 Divide each query by its denominator, $\hat{\mathbf{q}}_i = \varphi(\mathbf{q}_i) / r_i$. Then $A_{ij} =
@@ -24,17 +37,8 @@ d\varphi(\mathbf{k}_j) &= \sum_{i \ge j} dA_{ij}\, \hat{\mathbf{q}}_i
 d\mathbf{v}_j &= \sum_{i \ge j} A_{ij}\, d\mathbf{o}_i
 &&= R_j^\top \varphi(\mathbf{k}_j). \end{aligned}$$
 
-## The state from the right
-
-A key has served all queries behind it. So what it needs is a sum over these, and that is a state, of queries
-and gradients, that starts at the end of the text:
-
-$$R_j = \sum_{i \ge j} \hat{\mathbf{q}}_i\, d\mathbf{o}_i^\top, \qquad \mathbf{w}_j = \sum_{i \ge j} D_i\,
-\hat{\mathbf{q}}_i .$$
-
-It is the walk of the page before, in the other direction. And chunks are cut as before: the sums within a
-chunk by its weights, those beyond by a state. Both states are made before any gradient is; nothing is added
-to by two programs [check:test_the_formulas_are_the_gradient].
+Chunks are cut as before: the sums within a chunk by its weights, those beyond by a state. Both states are
+made before any gradient is; nothing is added to by two programs [check:test_the_formulas_are_the_gradient].
 
 ## Who is divided
 
