@@ -27,7 +27,7 @@ from coursekit.grading.submission import ExerciseError, Submission, read_submiss
 from coursekit.grading.verbs import StudentError
 
 # Tight, so that an attack on them is over soon.
-LIMITS = Limits(call_seconds=0.2, submission_seconds=6.0, memory_mb=256)
+LIMITS = Limits(call_seconds=0.5, submission_seconds=6.0, memory_mb=256)
 # The ground's own net under a configuration that lacks a wall: nothing lasts longer.
 NET_SECONDS = 8.0
 # A process that has stopped itself goes on after so long: longer than any wall lets it.
