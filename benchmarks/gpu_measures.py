@@ -4,7 +4,7 @@ Run as a program it calls every kernel once, at small sizes, for `compute-saniti
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,21 @@ from annotated_attention.flash_triton import flash_attention_triton
 from annotated_attention.linear import linear_attention
 from annotated_attention.longformer import longformer_attention
 from benchmarks import peers, roofline
+from benchmarks.gpu_calls import (
+    Prepared,
+    backward_of,
+    first_of,
+    forward_of,
+    groups_as_rows,
+    most_mib,
+    of_query,
+    replayed,
+)
 from benchmarks.growth import exponent
 from benchmarks.measure import Function, device, medians
 from benchmarks.roofline import Roof, Work
 
 Cases = Iterator[dict[str, Any]]
-Prepared = Callable[[Function], Callable[[], Any]]
 
 # A backward pass multiplies five times where a forward one does twice.
 BACKWARD = 2.5
@@ -63,79 +72,8 @@ REHEARSAL = Sizes(
 )  # fmt: skip
 
 
-def first_of(function: Callable[..., tuple[Tensor, ...]]) -> Function:
-    """Without the logsumexp."""
-    return lambda *inputs: function(*inputs)[0]
-
-
-def of_query(function: Callable[..., tuple[Tensor, ...]]) -> Function:
-    """It has its keys and values already."""
-    return lambda query, *_: function(query)[0]
-
-
-def groups_as_rows(attend: Function, g: int) -> Function:
-    """A group of heads as one head with more queries: then each key is read once."""
-    return lambda query, key, value: attend(query.unflatten(1, (g, -1)).squeeze(3), key, value)
-
-
 def flash(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     return flash_attention_triton(query, key, value, **options)[0]
-
-
-def forward_of(inputs: Sequence[Tensor]) -> Prepared:
-    def prepared(function: Function) -> Callable[[], Any]:
-        def call() -> Any:
-            with torch.no_grad():
-                return function(*inputs)
-
-        return call
-
-    return prepared
-
-
-def backward_of(inputs: Sequence[Tensor]) -> Prepared:
-    """The backward pass alone: the graph is made once, and kept."""
-
-    def prepared(function: Function) -> Callable[[], Any]:
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        output = function(*leaves)
-        grad = torch.randn_like(output)
-        return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True)
-
-    return prepared
-
-
-def replayed(inputs: Sequence[Tensor]) -> Prepared:
-    """The forward pass recorded once, and replayed: no time of Python's, as in a server."""
-
-    def prepared(function: Function) -> Callable[[], Any]:
-        call = forward_of(inputs)(function)
-        if device() == "cpu":
-            return call
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
-
-    return prepared
-
-
-def most_mib(call: Callable[[], Any]) -> float | None:
-    """The most memory that a call adds."""
-    if device() == "cpu":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 class Measures:

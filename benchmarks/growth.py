@@ -1,5 +1,7 @@
 """How time and memory grow with the length of a text: ours beside its peers, with the exponents that fit."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +22,7 @@ def growth(
     """At doubling lengths, forward and with the gradients: milliseconds and MiB of each contender, and the ratio of
     ours to it. `contenders(t)` are functions of query, key and value, ours first; each runs from 1,024 tokens
     up to its `longest`. Then the exponents: 1 is linear, 2 is quadratic."""
+    keep_what_is_freed()
     for what in ("forward", "both"):
         rows, calls, t = [], dict[str, dict[str, Callable[[], Any]]](), 1024
         while t <= max(longest.values()):
@@ -44,6 +47,16 @@ def exponent_in_turns(calls: Mapping[str, Callable[[], Any]]) -> float:
     whatever else the machine has to do can only add."""
     times = turns(dict(list(calls.items())[-3:]), TURNS)
     return exponent([{"t": int(t), "s": min(seconds)} for t, seconds in times.items()], "s")
+
+
+def keep_what_is_freed() -> None:
+    """Else every tensor above 32 MiB, and none below, is memory that the system clears anew in each call: glibc gives
+    back what is so large. It would be a step between the longest lengths that no mechanism makes. (jemalloc, or
+    PyTorch on a GPU, keep it by themselves.)"""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        m_mmap_max, m_trim_threshold = -4, -1
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)
 
 
 def once(function: Function, inputs: Sequence[Tensor], backward: bool) -> Any:
