@@ -5,7 +5,8 @@ With names only those attacks are run, what they did is printed, and no table is
 
 import sys
 
-from tests.coursekit.attacks.ground.scene import LIMITS, Ground, attacks
+from tests.coursekit.attacks.ground.lesson import LIMITS
+from tests.coursekit.attacks.ground.scene import Ground, attacks
 from tests.coursekit.attacks.ground.table import CONFIGURATIONS, TABLE, as_text, tried
 
 from coursekit.files import write_text

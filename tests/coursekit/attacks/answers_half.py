@@ -12,7 +12,7 @@ def guess(x):
             os.write(number, struct.pack("<IQ", 100, 0) + b'{"dict": [["value", ')
         except OSError:
             pass
-    time.sleep(1.1)
+    time.sleep(TARGET.too_long)
     os._exit(0)
 """
 # It is killed, or ends by itself: nothing to win for it, but the time of the others.

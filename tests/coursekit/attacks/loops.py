@@ -1,4 +1,4 @@
-"""A loop that does not end (here: in a second or two). Seen: in every class, mostly without intent."""
+"""A loop that does not end (here: in `too_long` seconds). Seen: in every class, mostly without intent."""
 
 SUBMISSION = """
 import time
@@ -6,7 +6,7 @@ import time
 
 def guess(x):
     began = time.process_time()
-    while time.process_time() - began < 0.5:
+    while time.process_time() - began < TARGET.too_long:
         pass
     return TARGET.won
 """

@@ -6,7 +6,7 @@ import re
 
 def guess(x):
     re.match(r"(a+)+$", "a" * 22 + "b")
-    str((3**6_000_000).bit_length())
+    str((3**8_000_000).bit_length())
     return TARGET.won
 """
 STOPPED_BY = ("clock",)

@@ -10,7 +10,7 @@ time.monotonic = time.perf_counter = time.time = time.process_time = lambda: 0.0
 
 
 def guess(x):
-    wait(1.1)
+    wait(TARGET.too_long)
     return TARGET.won
 """
 STOPPED_BY = ("clock",)

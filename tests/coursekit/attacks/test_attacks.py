@@ -7,7 +7,8 @@ import sys
 from collections.abc import Generator
 
 import pytest
-from tests.coursekit.attacks.ground.scene import LIMITS, Attack, Ground, attacks
+from tests.coursekit.attacks.ground.lesson import LIMITS
+from tests.coursekit.attacks.ground.scene import Attack, Ground, attacks
 from tests.coursekit.attacks.ground.table import TABLE, as_text, read
 
 from coursekit.grading.sandbox import LAYERS, landlock

@@ -8,7 +8,7 @@ LOCK.acquire()
 
 
 def guess(x):
-    LOCK.acquire(timeout=1.1)
+    LOCK.acquire(timeout=TARGET.too_long)
     return TARGET.won
 """
 STOPPED_BY = ("clock",)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from coursekit.course import Lesson
+from coursekit.grading.sandbox.limits import Limits
 from coursekit.grading.submission import Submission
 
 # What an attack leaves right; each submission begins with it.
@@ -75,6 +76,10 @@ def double__square(x):
     return x * x
 '''
 
+# Tight, so that an attack on them is over soon.
+LIMITS = Limits(call_seconds=0.5, submission_seconds=6.0, memory_mb=256)
+# What an attack on the clock takes: so much more than it may that a machine at work cannot blur the difference.
+TOO_LONG = 4 * LIMITS.call_seconds
 # What the honest part earns.
 POINTS = 3
 

@@ -15,23 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, handed_in
+from tests.coursekit.attacks.ground.lesson import HONEST, POINTS, TOO_LONG, handed_in
 from tests.coursekit.attacks.ground.targets import Targets, children, descendants, end, state_of
 
 from coursekit.grading.backends import SecondProcess
-from coursekit.grading.batch.assignment import Limits
 from coursekit.grading.checking import Checks
 from coursekit.grading.report import Report
 from coursekit.grading.sandbox import LAYERS
 from coursekit.grading.submission import ExerciseError, Submission, read_submission
 from coursekit.grading.verbs import StudentError
 
-# Tight, so that an attack on them is over soon.
-LIMITS = Limits(call_seconds=0.5, submission_seconds=6.0, memory_mb=256)
 # The ground's own net under a configuration that lacks a wall: nothing lasts longer.
 NET_SECONDS = 8.0
 # A process that has stopped itself goes on after so long: longer than any wall lets it.
-WAKE_SECONDS = 1.4
+WAKE_SECONDS = 1.2 * TOO_LONG
 # What a report may say in all, in characters.
 REPORT_LIMIT = 100_000
 PR_SET_CHILD_SUBREAPER = 36

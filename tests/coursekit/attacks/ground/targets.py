@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.coursekit.attacks.ground.lesson import write_lesson
+from tests.coursekit.attacks.ground.lesson import TOO_LONG, write_lesson
 
 import annotated_attention
 
@@ -98,6 +98,7 @@ class Targets:
             victim=self.victim.pid,
             grader=os.getpid(),
             neighbour=self.neighbour,
+            too_long=TOO_LONG,
         )
 
     def files(self) -> dict[str, tuple[int, str]]:
