@@ -1,4 +1,4 @@
-"""A loop that does not end (here: in `too_long` seconds). Seen: in every class, mostly without intent."""
+"""A loop that does not end (here: in a second or two). Seen: in every class, mostly without intent."""
 
 SUBMISSION = """
 import time
