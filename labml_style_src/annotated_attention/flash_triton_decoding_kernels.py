@@ -117,8 +117,9 @@ def attention_kernel(
         slope = tl.load(slope, mask=inside, other=0.0)[:, None]
 
     # Which keys do any of these queries see? From the first that the first query sees to the end of the text.
-    # *These* are dealt out, in whole tiles. Had the cache been dealt out instead, a window would leave most
-    # readers without work [check:test_a_window_is_dealt_out_not_the_cache].
+    # *These* are dealt out, in whole tiles, as in the figure
+    # [check:test_the_figure_deals_out_as_the_kernel_does]. Had the cache been dealt out instead, a window
+    # would leave most readers without work [check:test_a_window_is_dealt_out_not_the_cache].
     low, high = interval(i, n_keys, before, 0, None, None)
     oldest = tl.maximum(n_keys - t - before, 0)
     part, n = tl.program_id(1), tl.num_programs(1)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from annotated_attention.flash_triton_decoding_kernels import (
     tile_sizes,
 )
 
+FIGURES = Path(__file__).parents[2] / "lessons" / "13_flash" / "figures_decoding.py"
 NO_OPTIONS = {"slopes": None, "window": None, "scale": 0.3, "soft_cap": None}
 
 
@@ -92,6 +95,20 @@ def test_a_window_is_dealt_out_not_the_cache(device: str) -> None:
     assert tile_sizes(4, 13, torch.float32)[1] == 16
     # The first query sees nothing of the last three keys, but all see some of the last part.
     assert lses.isfinite().all()
+
+
+def test_the_figure_deals_out_as_the_kernel_does(device: str) -> None:
+    """Equal keys: a part's logsumexp counts them."""
+    dealt = runpy.run_path(str(FIGURES))["dealt"]
+    lengths = [200, 90, 33, 16, 0]
+    query, key = torch.ones(5, 1, 1, 8, device=device), torch.zeros(5, 1, 200, 8, device=device)
+    a = tile_sizes(1, 8, torch.float32)[1]
+    for n in (1, 4, 7):
+        given = None, torch.tensor(lengths, device=device)
+        counts = attend_to_parts(query, key, key, *given, n_splits=n, **NO_OPTIONS)[1].exp()
+        for b, length in enumerate(lengths):
+            drawn = [stop - start for start, stop in dealt(length, a, n)]
+            assert counts[:, b, 0, 0].round().tolist() == drawn
 
 
 def test_parts_weigh_what_was_counted(device: str) -> None:
