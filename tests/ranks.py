@@ -23,7 +23,8 @@ import torch.distributed as dist
 
 # A group of each size. In the smaller ones a rank is not what it is in the world.
 WORLD = 4
-MEMBERS = {1: [2], 2: [1, 3], 3: [0, 1, 3], WORLD: [0, 1, 2, 3]}
+# And neighbours in a group, so that NCCL finds a GPU for each where there are no more of them than members.
+MEMBERS = {1: [2], 2: [1, 2], 3: [1, 2, 3], WORLD: [0, 1, 2, 3]}
 PRELOAD = ["tests.conftest", "tests.annotated_attention.test_ring_details"]
 
 # In a process of the pool: its groups, by size.

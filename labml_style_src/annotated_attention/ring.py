@@ -14,7 +14,7 @@ times: then all keys have passed by all queries. What a query found in each shar
 of lesson 13. And while a device computes with the keys at hand, the next ones are under way.
 
 ![Four devices. In each row they compute with the keys of the colour shown, and hand them on meanwhile. Each
-holds two shares of keys, whatever the number of devices.](figure:ring)
+holds its own keys and two rooms in which others travel, whatever the number of devices.](figure:ring)
 
 ## What came before
 
@@ -44,10 +44,11 @@ Lesson 13's backward pass needs no row of weights either. With $L_i$ and $D_i$ o
 the query, a weight is made anew from one query and one key, and the gradients are sums:
 
 $$d\mathbf{q}_i = \sum_k \sum_{j \in A_{r-k}} \lambda\, dS_{ij}\, \mathbf{k}_j, \qquad
-d\mathbf{k}_j = \sum_{r} \sum_{i \in r} \lambda\, dS_{ij}\, \mathbf{q}_i .$$
+d\mathbf{k}_j = \sum_{r'} \sum_{i \in Q_{r'}} \lambda\, dS_{ij}\, \mathbf{q}_i ,$$
 
-The first goes over keys, and they come by. The second goes over queries, which stay where they are: so the
-*sum* travels, together with its keys, and each rank adds its part. Its own part a rank keeps at home. What
+with $Q_{r'}$ for the queries of rank $r'$, of all heads that share the key. The first goes over keys, and
+they come by. The second goes over queries, which stay where they are: so the *sum* travels, together with its
+keys, and each rank adds its part. Its own part a rank keeps at home. What
 the others have to say sets out at the next rank, empty, and $n - 1$ hops later it is back
 [check:test_sums_come_home_in_as_many_hops].
 
@@ -260,19 +261,21 @@ def ring_attention(
     see the page on what travels.
     """
     ring = Ring.of(group)
-    refusal = None
+    refusal, brought = None, {}
     try:
         check_inputs(query, key, value, None, is_causal, enable_gqa=True)
         check_share(query.shape[2], key.shape[2], is_causal)
-    except ValueError as error:
-        refusal = str(error)
 
-    # One rank with other shapes, or that alone wants gradients, would leave its neighbours waiting.
-    inputs = {"query": query, "key": key, "value": value}
-    wants_grad = any(x.requires_grad for x in inputs.values())
-    brought = {name: f"{x.dtype} {tuple(x.shape)}" for name, x in inputs.items()}
-    brought |= {"is_causal": f"{is_causal}", "scale": f"{scale}"}
-    brought["requires_grad"] = f"{wants_grad and torch.is_grad_enabled()}"
+        # One rank with other shapes, or that alone wants gradients, would leave its neighbours waiting.
+        inputs = {"query": query, "key": key, "value": value}
+        wants_grad = any(x.requires_grad for x in inputs.values())
+        for name, x in inputs.items():
+            brought[name] = f"{x.dtype} {tuple(x.shape)} on {x.device.type}"
+        brought |= {"is_causal": f"{is_causal}", "scale": f"{scale}"}
+        brought["requires_grad"] = f"{wants_grad and torch.is_grad_enabled()}"
+    except Exception as error:
+        # Whatever it is, the others must hear of it.
+        refusal = str(error)
     check_ranks(ring, refusal, brought)
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -288,12 +291,14 @@ def held_bytes(
     e: int,
     *,
     size: int = 2,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     r"""## What it costs, and when it fails
 
     Returns the bytes of a rank's queries, keys, values and outputs, in `size` bytes a number, and the bytes
-    of the two rooms in which keys travel. Neither has an $n$ in it: with twice the ranks the text may be
-    twice as long. What travels, and when that takes no time of its own, has a page to itself.
+    of the rooms in which others travel: two for keys, and on the way back three more for sums of gradients,
+    in 4 bytes a number or more, one of them at home, for its own [check:test_rooms_are_foretold]. None has
+    an $n$ in it: with twice the ranks the text may be twice as long. What travels, and when that takes no
+    time of its own, has a page to itself.
 
     - *The cut is not looked at.* Under `is_causal` a rank cannot see from its numbers which tokens they are.
       Shares of another cut give an answer, and a wrong one [check:test_another_cut_gives_another_answer].
@@ -309,7 +314,8 @@ def held_bytes(
       returns its logarithm takes that place, and nothing else changes.
 
     **In production.** **PyTorch** has `context_parallel(mesh, buffers=..., buffer_seq_dims=...)`,
-    experimental: within it SDPA becomes ring attention, and `set_rotate_method` picks how keys travel.
+    experimental: within it SDPA gathers the keys of all ranks, and after `set_rotate_method("alltoall")` lets
+    them travel round a ring.
     **Megatron Core** splits the text with `context_parallel_size`, **TransformerEngine** offers rings,
     gathering and all-to-all under `cp_comm_type`. **ring-flash-attention** is closest to this page: its
     `zigzag_ring_flash_attn_func` has flash-attn's kernels for tiles, and sends the sums of gradients $n$
@@ -317,8 +323,9 @@ def held_bytes(
     all keys are gathered first, which is simpler with a mask of documents, and with few key heads it is not
     much that is gathered.
     """
-    held = b * t * (h * (d + e) + g * (d + e)) * size
-    return held, 2 * b * g * t * (d + e) * size
+    numbers = b * g * t * (d + e)
+    held = (b * h * t * (d + e) + numbers) * size
+    return held, 2 * numbers * size, 3 * numbers * max(size, 4)
 
 
 def example(axes: dict[str, int]) -> None:

@@ -118,8 +118,8 @@ def ways(
 ) -> dict[str, tuple[int, int]]:
     r"""## Other ways to bring them together
 
-    Returns for three ways the bytes that one rank sends forward, and the bytes of keys and values that it has
-    of others at a time.
+    Returns for three ways the bytes that one rank sends forward, and the bytes of keys and values for which
+    it has room at a time.
 
     - *A ring* sends $(n - 1)\,N$ numbers and has room for $2N$.
     - *Gathering* all keys first sends as many [check:test_ways_count_what_moves], and needs room for $n\,N$,
@@ -131,8 +131,8 @@ def ways(
 
     A ring sends $n\,g/(h + g)$ times as much as all to all [check:test_ring_or_all_to_all]: twice as much on
     4 ranks if every query head has its keys, and less on up to 8 ranks if 8 of them share. But all to all can
-    have no more ranks than there are heads of keys, and nothing of it is hidden. The two are combined: all to
-    all within a machine, a ring between machines.
+    have no more ranks than there are heads of keys, unless it repeats them, and nothing of it is hidden. The
+    two are combined: all to all within a machine, a ring between machines.
     """
     keys = b * g * t * (d + e) * size
     heads = b * t * (h + g) * (d + e) * size
@@ -178,7 +178,10 @@ def decode_across_ranks(
     # One message: an answer, and how much stands behind it.
     answers = [torch.empty_like(mine) for _ in range(ring.n)]
     with ring.naming("gathering answers"):
-        dist.all_gather(answers, mine, group=ring.group)
+        # With a handle to wait for: only that knows the timeout on every backend.
+        work = dist.all_gather(answers, mine, group=ring.group, async_op=True)
+        assert work is not None
+        work.wait()
     parts = [(x[..., :-1], x[..., -1]) for x in answers]
     output, lse = parts[0]
     for part in parts[1:]:

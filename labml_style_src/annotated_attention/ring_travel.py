@@ -25,11 +25,20 @@ depends on another's, in a ring of any length; two ranks, where left and right a
 
 ## Who is missing?
 
-A rank that is killed closes its connections, and its two neighbours notice at once. Those further away notice
-when nothing has come for as long as the group's `timeout`, given to `init_process_group` or `new_group`
-[check:test_a_lost_rank_is_named]. So does everybody if a rank is stopped but not dead
-[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. The group is of no
-use afterwards; start again from the last checkpoint.
+On gloo, a rank that is killed closes its connections, and its two neighbours notice at once. Those further
+away notice when nothing has come for as long as the group's `timeout`, given to `init_process_group` or
+`new_group` [check:test_a_lost_rank_is_named]. So does everybody if a rank is stopped but not dead
+[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. On NCCL nobody hangs
+either, but who finds it out is another (`receive`, below). The group is of no use afterwards; start again
+from the last checkpoint.
+
+## On GPUs
+
+A process takes one GPU, says so before all else, and speaks through two backends: tensors of a GPU travel by
+NCCL, words about them by gloo, which does not wait for the GPU.
+
+    torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(minutes=5))
 
 ## Notation
 
@@ -89,7 +98,7 @@ class Ring:
             yield
         except RuntimeError as error:
             where = f"ring attention, rank {self.rank} of {self.n}, {what}"
-            why = "a rank is lost, or later than the timeout"
+            why = "a rank may be lost, or later than the timeout"
             raise RuntimeError(f"{where}: {why} ({error})") from error
 
 
@@ -159,8 +168,9 @@ class Parcel:
         Gloo's `wait` returns when the numbers are there, and raises when the timeout is over. NCCL's lets the
         current *stream* wait, and returns at once. A lost rank is then found by the watchdog of the group: by
         default (`TORCH_NCCL_ASYNC_ERROR_HANDLING=3`) it ends the process after the timeout, with an error in
-        its log. With `TORCH_NCCL_BLOCKING_WAIT=1`, `wait` blocks and raises, as on gloo, and nothing overlaps
-        any more.
+        its log that knows nothing of hops. With `TORCH_NCCL_BLOCKING_WAIT=1` there is no watchdog; `wait`
+        blocks and raises, as on gloo. A hop and the step beside it still overlap, but the host no longer runs
+        ahead of them.
         """
         with self.ring.naming(self.hop()):
             for work in self.works:
@@ -179,8 +189,8 @@ def check_ranks(
     them raises an error and leaves, the others wait for it in vain. So each tells all others what it brought,
     or why it refuses that, and all of them find the same fault [check:test_all_find_the_same_fault].
 
-    That is one small message to everybody before anything else, and on a GPU it waits for the device. A model
-    whose shapes never change can do this once.
+    Those are two small messages to everybody before anything else: how long the words are, and the words. Of
+    a group that has gloo too they take that way; with NCCL alone they would wait for the GPU.
     """
     said: list = [(refusal, brought)]
     if ring.n > 1:

@@ -237,9 +237,10 @@ class PassQueries:
     """Task 6: the way back, on which the keys stay at home.
 
     On the page keys and values go round once more for the gradient, and dk and dv with them. That makes four large
-    tensors. It can be done with three: the keys and values stay, and the queries travel with what belongs to them.
-    A rank of that ring has what it had forward, the output and lse that came out, and the gradient of the output.
-    Autograd is of no use, for no rank has a whole row of weights. With score = query · key / √d it is
+    tensors. Where every query head has keys of its own it can be done with three: the keys and values stay, and the
+    queries travel with what belongs to them. A rank of that ring has what it had forward, the output and lse that
+    came out, and the gradient of the output. Autograd is of no use, for no rank has a whole row of
+    weights. With score = query · key / √d it is
 
         P  = exp(score - lse), 0 where a key is hidden
         D  = Σ grad_output · output, over e

@@ -96,7 +96,7 @@ for step in range(n):
 
 # %% [markdown]
 # Those of rank 7: $(r - k) \bmod n$ for rank $r$ at step $k$. And $n - 1$ times, for the first step needs no
-# message. No rank ever holds more than its own share and the one that is passing through.
+# message. No rank ever holds more than its own share, the one that is passing through and room for the next.
 #
 # ## 2. Waiting
 #

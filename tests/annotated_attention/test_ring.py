@@ -19,6 +19,7 @@ from tests.annotated_attention.test_ring_details import (
     handed,
     kinds_of_error,
     peaks,
+    rooms,
     shares_as_they_come,
     under_autocast,
     without_a_group,
@@ -184,7 +185,7 @@ def test_not_twice_differentiable(ranks: Ranks) -> None:
     [
         (
             "length",
-            "query is torch.float32 (2, 6, 6, 5) on rank 0, torch.float32 (2, 6, 8, 5) on rank 2: the same",
+            "query is torch.float32 (2, 6, 6, 5) on cpu on rank 0, torch.float32 (2, 6, 8, 5) on cpu on rank 2: the",
         ),
         (
             "odd",
@@ -192,10 +193,15 @@ def test_not_twice_differentiable(ranks: Ranks) -> None:
         ),
         ("keys", "rank 2: with is_causal, query has 6 tokens and key 4: an even number"),
         ("heads", "rank 2: key has 3 heads, query has 4: query heads must be a multiple of key heads"),
-        ("dtype", "query is torch.float32 (2, 6, 6, 5) on rank 0, torch.float64 (2, 6, 6, 5) on rank 2"),
+        ("dtype", "query is torch.float32 (2, 6, 6, 5) on cpu on rank 0, torch.float64 (2, 6, 6, 5) on cpu"),
         ("rank", "rank 2: query is torch.float32 of shape (6, 6, 5): b h t d"),
         ("scale", "scale is None on rank 0, 0.5 on rank 2: the same on all ranks is wanted"),
         ("is_causal", "is_causal is True on rank 0, False on rank 2: the same on all ranks is wanted"),
+        (
+            "device",
+            "query is torch.float32 (2, 6, 6, 5) on cpu on rank 0, torch.float32 (2, 6, 6, 5) on meta on rank 2",
+        ),
+        ("none", "rank 2: 'NoneType' object has no attribute"),
         ("grad", "requires_grad is False on rank 0, True on rank 2: the same on all ranks is wanted"),
     ],
 )
@@ -215,12 +221,21 @@ def test_memory_does_not_grow_with_the_ring(ranks: Ranks) -> None:
         assert x < y <= 2 * x
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rooms_are_foretold(ranks: Ranks, dtype: torch.dtype) -> None:
+    _, keys, sums = held_bytes(2, 6, 3, 6, 5, 7, size=dtype.itemsize)
+    for n in (2, 3):
+        for found in ranks.run(n, rooms, dtype):
+            # A parcel has two rooms. The third of the sums is the one at home.
+            assert found == {"keys": keys, "gradients": 2 * sums // 3}
+
+
 def test_a_million_tokens() -> None:
     t = 2**20
-    held, rooms = held_bytes(1, 32, 8, t, 128, 128)
+    held, rooms, back = held_bytes(1, 32, 8, t, 128, 128)
     assert held == 20 * 2**30
     assert 32 * held == 640 * 2**30
-    assert rooms == 8 * 2**30
+    assert (rooms, back) == (8 * 2**30, 24 * 2**30)
     # Two products, half of the pairs.
     operations = 32 * 32 * 2 * t * t * (128 + 128) / 2
     assert operations / 989e12 / 60 == pytest.approx(5, abs=0.2)

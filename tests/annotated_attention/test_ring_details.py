@@ -67,6 +67,8 @@ class Remote(torch.autograd.Function):
     def gather(ctx, inputs: Tensors, grads: Tensors | None) -> Tensors:
         ranks, n, options = ctx.call
         device = inputs[0].device
+        if device.type == "cuda" and torch.cuda.device_count() < n:
+            pytest.skip(f"needs CUDA on {n} GPUs: NCCL has no two ranks on one")
         sent = [None if xs is None else tuple(x.detach().cpu() for x in xs) for xs in (inputs, grads)]
         shares = zip(*ranks.run(n, attend, *sent, *options, device.type), strict=True)
         return tuple(whole(xs, options[0]).to(device) for xs in shares)
@@ -76,8 +78,6 @@ def by(
     ranks: Ranks, n: int, *, is_causal: bool = False, scale: float | None = None
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """`ring_attention` of `n` ranks, for whoever has the whole text."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < n:
-        pytest.skip(f"needs {n} GPUs: NCCL has no two ranks on one")
     return partial(Remote.apply, ranks, n, (is_causal, scale))
 
 
@@ -165,6 +165,19 @@ def peaks(n: int, t: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def rooms(n: int, dtype: torch.dtype) -> dict[str, int]:
+    """The bytes of the parcels on a round there and back, by what is in them."""
+    begin, found = Parcel.__init__, {}
+
+    def beginning(parcel: Parcel, ring: Ring, what: str, full: Tensor) -> None:
+        begin(parcel, ring, what, full)
+        found[what] = parcel.full.nbytes + parcel.empty.nbytes
+
+    with mock.patch.object(Parcel, "__init__", beginning):
+        forward_backward(n, True, tuple(x.requires_grad_() for x in small(n, True, dtype)))
+    return found
+
+
 def kinds_of_error(n: int, which: str) -> None:
     """Rank `n - 1` brings what is wrong, all others what is right."""
     is_wrong = dist.get_rank(groups[n]) == n - 1
@@ -186,6 +199,10 @@ def kinds_of_error(n: int, which: str) -> None:
         options["scale"] = 0.5
     elif is_wrong and which == "is_causal":
         options["is_causal"] = False
+    elif is_wrong and which == "device":
+        query, key, value = query.to("meta"), key.to("meta"), value.to("meta")
+    elif is_wrong and which == "none":
+        value = None
     elif is_wrong and which == "grad":
         query.requires_grad_()
     proof.bare(ring_attention)(query, key, value, groups[n], **options)
