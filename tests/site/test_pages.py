@@ -120,6 +120,28 @@ def test_lines_stand_beside_their_prose(visit: Visit) -> None:
     assert max(offsets) < 16
 
 
+# A label is the line's own ::after: where it lay over the code, the browser would find the line there, not its text.
+COVERED = """() => [...document.querySelectorAll('.line[data-shape]')].filter(line => {
+  line.scrollIntoView({block: 'center'});
+  const text = line.querySelector('.tok').getBoundingClientRect();
+  const end = Math.min(text.right, line.closest('pre').getBoundingClientRect().right);
+  for (let x = text.left + 1; x < end; x += 4)
+    if (document.elementFromPoint(x, text.top + text.height / 2) === line) return true;
+  return false;
+}).map(line => line.textContent.trim())"""
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1440, 1600])
+def test_no_shape_covers_code(visit: Visit, course: Course, width: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    shapes = 0
+    for mechanism in course.mechanisms:
+        page = visit.open(f"/mechanisms/{mechanism.slug}/")
+        shapes += page.locator(".line[data-shape]").count()
+        assert page.evaluate(COVERED) == [], mechanism.slug
+    assert shapes > 100
+
+
 @pytest.mark.parametrize("visit", [{"width": "phone"}], indirect=True, ids=["phone"])
 def test_on_a_phone_code_follows_its_prose(visit: Visit) -> None:
     page = visit.open("/mechanisms/alibi/")
