@@ -28,8 +28,9 @@ from annotated_attention.longformer import longformer_attention
 from annotated_attention.rotary import rotary_attention
 from annotated_attention.scaled_dot_product import scaled_dot_product_attention
 from annotated_attention.sliding_window import RollingKVCache, sliding_window_attention
+from benchmarks.bench_steps import STEPS, Cache, read, step
 from benchmarks.growth import HEADS, WIDTH, once, peak_mib
-from benchmarks.measure import Function, device, medians
+from benchmarks.measure import Function, device, medians, single
 
 KEY_HEADS, WINDOW, SINKS, REACH, BLOCK, CONTEXT = 2, 512, 4, 257, 64, 1500
 LENGTHS, TRAINED = (1024, 2048, 4096, 8192, 16384), (2048, 8192)
@@ -119,36 +120,41 @@ def whole_texts() -> Iterator[dict[str, Any]]:
 
 
 def next_tokens() -> Iterator[dict[str, Any]]:
-    """Bytes of what one layer keeps of `t` tokens, and milliseconds of attention for the token behind them."""
-    attend = F.scaled_dot_product_attention
-    rings = {"window": RollingKVCache(WINDOW), "sinks": SinkKVCache(SINKS, WINDOW - SINKS)}
-    one = torch.randn(3, 1, HEADS, 1, WIDTH, device=device()).unbind()
+    """Bytes of what one layer keeps of `t` tokens, and milliseconds for the token behind them: to take it in, and to
+    attend."""
+    rings: dict[str, Cache] = {"window": RollingKVCache(WINDOW), "sinks": SinkKVCache(SINKS, WINDOW - SINKS)}
+    query, key, value = one = torch.randn(3, 1, HEADS, 1, WIDTH, device=device()).unbind()
+
+    # A group of heads is one head with more queries.
+    grouped = query.view(1, KEY_HEADS, -1, WIDTH), key[:, :KEY_HEADS], value[:, :KEY_HEADS]
     state, faded = states(*one)
-    read = 0
+    before = 0
     for t in LENGTHS:
-        caches = {"dense": KVCache(t), "grouped": KVCache(t), **rings, "cross": KVCache(CONTEXT)}
-        sizes: dict[str, int] = {}
-        calls: dict[str, Callable[[], Any]] = {}
-        for name, cache in caches.items():
+        growing = {name: KVCache(t + STEPS) for name in ("dense", "grouped")}
+        for name, cache in growing.items():
             heads = KEY_HEADS if name == "grouped" else HEADS
-            new = CONTEXT if name == "cross" else t - read if name in rings else t
-            keys, values = torch.randn(2, 1, heads, new, WIDTH, device=device())
+            cache.update(*torch.randn(2, 1, heads, t, WIDTH, device=device()))
+        for cache in rings.values():
+            read(cache, t - before)
+        before = t + STEPS
+        context = torch.randn(2, 1, HEADS, CONTEXT, WIDTH, device=device())
 
-            # A ring with sinks takes one token at a time, once it is full.
-            piece = 1 if name == "sinks" else new
-            for key, value in zip(keys.split(piece, 2), values.split(piece, 2), strict=True):
-                held = cache.update(key, value)
-            if isinstance(cache, RollingKVCache):
-                held = cache.keys, cache.values
-
-            # A group of heads is one head with more queries.
-            calls[name] = partial(attend, one[0].view(1, heads, -1, WIDTH), *held)
-            sizes[name] = cache.nbytes
-        read = t
-        calls["linear"] = partial(linear_attention_step, *one, state)
-        calls["decayed"] = partial(decayed_linear_attention_step, *one, decays(1), faded)
+        sizes = {name: 2 * cache.keys[:, :, :t].nbytes for name, cache in growing.items()}
+        sizes |= {name: cache.nbytes for name, cache in rings.items()} | {"cross": context.nbytes}
         sizes |= {"linear": state.nbytes, "decayed": faded.nbytes}
-        times = medians(calls)
+        small: dict[str, Callable[[], Any]] = {
+            name: partial(step, cache, *one) for name, cache in rings.items()
+        }
+        small |= {
+            "linear": partial(linear_attention_step, *one, state),
+            "decayed": partial(decayed_linear_attention_step, *one, decays(1), faded),
+            "cross": partial(F.scaled_dot_product_attention, query, *context),
+        }
+
+        # What reads much comes by itself: it would push what the others keep out of the processor's own memory.
+        times = single(small, STEPS)
+        times |= single({"grouped": partial(step, growing["grouped"], *grouped)}, STEPS)
+        times |= single({"dense": partial(step, growing["dense"], *one)}, STEPS)
         for name, ms in times.items():
             yield {"pass": "next", "t": t, "variant": name, "ms": ms, "bytes": sizes[name]}
 

@@ -165,7 +165,7 @@ def tests(end: float, kernels: bool) -> Cases:
         "what": "tests",
         "files": len(files),
         **{word.lower(): said.count(word) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")},
-        "state": "passed" if code == 0 else "the time was up" if code < 0 else "failed",
+        "state": "passed" if code == 0 else "the time was up" if code == -signal.SIGKILL else "failed",
         "failures": failed[:40],
         "output": output[-3000:] if code else "",
     }
@@ -173,14 +173,14 @@ def tests(end: float, kernels: bool) -> Cases:
 
 def sanitizer(end: float) -> Cases:
     """Every kernel once, at small sizes, watched for reads and writes out of bounds and for races."""
-    tool = next((found for name in SANITIZER if (found := shutil.which(name))), None)
-    if tool is None:
-        yield {"what": "compute-sanitizer", "skipped": "it is not installed"}
-        return
     program = [sys.executable, "-m", "benchmarks.gpu_measures"]
     # Once without being watched: then the kernels are compiled.
     code, output = until(end, program)
     yield {"what": "every kernel", "ended": code == 0, "output": "" if code == 0 else output[-3000:]}
+    tool = next((found for name in SANITIZER if (found := shutil.which(name))), None)
+    if tool is None:
+        yield {"what": "compute-sanitizer", "skipped": "it is not installed"}
+        return
     # PyTorch's allocator hands out parts of what it holds, and would hide what is out of bounds.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for parts, watch in ((2, "memcheck"), (1, "racecheck")):

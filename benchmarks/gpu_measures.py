@@ -315,7 +315,7 @@ def every_kernel() -> None:
             "sink_logits": torch.zeros(4, device=device()),
         },
         {"alibi_slopes": torch.full((4,), 0.1, device=device())},
-        {"is_causal": True, "documents": [60, 73]},
+        {"is_causal": True, "documents": [0, 60, 133]},
     ]
     for option in options:
         leaves = [torch.randn(1, h, 133, 64, device=device(), dtype=torch.bfloat16) for h in (4, 2, 2)]

@@ -114,17 +114,22 @@ def flex(
     """FlexAttention, compiled with all that belongs to it; its blocks are chosen here, so that this is not counted.
     `finish` is given the output and the logsumexp."""
     import torch._dynamo.config
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention import flex_attention as module
 
     # A new length is compiled anew, and PyTorch would stop doing so after eight.
     torch._dynamo.config.recompile_limit = 64
-    mask = create_block_mask(mask_mod, None, None, t, t, device=device()) if mask_mod else None
-    attend = partial(flex_attention, block_mask=mask, score_mod=score_mod)
+    mask = module.create_block_mask(mask_mod, None, None, t, t, device=device()) if mask_mod else None
+    attend = partial(module.flex_attention, block_mask=mask, score_mod=score_mod)
+    # `AuxRequest` is there since 2.9.
+    asked: dict[str, Any] = {"return_lse": True}
+    if hasattr(module, "AuxRequest"):
+        asked = {"return_aux": module.AuxRequest(lse=True)}
 
     def whole(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if finish is None:
             return attend(query, key, value)
-        return finish(*attend(query, key, value, return_lse=True))
+        output, aux = attend(query, key, value, **asked)
+        return finish(output, aux.lse if "return_aux" in asked else aux)
 
     return torch.compile(whole, dynamic=False)
 

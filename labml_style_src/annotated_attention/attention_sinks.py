@@ -9,7 +9,7 @@ What is missed is not what the first tokens say. Keep four of them, whatever the
 1,020, and perplexity is 5.40 (Xiao et al., table 1). So: the first $n$ tokens stay for ever, the newest $w$
 pass by, and places are counted in the cache, not in the text.
 
-$$\mathbf{o}_i = \sum_{j\,<\,n \ \text{or}\ i-j\,<\,w} P_{ij}\,\mathbf{v}_j$$
+$$\mathbf{o}_i = \sum_{j\,\le\,i,\ (j\,<\,n \ \text{or}\ i-j\,<\,w)} P_{ij}\,\mathbf{v}_j$$
 
 The newest token stands at $\hat\imath = \min(i,\; n + w - 1)$, and a token $j$ that is held at
 
@@ -86,7 +86,7 @@ train; vanilla and zero sink lie on each other. Bands: three seeds.](figure:sink
 
 The four cases, in bits above reading anew: dropped, 0.08 however one counts. Kept and counted in the cache,
 0.00. Kept and counted in the text, four sinks cost 1.05, far more than none [check:test_the_four_cases]. So
-sinks are needed, and counting anew is needed for them.
+sinks are needed, and with rotary positions counting anew is needed for them.
 
 ## By place, not by meaning
 

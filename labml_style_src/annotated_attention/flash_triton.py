@@ -161,11 +161,11 @@ def flash_attention_triton(
         return flash_attention(query, key, value, **plain)
 
     # How far a query looks back, and ahead. $t + s$ is further than any text reaches.
-    before = t + s if window is None else window - 1
+    before = t + s if window is None else min(window, t + s) - 1
     reach = before, 0 if is_causal else before, *spans_of(documents, query, s)
     wide = torch.promote_types(query.dtype, torch.float32)
-    sinks = None if sink_logits is None else sink_logits.to(wide)
-    slopes = None if alibi_slopes is None else alibi_slopes.to(wide)
+    sinks = None if sink_logits is None else sink_logits.to(wide).contiguous()
+    slopes = None if alibi_slopes is None else alibi_slopes.to(wide).contiguous()
     if not kernels:
         given = query, key, value, sinks, slopes
         return attend_in_blocks(*given, *reach, scale, soft_cap)
@@ -319,7 +319,8 @@ def tiles_visited(
       multiprocessors.
     - *float32 is slow.* It is multiplied without tensor cores, to be float32.
     - *No dropout, no mask of holes.* What is no interval needs FlexAttention, or lesson 12's tiles.
-    - *The first call compiles*, for each dtype, width and set of options: seconds.
+    - *The first call compiles*, for each dtype, width and set of options, and anew for a length or stride that
+      is 1 or that 16 divides: seconds.
 
     Nothing here waits for anything but itself. FlashAttention-3 goes further, with what an H100 has for it:
     some warps do nothing but fetch (*warp specialisation*), two groups of others take turns, the one in a

@@ -26,21 +26,21 @@ models do to scores. [The kernels](../flash_triton_decoding_kernels/index.md) ha
 ## What came before
 
 The idea, its formula and its history are on the page of [many readers](../flash_decoding/index.md), in
-PyTorch, where readers come one after another. Flash-Decoding (2023) is two kernels, as here, one for the
-parts and one for the merge.
+PyTorch, where readers come one after another. Flash-Decoding (2023) has the same two kernels: parts, merge.
 
 ## Notation
 
 | symbol | code | shape | meaning |
 |---|---|---|---|
 | $\mathbf{q}_i$ | `query` | `b h t d` | the newest tokens: one, or some that were drafted |
-| $\mathbf{k}_j$ | `key` | `b g s d` | a cache; in pages, `key_pages`, `p g n d` |
-| $\mathbf{v}_j$ | `value` | `b g s e` | a cache; in pages, `value_pages`, `p g n e` |
+| $\mathbf{k}_j$ | `key` | `b g s d` | a cache; in pages, `key_pages`, `p g y d` |
+| $\mathbf{v}_j$ | `value` | `b g s e` | a cache; in pages, `value_pages`, `p g y e` |
 | $s_b$ | `lengths` | `b` | how many tokens text $b$ has |
 | $i$ | `i` | `b t` | where queries stand: from $s_b - t$ to $s_b - 1$ |
 | $j$ | `j` | `s` | where keys stand |
 | $r$ | `r` | scalar | query heads to a key head, $h/g$ |
 | $n$ | `n_splits` | scalar | parts of each text, `n` where they are chosen |
+| $y$ | `y` | scalar | tokens in a page: $n$ on the page of pages |
 | $a$ | `a` | scalar | keys in a tile |
 | $w$ | `window` | scalar | query $i$ sees keys with $0 \le i - j < w$ |
 | $c$ | `soft_cap` | scalar | scores become $c \tanh(S/c)$ |
@@ -106,14 +106,14 @@ def flash_decoding_triton(
     if lengths is None:
         lengths = query.new_full((len(key),), key.shape[2], dtype=torch.int32)
     options = scale, window, alibi_slopes, sink_logits, soft_cap, n_splits
-    check_decoding(query, key, value, key.shape[2], lengths, *options)
+    check_decoding(query, key, value, key.shape[2], lengths, None, *options)
     return decode(query, key, value, None, lengths, *options)
 
 
 def paged_attention_triton(
     query: Float[Tensor, "b h t d"],
-    key_pages: Float[Tensor, "p g n d"],
-    value_pages: Float[Tensor, "p g n e"],
+    key_pages: Float[Tensor, "p g y d"],
+    value_pages: Float[Tensor, "p g y e"],
     block_table: Integer[Tensor, "b x"],
     lengths: Integer[Tensor, "b"],
     *,
@@ -126,7 +126,7 @@ def paged_attention_triton(
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t"]]:
     r"""## A cache in pages
 
-    Key $j$ of text $b$ is in page `block_table[b, j // n]`, slot `j % n`. A page is `g n d`, a small cache in
+    Key $j$ of text $b$ is in page `block_table[b, j // y]`, slot `j % y`. A page is `g y d`, a small cache in
     the layout of all caches, so what a program reads of it, one head's keys, lies together.
 
     The order of pages does not matter, and what no text has reached is not looked at, in pages or in the
@@ -137,8 +137,8 @@ def paged_attention_triton(
     """
     # A page is a small cache, of no text in particular.
     check_inputs(query[:0], key_pages[:0], value_pages[:0], None, False, enable_gqa=True)
-    p, n, b = len(key_pages), key_pages.shape[2], len(query)
-    if len(value_pages) != p or n < 1:
+    p, y, b = len(key_pages), key_pages.shape[2], len(query)
+    if len(value_pages) != p or y < 1:
         came = f"key_pages is {tuple(key_pages.shape)}"
         came = f"{came}, value_pages {tuple(value_pages.shape)}"
         raise ValueError(f"{came}: as many pages, of at least one token, are wanted")
@@ -147,13 +147,14 @@ def paged_attention_triton(
         raise ValueError(f"{came}: integers, ({b}, x), are wanted")
 
     options = scale, window, alibi_slopes, sink_logits, soft_cap, n_splits
-    s = n * block_table.shape[1]
-    check_decoding(query, key_pages, value_pages, s, lengths, *options)
+    s = y * block_table.shape[1]
+    given = query, key_pages, value_pages, s, lengths, block_table
+    check_decoding(*given, *options)
 
     # Of the table, what no text has reached may be anything.
     if block_table.device.type == "cpu":
         stretches = torch.arange(block_table.shape[1])
-        pages = block_table[stretches * n < lengths[:, None]].tolist()
+        pages = block_table[stretches * y < lengths[:, None]].tolist()
         if pages and not 0 <= min(pages) <= max(pages) < p:
             came = f"block_table has pages {min(pages)} to {max(pages)}"
             raise ValueError(f"{came}: of {p} pages, 0 to {p - 1} are wanted")
@@ -162,8 +163,8 @@ def paged_attention_triton(
 
 def decode(
     query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "p g n d"],
-    value: Float[Tensor, "p g n e"],
+    key: Float[Tensor, "p g y d"],
+    value: Float[Tensor, "p g y e"],
     table: Integer[Tensor, "b x"] | None,
     lengths: Integer[Tensor, "b"],
     scale: float | None,
@@ -179,8 +180,8 @@ def decode(
     graph. So how many parts there are is decided by the room in the cache, not by the lengths, which only the
     device knows. Each text deals out what it has; if that is little, some parts are empty.
     """
-    (b, h, t, d), g, n = query.shape, *key.shape[1:3]
-    s = n if table is None else n * table.shape[1]
+    (b, h, t, d), g, y = query.shape, *key.shape[1:3]
+    s = y if table is None else y * table.shape[1]
     scale = float(d**-0.5) if scale is None else scale
 
     fits = query.numel() > 0 and max(d, value.shape[3]) <= 256
@@ -277,7 +278,7 @@ def decode_plainly(
     return output.to(query.dtype), lse
 
 
-def check_decoding(query, key, value, s, lengths, *options) -> None:
+def check_decoding(query, key, value, s, lengths, table, *options) -> None:
     """## What is refused"""
     _, window, alibi_slopes, sink_logits, soft_cap, n_splits = options
     check_options(query, key, window, alibi_slopes, sink_logits, soft_cap)
@@ -285,6 +286,10 @@ def check_decoding(query, key, value, s, lengths, *options) -> None:
     if lengths.shape != (b,) or lengths.is_floating_point():
         came = f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}"
         raise ValueError(f"{came}: integers, ({b},), are wanted")
+    given = query, value, lengths, table
+    on = {str(x.device) for x in given if x is not None}
+    if len(on) > 1:
+        raise ValueError(f"tensors are on {sorted(on)}: one device is wanted")
     held = lengths.tolist() if lengths.device.type == "cpu" else []
     if not all(0 <= n <= s for n in held):
         raise ValueError(f"lengths is {held}: 0 to {s} are wanted")
@@ -339,9 +344,9 @@ def decoding_cost(
 
 def example(axes: dict[str, int]) -> None:
     """One cache, in one piece and in pages: the shapes beside the code are read off this run."""
-    b, g, r, t, s, d, e, p, n, x = (axes[letter] for letter in "bgrtsdepnx")
+    b, g, r, t, s, d, e, p, y, x = (axes[letter] for letter in "bgrtsdepyx")
     query = torch.randn(b, g * r, t, d)
     flash_decoding_triton(query, torch.randn(b, g, s, d), torch.randn(b, g, s, e))
-    pages = torch.randn(p, g, n, d), torch.randn(p, g, n, e)
+    pages = torch.randn(p, g, y, d), torch.randn(p, g, y, e)
     table = torch.zeros(b, x, dtype=torch.int32)
-    paged_attention_triton(query, *pages, table, torch.full((b,), n))
+    paged_attention_triton(query, *pages, table, torch.full((b,), y))

@@ -224,8 +224,9 @@ def forward_kernel(
     mask they have the most keys, and the short programs fill the gaps at the end.
     """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * U
-    bh = tl.cast(tl.program_id(1), tl.int64)
-    batch, head = bh // h, bh % h
+    head = tl.cast(tl.program_id(1), tl.int64)
+    batch = tl.cast(tl.program_id(2), tl.int64)
+    bh = batch * h + head
 
     # Head $h$ reads the keys of its group, $\lfloor h/r \rfloor$: nothing is repeated (lesson 8).
     query += batch * query_b + head * query_h
@@ -341,7 +342,7 @@ def launch_forward(
     sizes, launch = tiles_of(TILES, d, e, query.dtype)
     (q, q_at), (k, k_at), (v, v_at) = map(strided, (query, key, value))
     if lse.numel():
-        grid = triton.cdiv(t, sizes["U"]), b * h
+        grid = triton.cdiv(t, sizes["U"]), h, b
         ratio = None if cap is None else cap / scale
         given = [q, k, v, sinks, slopes, starts, ends, output, lse]
         given += [*q_at, *k_at, *v_at, h, h // g, t, s]

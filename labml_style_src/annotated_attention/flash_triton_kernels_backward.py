@@ -91,8 +91,10 @@ def rows_kernel(
     $D_i = \mathbf{o}_i^\top d\mathbf{o}_i$, less the gradient of the logarithm.
     """
     first = tl.program_id(0) * U
-    bh = tl.cast(tl.program_id(1), tl.int64)
-    grad_output += bh // h * grad_b + bh % h * grad_h
+    head = tl.cast(tl.program_id(1), tl.int64)
+    batch = tl.cast(tl.program_id(2), tl.int64)
+    bh = batch * h + head
+    grad_output += batch * grad_b + head * grad_h
     output += bh * t * e
     o = load_tile(output, first, t, e, e, U, E, tl.float32, True)
     do = load_tile(grad_output, first, t, grad_t, e, U, E, tl.float32, True)
@@ -123,8 +125,9 @@ def keys_kernel(
     meet $d\mathbf{o}$.
     """
     first = tl.program_id(0) * A
-    bg = tl.cast(tl.program_id(1), tl.int64)
-    batch, group = bg // (h // r), bg % (h // r)
+    group = tl.cast(tl.program_id(1), tl.int64)
+    batch = tl.cast(tl.program_id(2), tl.int64)
+    bg = batch * (h // r) + group
     key += batch * key_b + group * key_g
     value += batch * value_b + group * value_g
     k = load_tile(key, first, s, key_s, d, A, D, DOT, True)
@@ -142,8 +145,8 @@ def keys_kernel(
 
         # The $r$ heads of a group use these keys, and one loop goes over the tiles of all of them.
         for n in range(r * count):
-            head = group * r + n // count
-            top = tile_at(n % count, start, whole, n_whole, U, EDGE)
+            head = group * r + n // tl.maximum(count, 1)
+            top = tile_at(n % tl.maximum(count, 1), start, whole, n_whole, U, EDGE)
             q_head = query + batch * query_b + head * query_h
             do_head = grad_output + batch * grad_b + head * grad_h
             q = load_tile(q_head, top, t, query_t, d, U, D, DOT, EDGE)
@@ -191,8 +194,9 @@ def queries_kernel(
     The forward kernel's walk, with its rows' logarithms known.
     """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * U
-    bh = tl.cast(tl.program_id(1), tl.int64)
-    batch, head = bh // h, bh % h
+    head = tl.cast(tl.program_id(1), tl.int64)
+    batch = tl.cast(tl.program_id(2), tl.int64)
+    bh = batch * h + head
     query += batch * query_b + head * query_h
     grad_output += batch * grad_b + head * grad_h
     key += batch * key_b + head // r * key_g
@@ -277,7 +281,7 @@ def launch_backward(
         rest += [h, h // g, t, s, before, after, scale, ratio]
 
         sizes, launch = tiles_of(QUERIES, d, e, query.dtype)
-        grid = triton.cdiv(t, sizes["U"]), b * h
+        grid = triton.cdiv(t, sizes["U"]), h, b
         row = [output, tensors[3], lse, grad_lse.contiguous(), shift, log2]
         row += [*places[3], h, t, e, sizes["E"], sizes["U"]]
         rows_kernel[grid](*row)
@@ -285,7 +289,7 @@ def launch_backward(
         queries_kernel[grid](*whole, **sizes, **launch)
 
         sizes, launch = tiles_of(KEYS, d, e, query.dtype)
-        grid = triton.cdiv(s, sizes["A"]), b * g
+        grid = triton.cdiv(s, sizes["A"]), g, b
         if s:
             whole = [*given, dk, dv, *rest]
             keys_kernel[grid](*whole, **sizes, **launch)

@@ -237,12 +237,12 @@ def linear_state_bytes(
     ![One token more, in a model of eight layers: how many times as long as with states, over the tokens
     before it.](figure:baselines)
 
-    [So it is here](../../results.md#linear). A model of eight layers, 256 wide, writes 784 tokens six times
-    or so as fast as one that reads its prefix again [check:test_a_prefix_is_an_easy_opponent], and not twice
+    [So it is here](../../results.md#linear). A model of eight layers, 256 wide, writes 784 tokens five
+    times or so as fast as one that reads its prefix again [check:test_a_prefix_is_an_easy_opponent], and not
     as fast as one with a cache [check:test_a_cache_is_not]: most of a token's time goes to projections, which
-    both have. Many long texts at once are where states pay [check:test_many_texts_are_where_it_pays],
-    and of these more fit: after 3,072 tokens the cache has 186 times their numbers
-    [check:test_as_many_more_texts_fit].
+    both have, and a short cache is read in one call. Many long texts at once are where states pay
+    [check:test_many_texts_are_where_it_pays], and of these more fit: after 3,072 tokens the cache has 186
+    times their numbers [check:test_as_many_more_texts_fit].
 
     - *What is lost is lost.* $f$ directions hold at most $f$ keys apart; the rest overlap
       ([recall](../linear_recall/index.md)).

@@ -31,8 +31,8 @@ times over a text are sums over its tokens, by trapezoids between measured lengt
 kernel at all lengths, until pieces of 1,024 tokens were computed again on the way back. Since then it is twice as much
 for one piece, and a fifth more for four: of all pieces but one, nothing lasts beside inputs and outputs. Writing one
 text, states are ahead from some thousand tokens on; with 16 texts sooner. Against the prefix the gain over 784 tokens
-is six times or so, a third of what was expected: a processor is better used by hundreds of tokens than by one. Against
-a cache one text loses a little; 16 texts, over 3,072 tokens, gain.
+is five times or so, a quarter of what was expected: a processor is better used by hundreds of tokens than by one.
+Against a cache one text loses a little; 16 texts, over 3,072 tokens, gain.
 """
 
 import time

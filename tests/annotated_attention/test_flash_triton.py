@@ -95,8 +95,13 @@ def gradients_recomputed(inputs: list[Tensor], options: dict[str, Any]) -> dict[
         normal(f"upstream {n}", *x.shape, dtype=x.dtype, device=str(x.device))
         for n, x in enumerate((output, lse))
     )
+    # Weights are rounded before they meet the values: those that the row's largest score makes 1.
+    scores, lowest = scores_of(q, k, *inputs[3:], **options), torch.finfo(q.dtype).min
+    top = scores.amax(-1, keepdim=True).clamp(min=lowest)
+    output = torch.exp(scores - top).to(output.dtype).to(q.dtype) @ v
+    output = (output * torch.exp(top - lse.clamp(min=lowest)[..., None])).to(inputs[0].dtype)
     shift = (do.to(q.dtype) * output.to(q.dtype)).sum(-1) - dl
-    weights = torch.exp(scores_of(q, k, *inputs[3:], **options) - lse[..., None])
+    weights = torch.exp(scores - lse[..., None])
     ds = weights * (do.to(q.dtype) @ v.mT - shift[..., None])
     on_nothing = torch.exp(inputs[-1][:, None] - lse) if inputs[3:] else lse
     return {
@@ -227,6 +232,17 @@ def test_strides_change_nothing(device: str) -> None:
     results = [proof.with_gradients(flash_attention_triton, x) for x in (strided, dense)]
     for pair in zip(*([*outputs, *gradients] for outputs, gradients in results), strict=True):
         assert torch.equal(*pair)
+
+
+def test_vectors_may_have_strides_and_a_window_no_end(device: str) -> None:
+    dense = GROUPED.inputs(torch.float32, device)
+    vector = normal("vector", 2 * GROUPED.h, device=device).float().abs()
+    for options in ({"alibi_slopes": vector[::2]}, {"sink_logits": vector[:1].expand(GROUPED.h)}):
+        copied = {name: x.contiguous() for name, x in options.items()}
+        pair = (flash_attention_triton(*dense, **given)[0] for given in (options, copied))
+        assert torch.equal(*pair)
+    pair = (flash_attention_triton(*dense, window=window)[0] for window in (None, 2**31 - 1))
+    assert torch.equal(*pair)
 
 
 @pytest.mark.parametrize(("b", "t", "s"), [(0, 5, 7), (2, 0, 7), (2, 5, 0), (2, 0, 0)])

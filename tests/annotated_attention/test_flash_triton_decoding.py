@@ -312,6 +312,7 @@ def test_wrong_input_is_refused() -> None:
         ({"lengths": torch.zeros(3)}, "lengths is torch.float32"),
         ({"lengths": torch.tensor([54, 0, 0])}, r"lengths is \[54, 0, 0\]: 0 to 53 are wanted"),
         ({"lengths": torch.tensor([5, -1, 0])}, "0 to 53 are wanted"),
+        ({"lengths": torch.zeros(3, dtype=torch.int32, device="meta")}, r"tensors are on \['cpu', 'meta'\]"),
         ({"window": 0}, "window is 0: at least 1 is wanted"),
         ({"n_splits": 0}, "n_splits is 0: at least 1 is wanted"),
         ({"soft_cap": 0.0}, "soft_cap is 0.0"),
@@ -330,6 +331,10 @@ def test_wrong_input_is_refused() -> None:
         paged(query, pages[0], pages[1][:-1], pages[2], lengths)
     with pytest.raises(ValueError, match=r"block_table is torch.int32 of shape \(2, 5\)"):
         paged(query, *pages[:2], pages[2][:2], lengths)
+    for part in (1, 2):
+        away = [x.to("meta") if k == part else x for k, x in enumerate(pages)]
+        with pytest.raises(ValueError, match=r"tensors are on \['cpu', 'meta'\]: one device is wanted"):
+            paged(query, *away, lengths)
     with pytest.raises(ValueError, match="block_table is torch"):
         paged(query, *pages[:2], pages[2].float(), lengths)
     table = pages[2].clone()
