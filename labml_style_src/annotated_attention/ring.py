@@ -28,7 +28,7 @@ hidden behind the computing.
 Let $A_0, \dots, A_{n-1}$ be the keys of the ranks, and $(\mathbf{o}^A, L^A)$ attention to the keys in $A$ and
 its logarithm. The sets are disjoint, and so, with the merge $\oplus$,
 
-$$\big(\mathbf{o}, L\big) = \bigoplus_{k=0}^{n-1} \big(\mathbf{o}^{A_{r-k}},\, L^{A_{r-k}}\big), \qquad r - k
+$$\big(\mathbf{o}, L\big) = \bigoplus_{m=0}^{n-1} \big(\mathbf{o}^{A_{r-m}},\, L^{A_{r-m}}\big), \qquad r - m
 \text{ modulo } n.$$
 
 Every rank takes them in another order: its own, then those of the rank before it, and so on. The merge is
@@ -43,7 +43,7 @@ be looked at: causality costs nothing but a plan (on the page on the same work f
 Lesson 13's backward pass needs no row of weights either. With $L_i$ and $D_i$ of *all* keys, which stay with
 the query, a weight is made anew from one query and one key, and the gradients are sums:
 
-$$d\mathbf{q}_i = \sum_k \sum_{j \in A_{r-k}} \lambda\, dS_{ij}\, \mathbf{k}_j, \qquad
+$$d\mathbf{q}_i = \sum_m \sum_{j \in A_{r-m}} \lambda\, dS_{ij}\, \mathbf{k}_j, \qquad
 d\mathbf{k}_j = \sum_{r'} \sum_{i \in Q_{r'}} \lambda\, dS_{ij}\, \mathbf{q}_i ,$$
 
 with $Q_{r'}$ for the queries of rank $r'$, of all heads that share the key. The first goes over keys, and
@@ -61,8 +61,8 @@ the others have to say sets out at the next rank, empty, and $n - 1$ hops later 
 | $\mathbf{v}_j$ | `value` | `b g s e` | and gives |
 | $n$ | `n` | scalar | ranks in the ring |
 | $r$ | `rank` | scalar | this one |
-| $k$ | `step` | scalar | hops that the keys at hand have made |
-| $r - k$ | `source` | scalar | the rank that they come from, modulo $n$ |
+| $m$ | `step` | scalar | hops that the keys at hand have made |
+| $r - m$ | `source` | scalar | the rank that they come from, modulo $n$ |
 | $\mathbf{o}$ | `output` | `b h t e` | merged so far |
 | $L$ | `lse` | `b h t` | and its logarithm |
 | $\lambda$ | `scale` | scalar | $1/\sqrt d$ unless given |
@@ -162,6 +162,7 @@ def ring_backward(
 
     # Gradients are summed, and sent, in float32 or wider.
     keys = Parcel(ring, "keys", pack(key, value))
+    home: Float[Tensor, "numbers"]
     home = torch.zeros_like(keys.full, dtype=lse.dtype)
     sums = Parcel(ring, "gradients", torch.zeros_like(home))
     for step in range(n):
@@ -330,16 +331,16 @@ def held_bytes(
 
 def example(axes: dict[str, int]) -> None:
     """A ring of one, in this process: the shapes beside the code are read off this run."""
-    b, g, r, t, d, e = (axes[letter] for letter in "bgrtde")
-    query = torch.randn(b, g * r, 2 * t, d)
-    key, value = torch.randn(b, g, 2 * t, d), torch.randn(b, g, 2 * t, e)
-    output, lse = ring_forward(query, key, value, Ring(0, 1, None), True, 1.0)
+    b, g, r, t, s, d, e = (axes[letter] for letter in "bgrtsde")
+    query = torch.randn(b, g * r, t, d)
+    key, value = torch.randn(b, g, s, d), torch.randn(b, g, s, e)
+    output, lse = ring_forward(query, key, value, Ring(0, 1, None), False, 1.0)
     kept = query, key, value, output, lse
-    ring_backward(output, lse, *kept, Ring(0, 1, None), True, 1.0)
+    ring_backward(output, lse, *kept, Ring(0, 1, None), False, 1.0)
     held_bytes(b, g * r, g, t, d, e)
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        ring_attention(query, key, value, is_causal=True)
+        ring_attention(query, key, value)
     finally:
         dist.destroy_process_group()

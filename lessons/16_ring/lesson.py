@@ -95,7 +95,7 @@ for step in range(n):
     held = held[-1:] + held[:-1]
 
 # %% [markdown]
-# Those of rank 7: $(r - k) \bmod n$ for rank $r$ at step $k$. And $n - 1$ times, for the first step needs no
+# Those of rank 7: $(r - m) \bmod n$ for rank $r$ at step $m$. And $n - 1$ times, for the first step needs no
 # message. No rank ever holds more than its own share, the one that is passing through and room for the next.
 #
 # ## 2. Waiting
@@ -120,7 +120,7 @@ for step in range(n):
 # %%
 def pairs(cut):
     """Visible pairs of a query and a key, for each rank at each step."""
-    rows = [[cut[r][:, None] >= cut[(r - k) % n] for k in range(n)] for r in range(n)]
+    rows = [[cut[r][:, None] >= cut[(r - m) % n] for m in range(n)] for r in range(n)]
     return torch.tensor([[int(sees.sum()) for sees in row] for row in rows])
 
 
@@ -132,9 +132,9 @@ cuts = {
 fig, axes = plt.subplots(3, 1, figsize=(7, 5), sharex=True)
 for ax, (name, cut) in zip(axes, cuts.items(), strict=True):
     work, time = pairs(cut), 0
-    for k, colour in enumerate([WEIGHTS] + [QUERY] * (n - 1)):
-        ax.barh(range(n), work[:, k], left=time, color=colour, edgecolor=PAPER, height=0.9)
-        time += int(work[:, k].max())
+    for m, colour in enumerate([WEIGHTS] + [QUERY] * (n - 1)):
+        ax.barh(range(n), work[:, m], left=time, color=colour, edgecolor=PAPER, height=0.9)
+        time += int(work[:, m].max())
     ax.set(title=f"{name}: {work.sum() / time:.2f} times as fast", ylabel="rank", yticks=(0, n - 1))
     ax.invert_yaxis()
     ax.grid(False)

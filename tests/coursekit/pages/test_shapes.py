@@ -105,16 +105,22 @@ def test_letters_bind_in_the_frame(package: Path) -> None:
         def integers(n: int, flag: bool, window: int):
             z = torch.zeros(n, window, 1)
 
+        def local(x):
+            message: Float[Tensor, "numbers"] = x.flatten()
+            both = torch.cat([x, x]).flatten()[: x.numel()]
+
         def example(axes):
             t, s, d = axes["t"], axes["s"], axes["d"]
             annotated(torch.randn(t, s))
             starred(torch.randn(t, 2 * d))
             integers(axes["h"] * 2, True, d * d + 1)
+            local(torch.randn(t, s, d, axes["e"]))
         """,
     )
     assert lines["y = x.T"] == "t s"
     assert lines["y = x + 1"] == "t d"
     assert lines["z = torch.zeros(n, window, 1)"] == "n window 1"
+    assert lines["both = torch.cat([x, x]).flatten()[: x.numel()]"] == "numbers"
 
 
 def test_modules_are_seen_through_torch_and_properties_are_left_alone(package: Path) -> None:

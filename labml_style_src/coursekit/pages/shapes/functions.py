@@ -17,7 +17,8 @@ class Function:
     parameters: list[str] = field(default_factory=list)
     # Parameters that have a line of the signature to themselves.
     parameter_lines: dict[str, int] = field(default_factory=dict)
-    # The shape strings in a parameter's annotation (several in a union), and in that of each value returned.
+    # The shape strings in the annotation of a parameter, then of a local (several in a union), and in that of
+    # each value returned.
     annotations: dict[str, list[str]] = field(default_factory=dict)
     returned: list[list[str]] = field(default_factory=list)
     # Each line's statement, which is known by its first line, and what each statement assigns.
@@ -89,6 +90,9 @@ def _read_statement(node: ast.stmt, function: Function) -> None:
     for line in range(node.lineno, max(last, node.lineno) + 1):
         function.statements.setdefault(line, first)
     function.targets.setdefault(first, []).extend(_targets(node))
+    if isinstance(node, ast.AnnAssign):
+        for name in _names(node.target):
+            function.annotations.setdefault(name, _shape_strings(node.annotation))
     if isinstance(node, ast.Return):
         function.returns.add(first)
     for child in inner:

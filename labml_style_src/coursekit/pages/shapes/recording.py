@@ -29,7 +29,7 @@ class Frame:
     """What a call of a function showed, over all runs.
 
     `seen` has the shape that a parameter came with, or a local or `self.attribute` was given first; `result`
-    that of each value returned (None for what is no array); `letters` what the signature's letters and its
+    that of each value returned (None for what is no array); `letters` what the letters of annotations and the
     integer arguments stood for; `lines` what stands at the end of a line.
     """
 
@@ -219,9 +219,10 @@ def _over_runs(shapes: Iterable[Shape | None]) -> Axes | None:
 
 
 def _letters(calls: list[Call], frame: Frame) -> dict[str, Sizes]:
-    """What the annotations' letters stood for, parameters before results; then the integer arguments."""
+    """What the annotations' letters stood for, those of parameters, of locals, of results; then the integer
+    arguments."""
     function = calls[0].function
-    annotated = [(function.annotations[name], frame.seen.get(name)) for name in function.parameters]
+    annotated = [(strings, frame.seen.get(name)) for name, strings in function.annotations.items()]
     annotated += list(zip(function.returned, frame.result, strict=False))
     letters: dict[str, Sizes] = {}
     for strings, axes in annotated:
