@@ -17,8 +17,7 @@ operations to a byte of cache, whatever the length, the batch and the width. Her
 $u = 2$: 4 operations [check:test_what_splitting_wins_and_costs|4], where an H100 does 295 while it reads a
 byte (lesson 7). Two things follow. A key is not read anew for each query head, which would be 4 times the
 bytes: a group of heads is one program's. And where a tensor core wants 16 rows at least, 4 are filled up with
-padding: at 16 operations to a byte [check:test_what_splitting_wins_and_costs|16] there is still time to
-spare.
+padding: at 16 operations to a byte [check:test_what_splitting_wins_and_costs|16] there is time to spare.
 
 This page is what one calls, on a cache in one piece or [in pages](../flash_paged/index.md), with all that
 models do to scores. [The kernels](../flash_triton_decoding_kernels/index.md) have the next.
@@ -99,8 +98,7 @@ def flash_decoding_triton(
 
     **Raises.** `ValueError` if something does not fit [check:test_wrong_input_is_refused] or wants a gradient
     [check:test_a_gradient_is_refused]. There is none here, and to leave it out silently would be worse.
-    Lengths are looked at on a CPU only. On a GPU that would make Python wait in each step; there, more than
-    $s$ counts as $s$.
+    Lengths are looked at on a CPU only (a GPU would make Python wait). On a GPU, more than $s$ counts as $s$.
     """
     check_inputs(query, key, value, None, False, enable_gqa=True)
     if lengths is None:

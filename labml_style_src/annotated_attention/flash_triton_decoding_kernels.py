@@ -31,6 +31,10 @@ contiguous cache is the paged one whose only page is the text: both give the sam
 | $i$ | `i` | `u` | where a row's query stands: the last at $s_b - 1$ |
 | $j$ | `j` | `a` | where the keys stand |
 | $s_b$ | `n_keys` | scalar | length of text $b$ |
+| $g$ | `g` | scalar | key heads |
+| $r$ | `r` | scalar | query heads to a key head |
+| $n$ | `n`, `n_splits` | scalar | parts of each text's keys |
+| $y$ | `y`, `PAGE` | scalar | tokens in a page; 0 where the cache is in one piece |
 | $m$, $m'$, $\ell$, $\mathbf{o}$ | `m`, `larger`, `l`, `o` | a row | as on the first page of the lesson |
 | $\mathbf{o}_n$, $L_n$ | `outputs`, `lses` | `n b h t e`, `n b h t` | what the parts bring |
 | $z_h$ | `z` | scalar | the head's sink logit, if there is one |
@@ -240,8 +244,8 @@ def power_of_two(n: int) -> int:
 
 def attend_to_parts(
     query: Float[Tensor, "b h t d"],
-    key: Float[Tensor, "p g n d"],
-    value: Float[Tensor, "p g n e"],
+    key: Float[Tensor, "p g y d"],
+    value: Float[Tensor, "p g y e"],
     table: Integer[Tensor, "b x"] | None,
     lengths: Integer[Tensor, "b"],
     slopes: Float[Tensor, "h"] | None,
@@ -259,9 +263,9 @@ def attend_to_parts(
     read before it is known what to load, which takes two stages more to reach the same depth.
     """
     (b, h, t, d), (g, s), e = query.shape, key.shape[1:3], value.shape[3]
-    r, page = h // g, 0 if table is None else s
+    r, y = h // g, 0 if table is None else s
     n_columns = 0 if table is None else table.shape[1]
-    capacity = s if table is None else n_columns * page
+    capacity = s if table is None else n_columns * y
     u, a = tile_sizes(r * t, max(d, e), query.dtype)
     exact = INTERPRETED or query.dtype == torch.float32
     half = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -274,7 +278,7 @@ def attend_to_parts(
     names = [f"key_{axis}" for axis in "bgsd"]
     names += [f"value_{axis}" for axis in "bgse"]
     strides = dict(zip(names, strides, strict=True))
-    sizes: dict[str, Any] = {"d": d, "e": e, "PAGE": page, "U": u, "A": a}
+    sizes: dict[str, Any] = {"d": d, "e": e, "PAGE": y, "U": u, "A": a}
     sizes |= {"D": max(16, power_of_two(d)), "E": max(16, power_of_two(e))}
     sizes["DOT"] = tl.float32 if exact else half[query.dtype]
     stages = 3 if table is None else 5
