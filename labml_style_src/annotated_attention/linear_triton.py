@@ -124,7 +124,7 @@ def states(
     A program for each block of each head's state. It is carried in float32, and put down in the dtype in
     which it will be multiplied: it would be rounded to that in any case.
     """
-    from annotated_attention.linear_triton_kernels import state_kernel
+    from annotated_attention import linear_triton_kernels as kernels
 
     (b, t, h, f), e = key.shape, value.shape[3]
     n, block = -(-t // told["U"]), told["BLOCK"]
@@ -134,7 +134,7 @@ def states(
     grid = (b * h, -(-f // block), -(-e // block))
     tensors = key, value, total, shift, matrices, normalisers
     options = {**told, "BACKWARDS": total is not None}
-    state_kernel[grid](*tensors, **options)
+    kernels.state_kernel[grid](*tensors, **options)
     return matrices, normalisers
 
 
@@ -147,7 +147,7 @@ class LinearTriton(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, chunk_size, is_elu):
-        from annotated_attention.linear_triton_kernels import output_kernel
+        from annotated_attention import linear_triton_kernels as kernels
 
         told = settings(query, value, chunk_size, is_elu)
         before, normalisers = states(key, value, told)
@@ -156,7 +156,7 @@ class LinearTriton(torch.autograd.Function):
         total = value.new_empty(b, t, h, dtype=torch.float32)
         grid = (b * h * before.shape[2], -(-e // told["BLOCK"]))
         tensors = query, key, value, before, normalisers, output, total
-        output_kernel[grid](*tensors, **told)
+        kernels.output_kernel[grid](*tensors, **told)
         ctx.save_for_backward(query, key, value, output, total)
         ctx.told = told
         return output
