@@ -113,8 +113,8 @@ def feature_tile(
 def rounded(x, KIND: tl.constexpr):
     """## A product
 
-    As `KIND` says: of numbers that were rounded to bf16, in TF32, or in float32 as the standard has it. Sums
-    are in float32 in any case.
+    As `KIND` says: of numbers that were rounded to bf16, in three parts of TF32, or in float32 as the
+    standard has it. Sums are in float32 in any case.
     """
     if KIND == "bf16":
         return x.to(tl.bfloat16)

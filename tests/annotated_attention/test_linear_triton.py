@@ -295,7 +295,7 @@ def compiled(kernel, told, dtype, arch, **more):
         "spills": spills, "tensor_cores": any(tensor_cores), "d": told["F"], **more}
 
 for dtype, arch, d, u in json.loads(sys.argv[1]):
-    kind = {"bf16": "bf16", "fp16": "tf32", "fp32": "ieee"}[dtype]
+    kind = {"bf16": "bf16", "fp16": "tf32x3", "fp32": "ieee"}[dtype]
     page.arithmetic = lambda x: kind
     torch.cuda.get_device_capability = lambda device: divmod(arch, 10)
     x = torch.empty(1, 4096, 8, d, device="meta")
