@@ -157,7 +157,8 @@ def peaks(n: int, t: int) -> tuple[int, int]:
     found = []
     for backward in (False, True):
         inputs = [normal(x, 1, 2, t, 8).float().requires_grad_(backward) for x in ("q", "k", "v")]
-        with Peak(inputs) as seen:
+        # What the ranks tell one another beforehand is no tensor of the text, and gloo frees it when it likes.
+        with mock.patch("annotated_attention.ring.check_ranks"), Peak(inputs) as seen:
             output, _ = ring_attention(*inputs, groups[n], is_causal=True)
             if backward:
                 output.backward(inputs[0].detach())
