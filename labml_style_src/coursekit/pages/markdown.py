@@ -1,13 +1,15 @@
-r"""A Python-Markdown extension: `$inline$` and `$$display$$` formulas, rendered by KaTeX.
+r"""A Python-Markdown extension: `$inline$` and `$$display$$` formulas by KaTeX, and `arXiv:` numbers as links.
 
 The formulas are replaced before Markdown reads its blocks, so that an underscore in a formula is no emphasis, a
 `|` no table cell and a line that begins with `=` no heading. `\$` is a dollar; code is left alone.
 """
 
 import re
+from xml.etree.ElementTree import Element
 
 from markdown import Markdown
 from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
 
 from coursekit.pages import katex
@@ -25,6 +27,9 @@ FORMULA = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
+
+# A paper's number, of today's form (2310.01889) or that of before 2007 (cs.CL/0506077).
+ARXIV = r"\barXiv:(\d{4}\.\d{4,5}(?:v\d+)?|[a-z-]+(?:\.[A-Z]{2})?/\d{7})\b"
 
 WORD_JOINER = "\u2060"
 
@@ -45,14 +50,27 @@ class FormulaPreprocessor(Preprocessor):
         return self.md.htmlStash.store(katex.render(match["inline"])) + joined
 
 
-class FormulaExtension(Extension):
+class ArxivLink(InlineProcessor):
+    """A paper's number in prose leads to the paper; in code and in the text of a link it stays text."""
+
+    ANCESTOR_EXCLUDES = ("a",)
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # type: ignore[override]
+        link = Element("a", href=f"https://arxiv.org/abs/{m[1]}")
+        link.text = m[0]
+        return link, m.start(), m.end()
+
+
+class CourseMarkdown(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
         md.registerExtension(self)
         # After fenced code (25) has been stashed, before raw HTML (20) is parsed.
         md.preprocessors.register(FormulaPreprocessor(md), "formulas", 24)
+        # After code (190) and links (160), which keep what they hold.
+        md.inlinePatterns.register(ArxivLink(ARXIV, md), "arxiv", 105)
         if "$" not in md.ESCAPED_CHARS:
             md.ESCAPED_CHARS.append("$")
 
 
-def makeExtension(**settings: object) -> FormulaExtension:
-    return FormulaExtension(**settings)
+def makeExtension(**settings: object) -> CourseMarkdown:
+    return CourseMarkdown(**settings)
