@@ -156,14 +156,15 @@ class Page:
     def _sheets(self) -> Iterator[str]:
         """The code, one sheet a heading: in a grid of its own a heading stays close to its prose, however
         long the code beside them is. The sheets touch, so the reader sees one."""
-        sheet = [SHAPES_SWITCH]
+        switch = [SHAPES_SWITCH] if self.facts.shapes else []
+        sheet = [*switch]
         for section in self.chapter.sections:
             for row in section.rows:
-                if row.heading and sheet != [SHAPES_SWITCH]:
+                if row.heading and sheet != switch:
                     yield _block("sheet", *sheet)
                     sheet = []
                 sheet += self._row(row, section)
-        if sheet != [SHAPES_SWITCH]:
+        if sheet != switch:
             yield _block("sheet", *sheet)
 
     def _row(self, row: Row, section: Section) -> Iterator[str]:

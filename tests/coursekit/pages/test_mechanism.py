@@ -166,6 +166,9 @@ def test_badges_show_the_record():
         '<td>a query <button type="button" class="check stale" popovertarget="check-1">in a row · stale'
         in rendered
     )
+    assert "PU · torch 2.13.0, Python 3.11.7</small></span>.</span>" in rendered, (
+        "the full stop stays with its badge"
+    )
     assert "no record yet" in rendered
     assert "[check:not_one] $no$" in rendered
 
@@ -175,6 +178,12 @@ def test_a_check_without_a_fresh_pass_is_stale(records):
     text = page(lookup=lambda _: records)
     assert 'class="check stale"' in text
     assert "✓" not in text
+
+
+def test_a_page_without_shapes_has_no_switch_for_them():
+    assert 'id="shapes"' in page()
+    assert 'id="shapes"' not in page(shapes={})
+    assert code_of(as_html(page(shapes={}))) == code_of(as_html(page()))
 
 
 def test_front_matter_and_eyebrow():

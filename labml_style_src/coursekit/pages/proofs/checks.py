@@ -10,11 +10,11 @@ from coursekit.pages.inserts import CODE
 from coursekit.pages.problems import Problem
 from coursekit.pages.proofs.records import Record
 
-# In a table the bar before a label is written `\|`.
+# In a table the bar before a label is written `\|`. The mark that closes the claim stays on the line of its badge.
 CHECK = re.compile(
     rf"""
     {CODE}
-    | \[check:\s*(?P<name>[^]|\\]*?)\s*(?:\\?\|(?P<label>[^]]*))?\]
+    | \[check:\s*(?P<name>[^]|\\]*?)\s*(?:\\?\|(?P<label>[^]]*))?\](?P<mark>[.,;:!?)]*)
     """,
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
@@ -41,7 +41,8 @@ class Checks:
         def badge(match: re.Match[str]) -> str:
             if match["code"]:
                 return match["code"]
-            return self._badge(match["name"], match["label"], line + markdown.count("\n", 0, match.start()))
+            shown = self._badge(match["name"], match["label"], line + markdown.count("\n", 0, match.start()))
+            return f'<span class="claim">{shown}{match["mark"]}</span>' if match["mark"] else shown
 
         return CHECK.sub(badge, markdown)
 
@@ -66,7 +67,7 @@ class Checks:
             f'<button type="button" class="check {"passed" if fresh else "stale"}" '
             f'popovertarget="check-{self.count}">{shown}</button>'
             f'<span popover class="record" id="check-{self.count}" data-search-exclude>{link}'
-            f"{''.join(f'<small>{html.escape(one, quote=False)}</small>' for one in said)}</span>&#8288;"
+            f"{''.join(f'<small>{html.escape(one, quote=False)}</small>' for one in said)}</span>"
         )
 
 
