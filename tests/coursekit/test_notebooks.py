@@ -143,7 +143,7 @@ def test_a_plot_takes_the_colours_of_the_page_and_ids_of_its_own():
         "<text style=\"font-size: 8px; font-family: 'DejaVu Sans', serif; fill: #66707a\">a  b</text>\n</svg>"
     )
     assert outputs.page_svg(plot, "c") == (
-        '<svg viewBox="0 0 504 216"><defs><path id="c-m1" style="stroke: var(--query)"/></defs>'
+        '<svg data-search-exclude viewBox="0 0 504 216"><defs><path id="c-m1" style="stroke: var(--query)"/></defs>'
         '<use xlink:href="#c-m1"/><g clip-path="url(#c-p2)"><clipPath id="c-p2"/></g>'
         '<text style="font-size: 8px; font-family: inherit; fill: var(--soft)">a  b</text></svg>'
     )

@@ -1,6 +1,7 @@
 """What a reader does on a page: points at symbols, searches, opens a record, copies code, hides the shapes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,36 @@ def test_search_finds_a_section_and_opens_there(visit: Visit) -> None:
     assert page.locator(f"[id='{anchor}']").evaluate(
         "place => place.getBoundingClientRect().top < innerHeight"
     )
+
+
+@pytest.mark.parametrize(("words", "slug"), [("MLA", "choose"), ("softmax", "scaled_dot_product")])
+def test_search_finds_a_word_between_brackets(visit: Visit, words: str, slug: str) -> None:
+    """`(MLA)` and `softmax(QK)` are found as the words MLA and softmax, and the panel stays in the window."""
+    visit.page.set_viewport_size({"width": 1440, "height": 900})
+    page = visit.open("/")
+    page.keyboard.press("/")
+    page.keyboard.type(words)
+    found = page.locator(".md-search-result__item > a:first-child")
+    found.first.wait_for(timeout=20_000)
+    first = [link.get_attribute("href") or "" for link in found.all()[:5]]
+    assert any(f"/{slug}/" in link for link in first), first
+    assert page.locator(".md-search__scrollwrap").evaluate(
+        "panel => { const box = panel.getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth; }"
+    )
+
+
+def test_search_shows_no_letters_of_figures(site_folder: Path) -> None:
+    """What stands in a drawing is no sentence."""
+    index = json.loads((site_folder / "search" / "search_index.json").read_text("utf-8"))
+    texts = [doc["text"] for doc in index["docs"] if doc["location"].partition("#")[0] == "mechanisms/flash/"]
+    page = (site_folder / "mechanisms/flash/index.html").read_text("utf-8")
+    drawn = [
+        re.sub(r"<[^>]*>", "", svg)
+        for svg in re.findall(r"<svg[^>]*data-search-exclude.*?</svg>", page, re.DOTALL)
+    ]
+    assert drawn
+    assert texts
+    assert not any(letters in text for letters in drawn for text in texts)
 
 
 def test_search_indexes_no_formula_twice(site_folder: Path) -> None:

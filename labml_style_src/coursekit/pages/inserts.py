@@ -53,6 +53,8 @@ class Figures:
     def _figure(self, match: re.Match[str], kind: str) -> str:
         drawing = self.drawings.get(match["name"], "").strip()
         drawing = re.sub(r"^<svg\b(?![^>]*\brole=)", '<svg role="img"', drawing)
+        # Its labels are no sentence: search would show them glued together.
+        drawing = drawing.replace("<svg", "<svg data-search-exclude", 1)
         # The drawing is raw HTML; the caption is Markdown, for it may have formulas.
         caption = " ".join(match["caption"].split())
         return (

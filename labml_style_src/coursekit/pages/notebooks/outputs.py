@@ -145,10 +145,11 @@ def _text(text: str, kind: str) -> str:
 
 def page_svg(svg: str, name: str) -> str:
     """A plot that can stand inline: its colours and letters those of the page, its size that of its place,
-    and its ids those of no other plot (they begin with `name`)."""
+    its ids those of no other plot (they begin with `name`), and its letters not in the search."""
     svg = METADATA.sub("", PROLOGUE.sub("", svg))
     svg = SVG_TAG.sub(lambda match: SIZE.sub("", match[0]), svg, count=1)
     svg = COLOUR.sub(lambda match: f"var(--{COLOURS[match[0].lower()]})", svg)
     svg = FONT.sub("font-family: inherit", svg)
     svg = IDENTIFIER.sub(lambda match: f"{match['before']}{name}-{match['name']}", svg)
+    svg = svg.replace("<svg", "<svg data-search-exclude", 1)
     return re.sub(r">\s+<", "><", svg).strip()
