@@ -120,26 +120,24 @@ def test_lines_stand_beside_their_prose(visit: Visit) -> None:
     assert max(offsets) < 16
 
 
-# A label is the line's own ::after: where it lay over the code, the browser would find the line there, not its text.
+# A label is the line's ::after and has no box to ask for. It covers nothing if it stands in the flow and either fits
+# beside the code or has a row for itself.
 COVERED = """() => [...document.querySelectorAll('.line[data-shape]')].filter(line => {
-  line.scrollIntoView({block: 'center'});
-  const text = line.querySelector('.tok').getBoundingClientRect();
-  const end = Math.min(text.right, line.closest('pre').getBoundingClientRect().right);
-  for (let x = text.left + 1; x < end; x += 4)
-    if (document.elementFromPoint(x, text.top + text.height / 2) === line) return true;
-  return false;
+  const label = getComputedStyle(line, '::after'), text = line.querySelector('.tok').getBoundingClientRect();
+  const room = line.clientWidth - parseFloat(getComputedStyle(line).paddingLeft) + 0.5;
+  const beside = text.width + parseFloat(label.width) <= room;
+  const under = line.clientHeight >= text.height + parseFloat(label.height) / 2;
+  return label.position !== 'static' || !(beside || under);
 }).map(line => line.textContent.trim())"""
 
 
-@pytest.mark.parametrize("width", [390, 1024, 1440, 1600])
-def test_no_shape_covers_code(visit: Visit, course: Course, width: int) -> None:
-    visit.page.set_viewport_size({"width": width, "height": 900})
-    shapes = 0
-    for mechanism in course.mechanisms:
-        page = visit.open(f"/mechanisms/{mechanism.slug}/")
-        shapes += page.locator(".line[data-shape]").count()
-        assert page.evaluate(COVERED) == [], mechanism.slug
-    assert shapes > 100
+def test_no_shape_covers_code(visit: Visit) -> None:
+    for slug in ("scaled_dot_product", "flash", "ring", "bigbird"):
+        page = visit.open(f"/mechanisms/{slug}/")
+        assert page.locator(".line[data-shape]").count() > 0
+        for width in (*WIDTHS.values(), 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(COVERED) == [], f"{slug} in a window of {width} px"
 
 
 @pytest.mark.parametrize("visit", [{"width": "phone"}], indirect=True, ids=["phone"])
@@ -151,6 +149,43 @@ def test_on_a_phone_code_follows_its_prose(visit: Visit) -> None:
              - row.querySelector('.prose').getBoundingClientRect().bottom)"""
     )
     assert min(order) >= -1
+
+
+def test_the_headings_of_a_page_of_prose_stand_beside_it(visit: Visit) -> None:
+    """In a wide window they do, stay in sight and cover nothing; a phone and a chapter do without."""
+    page = visit.open("/results/")
+    contents = page.locator("nav.contents")
+    headings = page.locator(".book :is(h2, h3)").all_inner_texts()
+    assert contents.locator("a").all_inner_texts() == headings
+    contents.locator("a").last.click()
+    assert page.locator(".book :is(h2, h3)").last.evaluate(
+        "heading => { const box = heading.getBoundingClientRect(); return box.top > 60 && box.bottom < innerHeight; }"
+    )
+    for width in (1200, 1440, 1600):
+        page.set_viewport_size({"width": width, "height": 900})
+        left, right, widest = page.evaluate(
+            """() => { const box = document.querySelector('.contents').getBoundingClientRect();
+            return [box.left, box.right, Math.max(...[...document.querySelector('.book').children]
+              .map(part => part.getBoundingClientRect().right))]; }"""
+        )
+        assert widest < left < right < width
+        assert contents.is_visible()
+    page.set_viewport_size({"width": WIDTHS["phone"], "height": 900})
+    assert not contents.is_visible()
+    assert visit.open("/mechanisms/alibi/").locator("nav.contents").count() == 0
+
+
+def test_a_full_stop_stays_with_its_pill(visit: Visit) -> None:
+    page = visit.open("/choose/")
+    apart = """() => [...document.querySelectorAll('.claim')].filter(claim => {
+      const mark = document.createRange();
+      mark.selectNodeContents(claim.lastChild);
+      return mark.getBoundingClientRect().top > claim.querySelector('.check').getBoundingClientRect().bottom;
+    }).map(claim => claim.textContent)"""
+    assert page.locator(".claim").count() > 5
+    for width in range(320, 600, 20):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(apart) == [], f"in a window of {width} px"
 
 
 def test_previous_and_next_walk_through_the_course(visit: Visit, course: Course) -> None:
