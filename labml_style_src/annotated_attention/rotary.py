@@ -11,7 +11,8 @@ product feels the difference of the angles and nothing else:
 
 $$(R_i\,\mathbf{q}_i)^\top (R_j\,\mathbf{k}_j) = \mathbf{q}_i^\top R_{j-i}\,\mathbf{k}_j$$
 
-Nothing is learned, nothing is added to a token, and attention itself does not change.
+Nothing is learned, nothing is added to a token, and attention itself does not change. Its authors call it
+*rotary position embedding*, RoPE.
 
 ![One vector at eight positions: three pairs of its numbers, each turning at its own speed. The wedge is the
 angle between a position and the one two before it, the same everywhere in a row.](figure:hands)
