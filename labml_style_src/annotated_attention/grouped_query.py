@@ -5,8 +5,8 @@ each head of each layer. Were there one for each of the 64 heads in the 80 layer
 would weigh 10 GiB [check:test_cache_table|10 GiB], and all of it would be read again for the next token. Each
 number is multiplied once and added once. The arithmetic is done at once; the rest is waiting for memory.
 
-So let several heads share what they read (GQA). Of $h$ query heads, $r$ neighbours use one of $g = h/r$ heads of
-keys and values. Counted from 0, head $n$ belongs to group $u = \lfloor n/r \rfloor$:
+So let several heads share what they read (GQA). Of $h$ query heads, $r$ neighbours use one of $g = h/r$ heads
+of keys and values. Counted from 0, head $n$ belongs to group $u = \lfloor n/r \rfloor$:
 
 $$\mathbf{o}_i^{n} = \sum_j \operatorname{softmax}_j\big(\lambda\, \mathbf{q}_i^{n}{}^\top
 \mathbf{k}_j^{u}\big)\, \mathbf{v}_j^{u} .$$
