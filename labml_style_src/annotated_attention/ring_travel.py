@@ -28,9 +28,9 @@ depends on another's, in a ring of any length; two ranks, where left and right a
 On gloo, a rank that is killed closes its connections, and its two neighbours notice at once. Those further
 away notice when nothing has come for as long as the group's `timeout`, given to `init_process_group` or
 `new_group` [check:test_a_lost_rank_is_named]. So does everybody if a rank is stopped but not dead
-[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. On NCCL nobody hangs
-either, but who finds it out is another (`receive`, below). The group is of no use afterwards; start again
-from the last checkpoint.
+[check:test_a_late_rank_is_named]. The error says which hop it was, and from and to whom. On NCCL it is found
+out in another way (`receive`, below). The group is of no use afterwards; start again from the last
+checkpoint.
 
 ## On GPUs
 
