@@ -85,8 +85,8 @@ def arithmetic(x: Tensor) -> str:
 
     A GPU has units for products of narrow numbers; all sums are in float32. float16 ends at 65,504, which a
     sum over a text soon exceeds, and begins at $6 \cdot 10^{-8}$, below which a query falls that is divided
-    by such a sum. TF32 has its ten bits, and float32's range, but the unit cuts the other bits off, and what
-    is always cut downwards does not average out. So a float16 product is three of TF32, which together keep
+    by such a sum. TF32 has its ten bits, and float32's range, but the unit cuts the other bits off: that is
+    always towards 0, and so does not average out. So a float16 product is three of TF32, which together keep
     nearly all bits: of large parts, and of what was cut from each.
     """
     if x.dtype == torch.float32 or not x.is_cuda:

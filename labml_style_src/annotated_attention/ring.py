@@ -48,9 +48,8 @@ d\mathbf{k}_j = \sum_{r'} \sum_{i \in Q_{r'}} \lambda\, dS_{ij}\, \mathbf{q}_i ,
 
 with $Q_{r'}$ for the queries of rank $r'$, of all heads that share the key. The first goes over keys, and
 they come by. The second goes over queries, which stay where they are: so the *sum* travels, together with its
-keys, and each rank adds its part. Its own part a rank keeps at home. What
-the others have to say sets out at the next rank, empty, and $n - 1$ hops later it is back
-[check:test_sums_come_home_in_as_many_hops].
+keys, and each rank adds its part. Its own part a rank keeps at home. What the others have to say sets out at
+the next rank, empty, and $n - 1$ hops later it is back [check:test_sums_come_home_in_as_many_hops].
 
 ## Notation
 
@@ -316,13 +315,12 @@ def held_bytes(
 
     **In production.** **PyTorch** has `context_parallel(mesh, buffers=..., buffer_seq_dims=...)`,
     experimental: within it SDPA gathers the keys of all ranks, and after `set_rotate_method("alltoall")` lets
-    them travel round a ring.
-    **Megatron Core** splits the text with `context_parallel_size`, **TransformerEngine** offers rings,
-    gathering and all-to-all under `cp_comm_type`. **ring-flash-attention** is closest to this page: its
-    `zigzag_ring_flash_attn_func` has flash-attn's kernels for tiles, and sends the sums of gradients $n$
-    times, since they set out from home. Llama 3 (arXiv:2407.21783, section 3.3.2) was trained without a ring:
-    all keys are gathered first, which is simpler with a mask of documents, and with few key heads it is not
-    much that is gathered.
+    them travel round a ring. **Megatron Core** splits the text with `context_parallel_size`,
+    **TransformerEngine** offers rings, gathering and all-to-all under `cp_comm_type`.
+    **ring-flash-attention** is closest to this page: its `zigzag_ring_flash_attn_func` has flash-attn's
+    kernels for tiles, and sends the sums of gradients $n$ times, since they set out from home. Llama 3
+    (arXiv:2407.21783, section 3.3.2) was trained without a ring: all keys are gathered first, which is
+    simpler with a mask of documents, and with few key heads it is not much that is gathered.
     """
     numbers = b * g * t * (d + e)
     held = (b * h * t * (d + e) + numbers) * size

@@ -178,6 +178,13 @@ def merge__not_shifted(output_a, lse_a, output_b, lse_b):
     return (a / total)[..., None] * output_a + (b / total)[..., None] * output_b, torch.log(a + b)
 
 
+def merge__the_larger_for_both(output_a, lse_a, output_b, lse_b):
+    """You take the larger lse for that of both. As a shift it is safe, but what do the two parts weigh together?"""
+    larger = torch.maximum(lse_a, lse_b)
+    a, b = torch.exp(torch.stack([lse_a, lse_b]) - larger.clamp(min=-1e30))[..., None]
+    return a * output_a + b * output_b, larger
+
+
 def merge__two_empties_are_nan(output_a, lse_a, output_b, lse_b):
     """Where neither side saw anything you get NaN: -inf - (-inf) is no number. What may stand there instead, so
     that exp(-inf - ...) is 0?"""
